@@ -1,0 +1,41 @@
+"""Every mistake a user can make raises `WorkbenchError` or one of these children.
+
+A message says what was wanted, what came, where, and what to do next. An `assert` is for our own
+invariants and never for a user's mistake.
+"""
+
+
+class WorkbenchError(Exception):
+    """Base of every error a user can cause."""
+
+
+class PromptError(WorkbenchError):
+    """A prompt, or a file of prompts, that cannot be used as it is."""
+
+
+class ModelError(WorkbenchError):
+    """A checkpoint that cannot be loaded, or an architecture that is not supported."""
+
+
+class SelfCheckError(ModelError):
+    """A model that failed to prove, at load, that its masks act and that looking changes nothing."""
+
+
+class MaskError(WorkbenchError):
+    """A mask that cannot be built, or that could not change anything."""
+
+
+class RunError(WorkbenchError):
+    """A stored run that is damaged, incomplete, of another schema, or lacks what was asked of it."""
+
+
+class CriterionError(WorkbenchError):
+    """A criterion or rule that does not exist, or a pair of them that has no meaning."""
+
+
+class DetectorError(WorkbenchError):
+    """A detector that cannot be fitted, loaded, or applied to this model."""
+
+
+class FigureError(WorkbenchError):
+    """A figure that cannot be drawn or written."""
