@@ -1,0 +1,104 @@
+# Each target does all of its own set-up; nothing has to be run before it. Needs Python 3.11+ and make.
+#   make demo PYTHON=python3.12     choose the interpreter
+#   make test BROWSER=0             without the tests that need a browser
+#   make test ARGS="-k planted"     more arguments for pytest, or for the command behind the target
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIN := pyproject.toml constraints.txt
+ARGS ?=
+# The first interpreter that will do; `python3` itself when none does, so that the messages below can name it.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import ensurepip, venv; $(NEW_ENOUGH)' 2>/dev/null && echo "$$p" && exit; done; echo python3)
+
+# One stamp a set of extras. It is newer than the pins when the install is up to date.
+INSTALLED_CORE := $(VENV)/.installed-core
+INSTALLED_LAB := $(VENV)/.installed-lab
+INSTALLED_BENCH := $(VENV)/.installed-bench
+INSTALLED_DEV := $(VENV)/.installed-dev
+# A person watches the downloads; a log gets the errors only.
+QUIET := $(shell test -t 2 || echo --quiet)
+
+.NOTPARALLEL:
+.PHONY: help demo test lab check style bench format clean
+
+help:  ## this list
+	@echo "The targets; each does its own set-up in $(VENV)/ the first time it runs:"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(INSTALLED_CORE)  ## mask every head of the embedded model, rank the heads, draw the figures
+	$(BIN)/workbench demo --out figures $(ARGS)
+
+test: $(INSTALLED_DEV)  ## the whole test suite (BROWSER=0 leaves out what needs a browser)
+	@$(run_tests)
+
+lab: $(INSTALLED_LAB)  ## JupyterLab on the notebook in which heads can be clicked
+	$(BIN)/jupyter lab notebooks/01_explore_heads.ipynb $(ARGS)
+
+check: style test  ## what CI runs: format, lint, types, then the tests
+
+style: $(INSTALLED_DEV)  ## format, lint and types, without the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED_BENCH)  ## the side-by-side benchmark (ARGS="--quick" for a short one)
+	$(BIN)/python -m workbench.bench $(ARGS)
+
+format: $(INSTALLED_DEV)  ## put the code in shape and strip the notebooks' outputs
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/nbstripout notebooks/*.ipynb
+
+clean:  ## remove the virtual environment and the caches
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
+
+ifeq ($(BROWSER),0)
+define run_tests
+echo "BROWSER=0: the browser tests are left out of this run."; \
+$(BIN)/python -m pytest -m "not browser" $(ARGS)
+endef
+else
+define run_tests
+$(BIN)/python tests/find_browser.py --install && $(BIN)/python -m pytest $(ARGS)
+endef
+endif
+
+# The environment. A broken or unfinished one is made anew; an install that was cut short goes on where it stopped.
+$(BIN)/pip:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "No Python found (looked for '$(PYTHON)'). Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { \
+	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1). Name a newer one: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments (no venv or ensurepip)." >&2; \
+	  echo "On Debian and Ubuntu: apt-get install python3-venv. Or name another Python: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Making $(VENV)/ with $$("$(PYTHON)" -V)"
+	@"$(PYTHON)" -m venv --clear $(VENV)
+
+define install
+@echo "Installing $(1) into $(VENV)/ (minutes the first time)"
+@$(BIN)/python -m pip install $(QUIET) --disable-pip-version-check --constraint constraints.txt --editable "$(2)"
+@touch $@
+endef
+
+$(INSTALLED_CORE): $(PIN) | $(BIN)/pip
+	$(call install,the workbench,.)
+
+$(INSTALLED_LAB): $(PIN) | $(BIN)/pip
+	$(call install,the workbench and JupyterLab,.[lab])
+
+$(INSTALLED_BENCH): $(PIN) | $(BIN)/pip
+	$(call install,the workbench and its peers,.[peers])
+
+# The tests' set holds the others, so those need no install of their own after it.
+$(INSTALLED_DEV): $(PIN) | $(BIN)/pip
+	$(call install,the workbench and all that its tests use,.[lab$(comma)cluster$(comma)peers$(comma)dev])
+	@touch $(INSTALLED_CORE) $(INSTALLED_LAB) $(INSTALLED_BENCH)
+
+comma := ,
