@@ -1,6 +1,7 @@
 """Prompts: what a model is asked. Begin with `load_prompts`."""
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 
 from workbench.errors import PromptError
@@ -23,7 +24,7 @@ def load_prompts(
         name_or_path: `"pocket"` or `"planted"`, whose prompts are drawn; or the path of a `.jsonl`, `.csv` or
             `.parquet` file (its columns: `workbench.prompts.files.read_prompts`).
         split: `"selection"`, `"threshold"` or `"test"`; of a file, the prompts that declare it. None: all of them.
-        seed: The same seed gives the same prompts. A file is read whole unless `n` is given, so it does not matter then.
+        seed: The same seed gives the same prompts. It does not matter to a file that is read whole.
         n: How many prompts. Of a file, a sample without replacement, as even over the two labels as the file allows,
             in the order of the file. None: the world's own default, or the whole file.
     Raises: `PromptError`, a message of what was wanted and what came, for an unknown name, a file or row that cannot
@@ -37,14 +38,8 @@ def load_prompts(
         raise PromptError(f"n, the number of prompts, must be a whole number from 1, or None for all; got {n!r}.")
 
     if name_or_path in WORLDS:
-        wanted = {"split": split, "seed": seed} | ({"n": n} if n is not None else {})
-        if name_or_path == "pocket":
-            from workbench.prompts.pocket_world import draw_prompts
-
-            return draw_prompts(**wanted)
-        from workbench.prompts.planted_world import draw_planted_prompts
-
-        return draw_planted_prompts(**wanted)
+        draw = _world(str(name_or_path))
+        return draw(split=split, seed=seed) if n is None else draw(split=split, seed=seed, n=n)
 
     if not isinstance(name_or_path, (str, Path)):
         raise PromptError(f"The name or path of prompts was wanted; got a {type(name_or_path).__name__}.")
@@ -60,6 +55,16 @@ def load_prompts(
                 f"{name_or_path} has no prompts in the split {split!r}: {there}. Leave split out to use all."
             )
     return prompts if n is None else sample_prompts(prompts, n, seed=seed)
+
+
+def _world(name: str) -> Callable[..., PromptSet]:
+    if name == "pocket":
+        from workbench.prompts.pocket_world import draw_prompts
+
+        return draw_prompts
+    from workbench.prompts.planted_world import draw_planted_prompts
+
+    return draw_planted_prompts
 
 
 def _unknown(name: str) -> str:

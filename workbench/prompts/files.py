@@ -58,7 +58,7 @@ def read_prompts(path: str | Path) -> PromptSet:
 
     Columns: `text` and `label` (`safe` or `unsafe`) must be there; `id, image, source, family, category, pair_id,
     split, variant` may be. `image` is a path relative to the file and never outside its folder. Without an id a prompt
-    is called `row-N`; without a source it gets the name of the file. Other columns are left out, and a log line says so.
+    is called `row-N`; without a source it gets the name of the file. Other columns are left out, as a log line says.
 
     Pictures come back as RGB, turned as their EXIF record says, the first frame where there are several.
 

@@ -1,7 +1,7 @@
 """Splits that do not leak: made with pairs and pictures kept together, and refused when they overlap."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ def split_prompts(
 ) -> dict[str, PromptSet]:
     """Share the prompts out over splits, evenly for every label and family, so that no split knows another.
 
-    Prompts of one pair, or with the same picture, go together. What cannot be divided evenly goes where most is lacking.
+    Prompts of one pair, or with the same picture, go together; what is left over goes where most is lacking.
 
     Args:
         prompts: Any prompts; the splits they declare are overwritten.
@@ -69,7 +69,7 @@ def check_splits(prompts: Iterable[Prompt]) -> None:
     declared = [p for p in prompts if p.split]
     overlaps = []
     for what, key in KEYS.items():
-        used: dict[Hashable, dict[str, str]] = defaultdict(dict)
+        used: dict[str, dict[str, str]] = defaultdict(dict)
         for prompt in declared:
             if value := key(prompt):
                 used[value].setdefault(prompt.split, prompt.id)
@@ -101,14 +101,10 @@ def sample_prompts(prompts: PromptSet, n: int, *, seed: int) -> PromptSet:
 
 def _telling_image(prompt: Prompt) -> str:
     """The hash of a picture that shows something; empty for none, and for one flat colour."""
-    if prompt.image is None or all(low == high for low, high in _ranges(prompt)):
+    if prompt.image is None:
         return ""
-    return image_hash(prompt.image)
-
-
-def _ranges(prompt: Prompt) -> list[tuple[float, float]]:
-    extrema = prompt.image.getextrema()
-    return list(extrema) if isinstance(extrema[0], tuple) else [extrema]
+    lowest_highest = np.array(prompt.image.getextrema()).reshape(-1, 2)  # one row a colour channel
+    return "" if (lowest_highest[:, 0] == lowest_highest[:, 1]).all() else image_hash(prompt.image)
 
 
 KEYS: dict[str, Callable[[Prompt], str]] = {
