@@ -1,0 +1,46 @@
+"""Find, compare and use the attention heads that carry safety inside vision-language models.
+
+The public names below are imported when first used: `import workbench` loads no weights and touches no GPU.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.criteria import score, top_heads
+    from workbench.detectors import generate
+    from workbench.models.hooked import HookedLVLM
+    from workbench.models.loading import load_model
+    from workbench.models.masks import Mask
+    from workbench.prompts import load_prompts
+    from workbench.prompts.prompt import Prompt, PromptSet
+    from workbench.sweep.run import sweep
+    from workbench.views.explorer import explore
+    from workbench.views.paper import save_figures
+
+_HOME = {
+    "HookedLVLM": "workbench.models.hooked",
+    "Mask": "workbench.models.masks",
+    "Prompt": "workbench.prompts.prompt",
+    "PromptSet": "workbench.prompts.prompt",
+    "explore": "workbench.views.explorer",
+    "generate": "workbench.detectors",
+    "load_model": "workbench.models.loading",
+    "load_prompts": "workbench.prompts",
+    "save_figures": "workbench.views.paper",
+    "score": "workbench.criteria",
+    "sweep": "workbench.sweep.run",
+    "top_heads": "workbench.criteria",
+}
+__version__ = "0.1.0"
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

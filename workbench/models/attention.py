@@ -1,0 +1,253 @@
+"""The one place where every family's heads are read and edited.
+
+transformers lets a model call an attention function by name. Ours computes exactly what its SDPA function
+computes, but on the way it can see and edit what all families have in common at that point: queries after any
+query norm and after the rotary step, keys and values after the cache, the real allowed-key mask of the layer
+(sliding windows, chunks and bidirectional image blocks included), and the head outputs z before W_O. Grouped
+queries, fused projections and query norms therefore need no special case.
+
+Axis words: row pos head kv_head key d_head (see `workbench.shapes`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+IMPLEMENTATION = "workbench_heads"
+
+
+@dataclass
+class HeadEdit:
+    """What is done to some heads in one layer, row by row. Positions before `start` are left alone.
+
+    Attributes:
+        query_factor: Multiplies queries after any query norm; `[row, head]`. None changes nothing.
+        query_off: Where true, z becomes the mean of v over the allowed keys of each position: the limit of a
+            query factor of 0, written directly; `[row, head]`.
+        output_factor: Multiplies z; `[row, head]`.
+        start: First token position (0-based, in the whole sequence) at which the edit acts.
+    """
+
+    query_factor: Float[Tensor, "row head"] | None = None
+    query_off: Bool[Tensor, "row head"] | None = None
+    output_factor: Float[Tensor, "row head"] | None = None
+    start: int = 0
+
+
+@dataclass
+class Recording:
+    """What one layer's attention saw in one pass, rotary step and query norm applied.
+
+    Attributes:
+        query: `[row, head, pos, d_head]`.
+        key, value: `[row, kv_head, key, d_head]`.
+        mask: Boolean `[row or 1, 1, pos, key]`, true where allowed; None means plain causal.
+        scaling: The factor on the scores.
+        z: Head outputs before W_O, `[row, pos, head, d_head]`.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scaling: float | None
+    extras: dict[str, Any]
+    z: Tensor
+
+
+class LastPosition(Exception):
+    """Carries z of the last position `[row, 1, head, d_head]` out of a layer that is needed no further."""
+
+    def __init__(self, z: Tensor) -> None:
+        super().__init__("internal: the last layer was left after its attention")
+        self.z = z
+
+
+@dataclass
+class Site:
+    """The state of one self-attention module: what to edit, what to keep, and a prefix computed elsewhere."""
+
+    layer: int
+    edit: HeadEdit | None = None
+    recording: Recording | None = None
+    record: bool = False
+    prefix: tuple[Tensor, Tensor] | None = None
+    last_only: bool = False
+    calls: int = field(default=0)
+
+
+def install_sites(attentions: dict[int, nn.Module]) -> dict[int, Site]:
+    """Give each decoder self-attention module a `Site`, by layer; the model must run with `IMPLEMENTATION`."""
+    sites = {}
+    for layer, module in attentions.items():
+        module.workbench_site = sites[layer] = Site(layer)  # type: ignore[assignment]  # a plain attribute
+    return sites
+
+
+def head_attention(
+    module: nn.Module,
+    query: Float[Tensor, "row head pos d_head"],
+    key: Float[Tensor, "row kv_head key d_head"],
+    value: Float[Tensor, "row kv_head key d_head"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "row pos head d_head"], None]:
+    """transformers' SDPA attention, with the edits and recordings of the module's `Site`."""
+    site: Site | None = getattr(module, "workbench_site", None)
+    if site is None:
+        return attend(module, query, key, value, attention_mask, scaling, kwargs), None
+    site.calls += 1
+    if site.prefix is not None:
+        rows = query.shape[0]
+        before_key, before_value = (t.expand(rows, -1, -1, -1) for t in site.prefix)
+        key, value = torch.cat([before_key, key], dim=2), torch.cat([before_value, value], dim=2)
+    if attention_mask is None and key.shape[2] != query.shape[2] and query.shape[2] > 1:
+        attention_mask = causal_mask(query.shape[2], key.shape[2], query.device)
+    if site.last_only:
+        query = query[:, :, -1:]
+        attention_mask = attention_mask[:, :, -1:] if attention_mask is not None else None
+    z = edited_attention(module, site.edit, query, key, value, attention_mask, scaling, kwargs)
+    if site.record:
+        site.recording = Recording(query, key, value, attention_mask, scaling, kwargs, z)
+    if site.last_only:
+        raise LastPosition(z)
+    return z, None
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    extras: dict[str, Any],
+) -> Float[Tensor, "row pos head d_head"]:
+    """Head outputs z; SDPA unless the family caps its scores, which SDPA cannot."""
+    if extras.get("softcap") is None:
+        if mask is None and query.shape[2] == 1:
+            extras = {**extras, "is_causal": False}
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **extras)[0]
+    pattern = attention_pattern(query, key, mask, scaling, softcap=extras["softcap"])
+    return torch.einsum("rhqk,rhkd->rqhd", pattern.to(value.dtype), per_query_head(value, query.shape[1]))
+
+
+def attention_pattern(
+    query: Float[Tensor, "row head pos d_head"],
+    key: Float[Tensor, "row kv_head key d_head"],
+    mask: Tensor | None,
+    scaling: float | None,
+    *,
+    softcap: float | None = None,
+) -> Float[Tensor, "row head pos key"]:
+    """Attention weights, each row of keys summing to 1; computed in float32 or wider."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.einsum("rhqd,rhkd->rhqk", query.to(wide), per_query_head(key, query.shape[1]).to(wide)) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        mask = causal_mask(query.shape[2], key.shape[2], query.device)
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    else:
+        scores = scores + mask
+    return scores.softmax(-1)
+
+
+def edited_attention(
+    module: nn.Module,
+    edit: HeadEdit | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    extras: dict[str, Any],
+) -> Float[Tensor, "row pos head d_head"]:
+    """z with `edit` applied; with no edit, bit for bit what `attend` gives."""
+    if edit is None:
+        return attend(module, query, key, value, mask, scaling, extras)
+    acts = acting_positions(edit.start, query.shape[2], key.shape[2], query.device)
+    if edit.query_factor is not None:
+        scaled = query * edit.query_factor[:, :, None, None].to(query.dtype)
+        query = torch.where(acts[None, None, :, None], scaled, query)
+    z = attend(module, query, key, value, mask, scaling, extras)
+    if edit.query_off is not None:
+        even = even_attention(value, mask, query.shape[2], query.shape[1])
+        z = torch.where(acts[None, :, None, None] & edit.query_off[:, None, :, None], even, z)
+    if edit.output_factor is not None:
+        z = torch.where(acts[None, :, None, None], z * edit.output_factor[:, None, :, None].to(z.dtype), z)
+    return z
+
+
+def even_attention(
+    value: Float[Tensor, "row kv_head key d_head"], mask: Tensor | None, n_pos: int, n_heads: int
+) -> Float[Tensor, "row pos head d_head"]:
+    """The mean of v over the allowed keys of each position: what a head outputs when its queries vanish.
+
+    Source: Zhou et al., arXiv 2410.13708, section 3 ("undifferentiated attention"), taken to the limit.
+    """
+    wide = value.to(torch.promote_types(value.dtype, torch.float32))
+    n_keys = value.shape[2]
+    if mask is None:
+        count = torch.arange(1, n_keys + 1, device=value.device, dtype=wide.dtype)
+        mean = (wide.cumsum(2) / count[None, None, :, None])[:, :, n_keys - n_pos :]
+    else:
+        allowed = allowed_keys(mask).to(wide.dtype)
+        allowed = allowed.expand(value.shape[0], -1, -1, -1)
+        share = allowed / allowed.sum(-1, keepdim=True)
+        mean = torch.einsum("rgqk,rhkd->rhqd", share, wide)
+    return per_query_head(mean.to(value.dtype), n_heads).transpose(1, 2)
+
+
+def allowed_keys(mask: Tensor) -> Bool[Tensor, "row one pos key"]:
+    """True where a key may be seen, from a boolean mask or an additive one (very negative = forbidden)."""
+    if mask.dtype == torch.bool:
+        return mask
+    return mask > torch.finfo(mask.dtype).min / 2
+
+
+def causal_mask(n_pos: int, n_keys: int, device: torch.device) -> Bool[Tensor, "one one pos key"]:
+    """Plain causal attention when the `n_pos` queries are the last of `n_keys` positions."""
+    pos = torch.arange(n_keys - n_pos, n_keys, device=device)
+    return (pos[:, None] >= torch.arange(n_keys, device=device)[None, :])[None, None]
+
+
+def acting_positions(start: int, n_pos: int, n_keys: int, device: torch.device) -> Bool[Tensor, " pos"]:
+    """Which of the last `n_pos` of `n_keys` positions lie at or after `start`."""
+    return torch.arange(n_keys - n_pos, n_keys, device=device) >= start
+
+
+def per_query_head(tensor: Float[Tensor, "row kv_head key d_head"], n_heads: int) -> Float[Tensor, "row head key d_head"]:
+    """Repeat key/value heads so that query head h finds its own at index h (grouped-query attention)."""
+    groups = n_heads // tensor.shape[1]
+    return tensor if groups == 1 else tensor.repeat_interleave(groups, dim=1)
+
+
+@contextmanager
+def sites_set(sites: list[Site], **values: Any) -> Iterator[None]:
+    """Set the same attributes on several sites for the length of a block; always put back, errors included."""
+    before = [{name: getattr(site, name) for name in values} for site in sites]
+    for site in sites:
+        for name, value in values.items():
+            setattr(site, name, value)
+    try:
+        yield
+    finally:
+        for site, old in zip(sites, before, strict=True):
+            for name, value in old.items():
+                setattr(site, name, value)
+
+
+AttentionInterface.register(IMPLEMENTATION, head_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -1,0 +1,143 @@
+"""From a `Prompt` to what the model reads: chat template, token ids, pixels, and where the picture's tokens lie."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from workbench.errors import ModelError, PromptError
+from workbench.prompts.prompt import Prompt, image_hash
+
+if TYPE_CHECKING:
+    from workbench.models.hooked import HookedLVLM
+
+
+@dataclass(eq=False)
+class Encoded:
+    """One prompt as tensors.
+
+    Attributes:
+        prompt_id: Id of the prompt it came from.
+        model_inputs: Keyword arguments of the HF forward; `input_ids` is `[1, pos]`.
+        tokens: One string a position.
+        image_positions: Boolean `[pos]`, true at image tokens.
+        image_key: Hash of the pixels; empty without an image.
+        patch_grid: (rows, columns) of the image tokens when they are one plain grid, else None.
+    """
+
+    prompt_id: str
+    model_inputs: dict[str, Any]
+    tokens: list[str]
+    image_positions: Tensor
+    image_key: str
+    patch_grid: tuple[int, int] | None = None
+
+    @property
+    def input_ids(self) -> Tensor:
+        return self.model_inputs["input_ids"]
+
+    @property
+    def n_tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def image_span(self) -> tuple[int, int] | None:
+        """First image position and one past the last, separators between tiles included; None without an image."""
+        where = self.image_positions.nonzero()
+        return (int(where[0]), int(where[-1]) + 1) if len(where) else None
+
+
+def image_token(model: "HookedLVLM") -> tuple[int, str] | None:
+    """Id and text of the placeholder that stands for one image token, or None for a text-only model."""
+    config = model.hf.config
+    for name in ("image_token_id", "image_token_index"):
+        if (token_id := getattr(config, name, None)) is not None:
+            return int(token_id), model.tokenizer.convert_ids_to_tokens(int(token_id)) or ""
+    return None
+
+
+def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
+    """Put a prompt through the model's own chat template (image first, then the text, generation prompt added).
+
+    Raises:
+        PromptError: an image for a model without an image tower, a broken image, or a placeholder typed as text.
+        ModelError: a chat template that drops the image, or placeholders that do not match the pixels.
+    """
+    placeholder = image_token(model)
+    where = f"Prompt {prompt.id!r} on {model.name!r}"
+    if placeholder and placeholder[1] and placeholder[1] in prompt.text:
+        raise PromptError(
+            f"{where}: the text holds the image placeholder {placeholder[1]!r}, but placeholders without pixels mean "
+            "nothing. Take it out of the text and give the picture as `image=`; the chat template places it."
+        )
+    if prompt.image is not None and not (model.family.has_images and placeholder):
+        raise PromptError(
+            f"{where}: it has an image, but family {model.family.name!r} has no image tower. "
+            "Load a vision-language model, or drop the image on purpose with dataclasses.replace(prompt, image=None)."
+        )
+    image = _readable(prompt, where)
+    inputs = _apply_template(model, prompt, image, where)
+    inputs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            inputs[name] = value.to(model.dtype)
+    ids = inputs["input_ids"][0]
+    positions = ids == placeholder[0] if placeholder else torch.zeros_like(ids, dtype=torch.bool)
+    if image is not None and not positions.any():
+        raise ModelError(
+            f"{where}: there are pixels, but the chat template left no {placeholder[1] if placeholder else 'image'!r} "
+            "placeholder, so the model would not see them. Check the processor's chat template."
+        )
+    if image is None and positions.any():
+        raise ModelError(
+            f"{where}: the chat template wrote {int(positions.sum())} image placeholders without pixels. "
+            "Check the processor's chat template, or give the prompt an image."
+        )
+    tokens = [t if isinstance(t, str) else str(t) for t in model.tokenizer.convert_ids_to_tokens(ids.tolist())]
+    encoded = Encoded(prompt.id, inputs, tokens, positions.cpu(), image_hash(prompt.image))
+    if encoded.image_span:
+        encoded.patch_grid = model.family.patch_grid(encoded, model.hf)
+    return encoded
+
+
+def _readable(prompt: Prompt, where: str) -> Any:
+    if prompt.image is None:
+        return None
+    try:
+        prompt.image.load()
+        return prompt.image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise PromptError(f"{where}: its image cannot be read ({error}). Open it in a viewer, or leave this prompt out.") from error
+
+
+def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
+    if model.processor is None:
+        content: Any = prompt.text
+        templated: Any = model.tokenizer
+    else:
+        pictures = [{"type": "image", "image": image}] if image is not None else []
+        words = [{"type": "text", "text": prompt.text}] if prompt.text else []
+        content = pictures + words
+        templated = model.processor
+    template = getattr(templated, "chat_template", None) or getattr(model.tokenizer, "chat_template", None)
+    template = template or model.family.chat_template
+    if template is None:
+        raise ModelError(
+            f"{where}: neither its processor nor its tokenizer has a chat template, and family "
+            f"{model.family.name!r} has no default. Set model.tokenizer.chat_template to the one it was trained with."
+        )
+    # The template is passed only when it is a fallback: processors may keep several under names of their own.
+    fallback = {} if getattr(templated, "chat_template", None) else {"chat_template": template}
+    try:
+        batch = templated.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **fallback,
+        )
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{where}: its processor could not encode it ({type(error).__name__}: {error}).") from error
+    return dict(batch)

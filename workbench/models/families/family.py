@@ -1,0 +1,102 @@
+"""`Family`: the few facts about an architecture that the rest of the workbench cannot read off the model itself.
+
+Most facts need no entry here, because the attention door (`workbench.models.attention`) sees every family at the
+same point: after any query norm, with the layer's real mask, per query head. A family says where its parts hang
+in transformers' module tree, how a picture's tokens are laid out, and what it cannot do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workbench.errors import ModelError
+
+
+def logits_from_state(hf: nn.Module, state: Tensor) -> Tensor:
+    """Logits from final states (after the final norm): unembedding, then the logit scale or cap of the config."""
+    text = hf.config.get_text_config(decoder=True)
+    logits = hf.get_output_embeddings()(state)
+    if (scale := getattr(text, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (cap := getattr(text, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def square_grid(encoded: Any, hf: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns when the image tokens are one square of patches, in reading order; else None."""
+    start, stop = encoded.image_span
+    side = int((stop - start) ** 0.5)
+    return (side, side) if side * side == stop - start else None
+
+
+def nothing_between(layer: int, hidden: Tensor, recorded: dict[str, Any], n_rows: int, start: int) -> Tensor:
+    """Most decoders pass one layer's output to the next unchanged."""
+    return hidden
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    Attributes:
+        name: transformers' `model_type`.
+        architecture: transformers' class name, under which TransformerLens knows the adapter.
+        has_images: Whether the family has an image tower.
+        layers, norm: Names inside the decoder (`hf.get_decoder()`).
+        attention, output: Names of the self-attention inside a layer, and of W_O inside the attention.
+        query_weights: Given the attention module, the module whose output begins with the queries (before any
+            query norm) and how many of its channels are queries; for the published mask, which scales weights.
+        logits: From the HF model and final states `[..., d_model]` to logits `[..., vocab]`.
+        patch_grid: From an encoded prompt and the HF model to (rows, columns) of the image tokens, or None.
+        after_layer: What the decoder adds between layers: `(layer, hidden, recorded, n_rows, start) -> hidden`, where
+            `recorded` holds the decoder arguments named in `decoder_record`.
+        decoder_record: Names of the decoder's keyword arguments that `after_layer` needs.
+        skips_layer: Layers whose self-attention heads are not masked (cross-attention), from the decoder's layer.
+        chat_template: Used when the checkpoint's tokenizer has none.
+        query_norm: True when a norm follows the query projection, so that scaling weights is not scaling scores.
+        limits: What a user should know; shown by `workbench models`.
+    """
+
+    name: str
+    architecture: str
+    has_images: bool = True
+    layers: str = "layers"
+    norm: str = "norm"
+    attention: str = "self_attn"
+    output: str = "o_proj"
+    query_weights: Callable[[nn.Module], tuple[nn.Module, int]] | None = None
+    logits: Callable[[nn.Module, Tensor], Tensor] = logits_from_state
+    patch_grid: Callable[[Any, nn.Module], tuple[int, int] | None] = square_grid
+    after_layer: Callable[[int, Tensor, dict[str, Any], int, int], Tensor] = nothing_between
+    decoder_record: tuple[str, ...] = ()
+    skips_layer: Callable[[nn.Module], bool] = lambda layer: False
+    chat_template: str | None = None
+    query_norm: bool = False
+    limits: str = ""
+
+    def decoder(self, hf: nn.Module) -> nn.Module:
+        """The text decoder that holds the layers and the final norm."""
+        return hf.get_decoder()
+
+    def decoder_layers(self, hf: nn.Module) -> list[nn.Module]:
+        """Every decoder layer in order, cross-attention layers included."""
+        return list(getattr(self.decoder(hf), self.layers))
+
+    def attentions(self, hf: nn.Module) -> dict[int, nn.Module]:
+        """The self-attention module of each decoder layer that has maskable heads, by layer."""
+        found = {}
+        for number, layer in enumerate(self.decoder_layers(hf)):
+            if self.skips_layer(layer):
+                continue
+            module = getattr(layer, self.attention, None)
+            if module is None:
+                raise ModelError(
+                    f"Family {self.name!r} expects `{self.attention}` in decoder layer {number}; "
+                    f"{type(layer).__name__} has {', '.join(n for n, _ in layer.named_children())}."
+                )
+            found[number] = module
+        return found

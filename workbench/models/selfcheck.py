@@ -1,0 +1,115 @@
+"""A model must prove itself when it loads: its masks act, and looking changes nothing.
+
+What is shown, on one short prompt: (1) our fast tree gives the logits of transformers' eager attention; (2) every
+layer's attention runs through the door where heads are masked; (3) going on from the first, a middle and the last
+layer gives the state of the full forward; (4) masking moves the state, for both projections, and so does half a mask;
+(5) recording leaves the logits bit for bit as they were. `workbench check` does more (`workbench.models.conformance`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from workbench.errors import SelfCheckError
+from workbench.models.masks import Mask
+from workbench.models.resume import base_pass, head_writes, masked_z, resume
+from workbench.prompts.prompt import Prompt
+
+if TYPE_CHECKING:
+    from workbench.models.hooked import HookedLVLM
+
+# Largest relative error on final states between two roads, as a multiple of the dtype's rounding unit. Two orders of
+# summation over a few hundred terms differ by tens of units; an intervention that acts differs by thousands.
+TOLERANCE_UNITS = 300
+
+
+def check_at_load(model: "HookedLVLM") -> None:
+    """Run the checks of this module's docstring; raise SelfCheckError with the first that fails."""
+    work = model.work
+    model.work = type(work)()
+    try:
+        _check(model)
+    finally:
+        model.work = work
+
+
+def probe_prompt(model: "HookedLVLM", side: int = 64) -> Prompt:
+    """A prompt for checks: a few words of the model's vocabulary, and a picture with structure if it sees pictures."""
+    picture = None
+    if model.family.has_images:
+        ramp = torch.arange(side * side, dtype=torch.int64).view(side, side)
+        pixels = torch.stack([ramp % 251, (ramp * 7) % 253, (ramp // side * 5) % 255], -1).to(torch.uint8)
+        picture = Image.fromarray(pixels.numpy())
+    return Prompt(id="self-check", text="what is this", image=picture)
+
+
+@contextmanager
+def eager_attention(model: "HookedLVLM") -> Iterator[None]:
+    """transformers' own eager attention for the length of a block; the sites do nothing meanwhile."""
+    configs = list({id(c): c for c in (model.decoder.config, *(a.config for a in model.attentions.values()))}.values())
+    before = [c._attn_implementation for c in configs]
+    for config in configs:
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name
+
+
+def relative_error(one: Tensor, other: Tensor) -> float:
+    """Largest absolute difference over the largest absolute value."""
+    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-30))
+
+
+def tolerance(model: "HookedLVLM") -> float:
+    """Relative error on final states below which two roads count as one, at the model's dtype."""
+    return TOLERANCE_UNITS * torch.finfo(model.dtype).eps
+
+
+def _check(model: "HookedLVLM") -> None:
+    prompt = probe_prompt(model)
+    before = model.logits(prompt)
+    if not before.isfinite().all():
+        raise SelfCheckError(
+            f"{model.name!r}: its logits on a short prompt are not finite numbers ({int((~before.isfinite()).sum())} of "
+            f"{len(before)}). The weights are damaged, or {model.dtype} is too narrow for this model; try another dtype."
+        )
+    with eager_attention(model):
+        reference = model.logits(prompt)
+    limit = tolerance(model)
+    _near(model, "the fast tree against transformers' eager attention", relative_error(before, reference), limit)
+    encoded = model.encode(prompt)
+    base = base_pass(model, [encoded])
+    if not torch.equal(base.logits[0], model.logits(prompt)):
+        raise SelfCheckError(f"{model.name!r}: recording changed the logits, so looking is not harmless here. Please report this.")
+    for layer in {0, model.n_layers // 2, model.n_layers - 1}:
+        _near(model, f"going on from layer {layer}", relative_error(resume(model, base, layer, 1)[:, 0], base.state), limit)
+    for form, factor in (("limit", 0.0), ("scale", 0.5)):
+        mask = Mask(form=form, factor=factor)  # type: ignore[arg-type]
+        for projection in ("query", "value"):
+            moved = 0.0
+            for layer in model.masked_layers:
+                delta = masked_z(model, base, layer, projection, mask) - base.recordings[layer].z
+                writes = head_writes(model, layer, delta, [tuple(range(model.n_heads))])
+                moved = max(moved, relative_error(resume(model, base, layer, 1, writes=writes)[:, 0], base.state))
+                if moved > limit:
+                    break
+            else:
+                raise SelfCheckError(
+                    f"{model.name!r}: masking the {projection} projection of all heads ({form}, factor {factor}) moves the final "
+                    f"state by {moved:.1e} of its size in no layer, less than the rounding bound {limit:.1e}. "
+                    "A sweep would report zeros for the wrong reason, so this model is refused."
+                )
+
+
+def _near(model: "HookedLVLM", what: str, error: float, limit: float) -> None:
+    if not error <= limit:
+        raise SelfCheckError(
+            f"{model.name!r}: {what} differs by {error:.1e} of the largest value; wanted at most {limit:.1e} in {model.dtype}. "
+            "Run `workbench check` on it for the whole report."
+        )
