@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 
 from workbench.errors import PromptError
@@ -32,14 +33,17 @@ def load_prompts(
     """
     if split is not None and split not in SPLITS:
         raise PromptError(f"split must be one of {', '.join(SPLITS)}, or None for all; got {split!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise PromptError(f"seed must be a whole number from 0; got {seed!r}.")
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+    if n is not None and (isinstance(n, bool) or not isinstance(n, Integral) or n < 1):
         raise PromptError(f"n, the number of prompts, must be a whole number from 1, or None for all; got {n!r}.")
 
     if name_or_path in WORLDS:
         draw = _world(str(name_or_path))
-        return draw(split=split, seed=seed) if n is None else draw(split=split, seed=seed, n=n)
+        size = {} if n is None else {"n": int(n)}
+        drawn = draw(split=split, seed=int(seed), **size)
+        recipe = {"name_or_path": str(name_or_path), "split": split, "seed": int(seed), "n": n}
+        return PromptSet(drawn, name=str(name_or_path), recipe=recipe)
 
     if not isinstance(name_or_path, (str, Path)):
         raise PromptError(f"The name or path of prompts was wanted; got a {type(name_or_path).__name__}.")
@@ -54,7 +58,7 @@ def load_prompts(
             raise PromptError(
                 f"{name_or_path} has no prompts in the split {split!r}: {there}. Leave split out to use all."
             )
-    return prompts if n is None else sample_prompts(prompts, n, seed=seed)
+    return prompts if n is None else sample_prompts(prompts, int(n), seed=int(seed))
 
 
 def _world(name: str) -> Callable[..., PromptSet]:

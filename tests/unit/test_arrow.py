@@ -1,0 +1,166 @@
+"""The arrow prompts → models → sweep → criteria → detectors → views; one door a heavy library; nothing unpickled."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "workbench"
+FILES = sorted(PACKAGE.rglob("*.py"))
+ARROW = ("prompts", "models", "sweeps", "criteria", "detectors", "views", "bench", "cli")
+FREE = ("errors", "shapes")  # below the arrow: everyone may import them
+DOORS = {
+    "transformer_lens": ("models/bridge.py", "models/families/"),
+    "plotly": ("views/",),
+    "ipywidgets": ("views/",),
+    "anywidget": ("views/",),
+    "matplotlib": ("views/",),
+    "ray": ("sweep/cluster.py",),
+    "nnsight": ("bench/",),
+}
+UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def imports(tree: ast.AST, file: Path) -> list[tuple[int, str]]:
+    """(line, dotted name) of every import, those inside functions and the relative ones included."""
+    package = ["workbench", *file.relative_to(PACKAGE).parent.parts]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                found.append((node.lineno, str(node.args[0].value)))
+    return found
+
+
+def against_the_arrow(tree: ast.AST, file: Path) -> list[str]:
+    inside = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    wrong = []
+    for line, name in imports(tree, file):
+        root, _, rest = name.partition(".")
+        target = rest.split(".")[0]
+        if root != "workbench" or inside in ("__init__", "__main__") or target in (*FREE, "__version__"):
+            continue
+        if inside in FREE:
+            wrong.append(f"line {line}: {inside} stands below the arrow and imports {name}")
+        elif target not in ARROW:
+            if inside not in ("bench", "cli"):  # the two that use the public names as a person would
+                wrong.append(f"line {line}: {name} is the whole package; import from the module that has it")
+        elif ARROW.index(target) > ARROW.index(inside):
+            wrong.append(f"line {line}: {inside} imports {name}, which is to its right")
+    return wrong
+
+
+def by_another_door(tree: ast.AST, file: Path) -> list[str]:
+    path = file.relative_to(PACKAGE).as_posix()
+    return [
+        f"line {line}: {name} may be imported only in {' and '.join(DOORS[name.split('.')[0]])}"
+        for line, name in imports(tree, file)
+        if name.split(".")[0] in DOORS and not path.startswith(DOORS[name.split(".")[0]])
+    ]
+
+
+def unsafe_loading(tree: ast.AST, file: Path) -> list[str]:
+    wrong = [f"line {line}: {name} unpickles" for line, name in imports(tree, file) if name.split(".")[0] in UNPICKLERS]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+        if given.get("trust_remote_code") is True:
+            wrong.append(f"line {node.lineno}: trust_remote_code is the user's to switch on, by name")
+        if given.get("allow_pickle") is True:
+            wrong.append(f"line {node.lineno}: allow_pickle=True")
+        is_torch = isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "torch"
+        if is_torch and node.func.attr == "load" and given.get("weights_only") is not True:
+            wrong.append(f"line {node.lineno}: torch.load without weights_only=True unpickles")
+        if isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
+            wrong.append(f"line {node.lineno}: {node.func.id}")
+    return wrong
+
+
+RULES = (against_the_arrow, by_another_door, unsafe_loading)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_file_keeps_the_rule(rule):
+    broken = {
+        file.relative_to(PACKAGE).as_posix(): wrong
+        for file in FILES
+        if (wrong := rule(ast.parse(file.read_text(encoding="utf-8")), file))
+    }
+    assert not broken, json.dumps(broken, indent=1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "code"),
+    [
+        (against_the_arrow, "models/hooked.py", "from workbench.sweeps.masks import Mask"),
+        (against_the_arrow, "criteria/rules.py", "from workbench import detectors"),
+        (against_the_arrow, "sweep/engine.py", "def f():\n    from ..views import theme"),
+        (against_the_arrow, "prompts/files.py", "import workbench as wb"),
+        (against_the_arrow, "shapes.py", "from workbench.prompts import Prompt"),
+        (against_the_arrow, "models/hooked.py", "importlib.import_module('workbench.views.theme')"),
+        (by_another_door, "criteria/rules.py", "import matplotlib.pyplot as plt"),
+        (by_another_door, "models/hooked.py", "from transformer_lens.model_bridge import TransformerBridge"),
+        (by_another_door, "sweep/engine.py", "def f():\n    import ray"),
+        (unsafe_loading, "sweep/store.py", "import pickle"),
+        (unsafe_loading, "sweep/store.py", "torch.load(path)"),
+        (unsafe_loading, "sweep/store.py", "torch.load(path, weights_only=False)"),
+        (unsafe_loading, "sweep/store.py", "np.load(path, allow_pickle=True)"),
+        (unsafe_loading, "models/loading.py", "AutoModel.from_pretrained(d, trust_remote_code=True)"),
+        (unsafe_loading, "models/loading.py", "eval('1')"),
+    ],
+)
+def test_the_rules_see_a_breach(rule, path, code):
+    assert rule(ast.parse(code), PACKAGE / path)
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("views/paper.py", "import matplotlib\nfrom workbench.detectors import OneHeadDetector"),
+        ("models/families/llava.py", "from transformer_lens.factories import x\nfrom . import base"),
+        ("sweep/cluster.py", "import ray\nfrom workbench.errors import RunError"),
+        (
+            "models/loading.py",
+            "AutoModel.from_pretrained(d, trust_remote_code=trust)\ntorch.load(p, weights_only=True)",
+        ),
+        ("detectors/one_head.py", "from workbench.criteria import scores\nmodel.eval()"),
+    ],
+)
+def test_the_rules_let_good_code_pass(path, code):
+    assert not [wrong for rule in RULES for wrong in rule(ast.parse(code), PACKAGE / path)]
+
+
+def test_no_drawer_for_everything():
+    names = {"utils", "util", "common", "helpers", "misc", "tools"}
+    assert not [str(p) for p in PACKAGE.rglob("*") if p.stem in names and "__pycache__" not in p.parts]
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    # Modules are counted, not seconds: the machine's mood does not change how many there are.
+    code = "import sys; before = set(sys.modules); import workbench; print('\\n'.join(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    loaded = done.stdout.split()
+    heavy = {
+        "torch",
+        "transformers",
+        "transformer_lens",
+        "pandas",
+        "xarray",
+        "matplotlib",
+        "plotly",
+        "sklearn",
+        "scipy",
+    }
+    assert not heavy & set(loaded)
+    assert len(loaded) < 150, f"{len(loaded)} modules are loaded by `import workbench`"
