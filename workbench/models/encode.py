@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import ModelError, PromptError
+from workbench.models.families.layout import patch_boxes
 from workbench.prompts.prompt import Prompt, image_hash
 
 if TYPE_CHECKING:
@@ -23,7 +25,11 @@ class Encoded:
         tokens: One string a position.
         image_positions: Boolean `[pos]`, true at image tokens.
         image_key: Hash of the pixels; empty without an image.
-        patch_grid: (rows, columns) of the image tokens when they are one plain grid, else None.
+        patch_grid: (rows, columns) when the image tokens are one unbroken grid: position
+            `image_span[0] + row * columns + column` is that patch. None otherwise.
+        patch_boxes: (left, top, right, bottom) of each image token in the picture, in the order of the true entries
+            of `image_positions`, relative to the picture's size; NaN for separators. Tiles and thumbnails overlap.
+            None when the layout is not known.
     """
 
     prompt_id: str
@@ -32,6 +38,7 @@ class Encoded:
     image_positions: Tensor
     image_key: str
     patch_grid: tuple[int, int] | None = None
+    patch_boxes: Float[Tensor, "image_token 4"] | None = None
 
     @property
     def input_ids(self) -> Tensor:
@@ -50,11 +57,10 @@ class Encoded:
 
 def image_token(model: "HookedLVLM") -> tuple[int, str] | None:
     """Id and text of the placeholder that stands for one image token, or None for a text-only model."""
-    config = model.hf.config
-    for name in ("image_token_id", "image_token_index"):
-        if (token_id := getattr(config, name, None)) is not None:
-            return int(token_id), model.tokenizer.convert_ids_to_tokens(int(token_id)) or ""
-    return None
+    token_id = model.family.image_token(model.hf) if model.family.has_images else None
+    if token_id is None:
+        return None
+    return token_id, model.tokenizer.convert_ids_to_tokens(token_id) or ""
 
 
 def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
@@ -66,9 +72,11 @@ def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
     """
     placeholder = image_token(model)
     where = f"Prompt {prompt.id!r} on {model.name!r}"
-    if placeholder and placeholder[1] and placeholder[1] in prompt.text:
+    # Some processors write one token into the text and turn it into many of another.
+    written = {placeholder[1] if placeholder else "", getattr(model.processor, "image_token", None) or ""} - {""}
+    if found := [token for token in written if token in prompt.text]:
         raise PromptError(
-            f"{where}: the text holds the image placeholder {placeholder[1]!r}, but placeholders without pixels mean "
+            f"{where}: the text holds the image placeholder {found[0]!r}, but placeholders without pixels mean "
             "nothing. Take it out of the text and give the picture as `image=`; the chat template places it."
         )
     if prompt.image is not None and not (model.family.has_images and placeholder):
@@ -78,6 +86,7 @@ def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
         )
     image = _readable(prompt, where)
     inputs = _apply_template(model, prompt, image, where)
+    inputs.pop("labels", None)  # for training; a forward pass with them would compute a loss
     inputs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.is_floating_point():
@@ -96,9 +105,24 @@ def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
         )
     tokens = [t if isinstance(t, str) else str(t) for t in model.tokenizer.convert_ids_to_tokens(ids.tolist())]
     encoded = Encoded(prompt.id, inputs, tokens, positions.cpu(), image_hash(prompt.image))
-    if encoded.image_span:
-        encoded.patch_grid = model.family.patch_grid(encoded, model.hf)
+    if image is not None:
+        _lay_out(model, encoded, image)
     return encoded
+
+
+def _lay_out(model: "HookedLVLM", encoded: Encoded, picture: Any) -> None:
+    """Say which part of the picture each image token covers, when the family's layout accounts for all of them."""
+    tiles = model.family.layout(encoded, model, picture)
+    if not tiles:
+        return
+    boxes = patch_boxes(tiles)
+    count = int(encoded.image_positions.sum())
+    if len(boxes) != count:
+        return
+    encoded.patch_boxes = boxes
+    start, stop = encoded.image_span or (0, 0)
+    if len(tiles) == 1 and not tiles[0].row_breaks and stop - start == count:
+        encoded.patch_grid = (tiles[0].rows, tiles[0].columns)
 
 
 def _readable(prompt: Prompt, where: str) -> Any:

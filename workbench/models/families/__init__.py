@@ -2,10 +2,10 @@
 
 from workbench.errors import ModelError
 from workbench.models.families.family import Family
+from workbench.models.families import llava, qwen_vl
 from workbench.models.families.llama import LLAMA
-from workbench.models.families.llava import LLAVA
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (LLAVA, LLAMA)}
+FAMILIES: dict[str, Family] = {f.name: f for f in (*llava.FAMILIES, *qwen_vl.FAMILIES, LLAMA)}
 
 
 def family_of(model_type: str) -> Family:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import ModelError
+from workbench.models.families.layout import Tile, one_square
 
 
 def logits_from_state(hf: nn.Module, state: Tensor) -> Tensor:
@@ -26,16 +27,26 @@ def logits_from_state(hf: nn.Module, state: Tensor) -> Tensor:
     return logits
 
 
-def square_grid(encoded: Any, hf: nn.Module) -> tuple[int, int] | None:
-    """Rows and columns when the image tokens are one square of patches, in reading order; else None."""
-    start, stop = encoded.image_span
-    side = int((stop - start) ** 0.5)
-    return (side, side) if side * side == stop - start else None
+def configured_image_token(hf: nn.Module) -> int | None:
+    """Id of the placeholder that stands for one image token, under either of the names configurations use."""
+    for name in ("image_token_id", "image_token_index"):
+        if (token_id := getattr(hf.config, name, None)) is not None:
+            return int(token_id)
+    return None
 
 
 def nothing_between(layer: int, hidden: Tensor, recorded: dict[str, Any], n_rows: int, start: int) -> Tensor:
     """Most decoders pass one layer's output to the next unchanged."""
     return hidden
+
+
+@dataclass(frozen=True)
+class TinyParts:
+    """A tiny random model: transformers' real class from a small configuration, tokenizer and processor built here."""
+
+    hf: nn.Module
+    tokenizer: Any
+    processor: Any = None
 
 
 @dataclass(frozen=True)
@@ -51,13 +62,19 @@ class Family:
         query_weights: Given the attention module, the module whose output begins with the queries (before any
             query norm) and how many of its channels are queries; for the published mask, which scales weights.
         logits: From the HF model and final states `[..., d_model]` to logits `[..., vocab]`.
-        patch_grid: From an encoded prompt and the HF model to (rows, columns) of the image tokens, or None.
+        image_token: From the HF model to the id of the placeholder that stands for one image token.
+        layout: From an encoded prompt, the model and the picture to the grids its image tokens form, in token order
+            (`workbench.models.families.layout`); None when that is not known.
         after_layer: What the decoder adds between layers: `(layer, hidden, recorded, n_rows, start) -> hidden`, where
             `recorded` holds the decoder arguments named in `decoder_record`.
         decoder_record: Names of the decoder's keyword arguments that `after_layer` needs.
         skips_layer: Layers whose self-attention heads are not masked (cross-attention), from the decoder's layer.
         chat_template: Used when the checkpoint's tokenizer has none.
         query_norm: True when a norm follows the query projection, so that scaling weights is not scaling scores.
+        sliding: True when some layers see only a window or a chunk of the sequence.
+        processor: Loads the processor from a directory or Hub id and its options, where transformers' own class cannot
+            be built without torchvision.
+        tiny: Builds a tiny random model of the family, for `workbench check FAMILY --tiny` and the tests.
         limits: What a user should know; shown by `workbench models`.
     """
 
@@ -70,12 +87,16 @@ class Family:
     output: str = "o_proj"
     query_weights: Callable[[nn.Module], tuple[nn.Module, int]] | None = None
     logits: Callable[[nn.Module, Tensor], Tensor] = logits_from_state
-    patch_grid: Callable[[Any, nn.Module], tuple[int, int] | None] = square_grid
+    image_token: Callable[[nn.Module], int | None] = configured_image_token
+    layout: Callable[[Any, Any, Any], list[Tile] | None] = one_square
     after_layer: Callable[[int, Tensor, dict[str, Any], int, int], Tensor] = nothing_between
     decoder_record: tuple[str, ...] = ()
     skips_layer: Callable[[nn.Module], bool] = lambda layer: False
     chat_template: str | None = None
     query_norm: bool = False
+    sliding: bool = False
+    processor: Callable[[str, dict[str, Any]], Any] | None = None
+    tiny: Callable[[], TinyParts] | None = None
     limits: str = ""
 
     def decoder(self, hf: nn.Module) -> nn.Module:
