@@ -22,6 +22,7 @@ from workbench.models.attention import IMPLEMENTATION, attention_pattern, instal
 from workbench.models.encode import Encoded, encode
 from workbench.models.families.family import Family
 from workbench.models.masks import Mask
+from workbench.models.precision import double_kept
 from workbench.models.resume import BasePass, base_pass, published_queries
 from workbench.prompts.prompt import Prompt
 
@@ -135,9 +136,15 @@ class HookedLVLM:
         """The prompt as this model reads it; see `workbench.models.encode.encode` for shapes and errors."""
         return encode(self, prompt)
 
+    def normed(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """Final states: the residual stream after the final norm."""
+        with double_kept(self.dtype):
+            return self.final_norm(residual)
+
     def unembed(self, state: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
         """Logits (float32 or wider) of states after the final norm."""
-        logits = self.family.logits(self.hf, state.to(self.dtype))
+        with double_kept(self.dtype):
+            logits = self.family.logits(self.hf, state.to(self.dtype))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def query_weights(self, layer: int) -> tuple[nn.Module, int]:
@@ -192,7 +199,7 @@ class HookedLVLM:
         kept: list[Tensor] = []
         handle = self.final_norm.register_forward_hook(lambda module, args, output: kept.append(output[0, -1]))
         try:
-            with self.masked(heads, projection, mask, mask.start(encoded) if heads else 0):
+            with self.masked(heads, projection, mask, mask.start(encoded) if heads else 0), double_kept(self.dtype):
                 self.hf(**encoded.model_inputs, use_cache=False, logits_to_keep=1)
         finally:
             handle.remove()
@@ -229,7 +236,7 @@ class HookedLVLM:
         options = {"do_sample": False, "past_key_values": DynamicCache(), **options}
         if self.hf.generation_config.pad_token_id is None:
             options.setdefault("pad_token_id", self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
-        with self.masked(heads, projection, mask, mask.start(encoded) if heads else 0):
+        with self.masked(heads, projection, mask, mask.start(encoded) if heads else 0), double_kept(self.dtype):
             out = self.hf.generate(**encoded.model_inputs, max_new_tokens=max_new_tokens, **options)
         return self.tokenizer.decode(out[0, encoded.n_tokens :], skip_special_tokens=True).strip()
 
@@ -259,13 +266,13 @@ class HookedLVLM:
     def run_with_cache(self, prompt: Prompt, **options: Any) -> tuple[Tensor, Any]:
         """TransformerLens' `run_with_cache`, image included: (logits `[1, pos, vocab]`, ActivationCache)."""
         inputs = self.encode(prompt).model_inputs
-        with torch.no_grad():
+        with torch.no_grad(), double_kept(self.dtype):
             return self.bridge.run_with_cache(inputs["input_ids"], **_other(inputs), **options)
 
     def run_with_hooks(self, prompt: Prompt, fwd_hooks: Sequence[tuple[Any, Any]] = (), **options: Any) -> Tensor:
         """TransformerLens' `run_with_hooks`, image included: logits `[1, pos, vocab]`."""
         inputs = self.encode(prompt).model_inputs
-        with torch.no_grad():
+        with torch.no_grad(), double_kept(self.dtype):
             return self.bridge.run_with_hooks(inputs["input_ids"], fwd_hooks=list(fwd_hooks), **_other(inputs), **options)
 
 

@@ -112,7 +112,7 @@ class Mask:
         chosen = chosen.to(device)
         if projection == "query" and self.form == "limit":
             return HeadEdit(query_off=chosen, start=start)
-        factor = torch.where(chosen, float(self.factor), 1.0)
+        factor = torch.ones(chosen.shape, dtype=torch.float64, device=device).masked_fill(chosen, self.factor)
         if projection == "query":
             return HeadEdit(query_factor=factor, start=start)
         return HeadEdit(output_factor=factor, start=start)

@@ -18,6 +18,7 @@ from workbench.errors import MaskError, ModelError
 from workbench.models.attention import LastPosition, Recording, edited_attention, even_attention, sites_set
 from workbench.models.encode import Encoded
 from workbench.models.masks import Mask
+from workbench.models.precision import double_kept
 
 if TYPE_CHECKING:
     from workbench.models.hooked import HookedLVLM
@@ -114,11 +115,12 @@ def base_pass(model: "HookedLVLM", batch: Sequence[Encoded]) -> BasePass:
         stack.enter_context(sites_set(list(model.sites.values()), record=True))
         model.work.vision_passes += sum(e.image_span is not None for e in batch)
         model.work.count(len(layers), len(batch), batch[0].n_tokens)
+        stack.enter_context(double_kept(model.dtype))
         model.hf(**join(batch), use_cache=False, logits_to_keep=1)
         recordings = {number: site.recording for number, site in model.sites.items()}
     for site in model.sites.values():
         site.recording = None
-    state = model.final_norm(residual[-1])
+    state = model.normed(residual[-1])
     found = {number: r for number, r in recordings.items() if r is not None}
     base = BasePass(
         list(batch), inputs, arguments, attention_out, found, decoder_arguments, residual[-1], state, model.unembed(state)
@@ -157,7 +159,8 @@ def masked_z(model: "HookedLVLM", base: BasePass, layer: int, projection: str, m
         return even_attention(seen.value, seen.mask, seen.query.shape[2], n_heads)
     if mask.form == "as_published":
         with published_queries(model, {layer: range(n_heads)}, mask.factor), sites_set([model.sites[layer]], record=True):
-            call_layer(model, layer, base.inputs[layer], base.arguments[layer])
+            with double_kept(model.dtype):
+                call_layer(model, layer, base.inputs[layer], base.arguments[layer])
             recording = model.sites[layer].recording
         model.sites[layer].recording = None
         assert recording is not None
@@ -248,6 +251,7 @@ def resume(
     n_prompts = base.n_prompts
     hidden = _rows(base.inputs[layer][:, start:], n_rows)
     with ExitStack() as stack:
+        stack.enter_context(double_kept(model.dtype))
         if start:
             for number, site in model.sites.items():
                 if number >= layer:
@@ -266,7 +270,7 @@ def resume(
             model.work.count(1, hidden.shape[0], hidden.shape[1])
             hidden = call_layer(model, number, hidden, arguments, given)
             hidden = model.family.after_layer(number, hidden, base.decoder_arguments, n_rows, start)
-    return model.final_norm(hidden[:, -1]).view(n_prompts, n_rows, -1)
+    return model.normed(hidden[:, -1]).view(n_prompts, n_rows, -1)
 
 
 def last_attention_out(model: "HookedLVLM", layer: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:

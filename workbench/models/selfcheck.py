@@ -82,7 +82,9 @@ def _check(model: "HookedLVLM") -> None:
     with eager_attention(model):
         reference = model.logits(prompt)
     limit = tolerance(model)
-    _near(model, "the fast tree against transformers' eager attention", relative_error(before, reference), limit)
+    # Eager attention rounds its softmax to float32 whatever the model's dtype, so float64 is no stricter here.
+    eager_limit = max(limit, TOLERANCE_UNITS * torch.finfo(torch.float32).eps)
+    _near(model, "the fast tree against transformers' eager attention", relative_error(before, reference), eager_limit)
     encoded = model.encode(prompt)
     base = base_pass(model, [encoded])
     if not torch.equal(base.logits[0], model.logits(prompt)):

@@ -1,0 +1,1 @@
+"""What changes when a head is masked: the mask, the engines, and the stored run."""

@@ -1,0 +1,87 @@
+"""How a sweep is cut into pieces before it starts: blocks of prompts, batches of equal length, rows a batch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import psutil
+import torch
+
+from workbench.errors import RunError
+from workbench.models.encode import Encoded
+from workbench.models.hooked import HookedLVLM
+from workbench.models.resume import batch_key
+
+# A batch of this many token positions keeps a CPU's caches warm; more rows a batch were slower when measured.
+CPU_TOKENS = 4096
+# The share of free memory a batch may plan to fill; the rest is for weights in flight, kernels and other programs.
+MEMORY_SHARE = 0.4
+BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How rows were put together. Recorded with the run: another partition changes the last bits of results.
+
+    Attributes:
+        block: Consecutive prompts that are swept and stored together.
+        rows: Most rows (a prompt under one mask) in one batch.
+        halved: How often `rows` was halved because the device ran out of memory.
+    """
+
+    block: int
+    rows: int
+    halved: int = 0
+
+    def halve(self) -> "Partition":
+        if self.rows == 1:
+            raise RunError(
+                "The device ran out of memory with a single row a batch. Load the model in bfloat16, use device_map='auto', "
+                "or sweep shorter prompts (smaller pictures)."
+            )
+        return Partition(self.block, max(1, self.rows // 2), self.halved + 1)
+
+    def describe(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def row_bytes(model: HookedLVLM, n_pos: int) -> int:
+    """Working memory of one row in one layer: residual copies, queries, keys, values, the MLP, and the logits."""
+    text = model.decoder.config
+    d_mlp = int(getattr(text, "intermediate_size", 4 * model.d_model))
+    width = 6 * model.d_model + 3 * d_mlp + 3 * model.n_heads * model.d_head + 2 * model.n_kv_heads * model.d_head
+    item = torch.finfo(model.dtype).bits // 8
+    return n_pos * width * item + 6 * 8 * model.d_vocab
+
+
+def base_bytes(model: HookedLVLM, n_pos: int) -> int:
+    """What one prompt's base pass keeps: layer inputs, attention outputs, queries, keys, values and z of all layers."""
+    width = 2 * model.d_model + 2 * model.n_heads * model.d_head + 2 * model.n_kv_heads * model.d_head
+    return model.n_layers * n_pos * width * (torch.finfo(model.dtype).bits // 8)
+
+
+def free_bytes(model: HookedLVLM) -> int:
+    """Free memory of the device the model runs on."""
+    if model.device.type == "cuda":
+        return int(torch.cuda.mem_get_info(model.device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def plan(model: HookedLVLM, longest: int, *, rows: int | None = None) -> Partition:
+    """The partition for prompts of at most `longest` positions, from what memory is free now."""
+    budget = MEMORY_SHARE * free_bytes(model)
+    block = max(1, min(BLOCK, int(budget / 2 / max(1, base_bytes(model, longest)))))
+    if rows is None:
+        rows = int(budget / 2 / row_bytes(model, longest))
+        if model.device.type == "cpu":
+            rows = min(rows, CPU_TOKENS // longest)
+    if rows < 1:
+        rows = 1
+    return Partition(block, rows)
+
+
+def batches(encoded: Sequence[Encoded], most: int) -> list[list[int]]:
+    """Indices of prompts that can share a batch without padding, at most `most` together, in order of first use."""
+    together: dict[object, list[int]] = {}
+    for index, prompt in enumerate(encoded):
+        together.setdefault(batch_key(prompt), []).append(index)
+    return [group[i : i + most] for group in together.values() for i in range(0, len(group), most)]
