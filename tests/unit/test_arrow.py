@@ -1,4 +1,4 @@
-"""The arrow prompts → models → sweep → criteria → detectors → views; one door a heavy library; nothing unpickled."""
+"""The arrow prompts → models → sweeps → criteria → detectors → views; one door a heavy library; nothing unpickled."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ DOORS = {
     "ipywidgets": ("views/",),
     "anywidget": ("views/",),
     "matplotlib": ("views/",),
-    "ray": ("sweep/cluster.py",),
+    "ray": ("sweeps/cluster.py",),
     "nnsight": ("bench/",),
 }
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -105,17 +105,17 @@ def test_every_file_keeps_the_rule(rule):
     [
         (against_the_arrow, "models/hooked.py", "from workbench.sweeps.masks import Mask"),
         (against_the_arrow, "criteria/rules.py", "from workbench import detectors"),
-        (against_the_arrow, "sweep/engine.py", "def f():\n    from ..views import theme"),
+        (against_the_arrow, "sweeps/engine.py", "def f():\n    from ..views import theme"),
         (against_the_arrow, "prompts/files.py", "import workbench as wb"),
         (against_the_arrow, "shapes.py", "from workbench.prompts import Prompt"),
         (against_the_arrow, "models/hooked.py", "importlib.import_module('workbench.views.theme')"),
         (by_another_door, "criteria/rules.py", "import matplotlib.pyplot as plt"),
         (by_another_door, "models/hooked.py", "from transformer_lens.model_bridge import TransformerBridge"),
-        (by_another_door, "sweep/engine.py", "def f():\n    import ray"),
-        (unsafe_loading, "sweep/store.py", "import pickle"),
-        (unsafe_loading, "sweep/store.py", "torch.load(path)"),
-        (unsafe_loading, "sweep/store.py", "torch.load(path, weights_only=False)"),
-        (unsafe_loading, "sweep/store.py", "np.load(path, allow_pickle=True)"),
+        (by_another_door, "sweeps/engine.py", "def f():\n    import ray"),
+        (unsafe_loading, "sweeps/store.py", "import pickle"),
+        (unsafe_loading, "sweeps/store.py", "torch.load(path)"),
+        (unsafe_loading, "sweeps/store.py", "torch.load(path, weights_only=False)"),
+        (unsafe_loading, "sweeps/store.py", "np.load(path, allow_pickle=True)"),
         (unsafe_loading, "models/loading.py", "AutoModel.from_pretrained(d, trust_remote_code=True)"),
         (unsafe_loading, "models/loading.py", "eval('1')"),
     ],
@@ -129,7 +129,7 @@ def test_the_rules_see_a_breach(rule, path, code):
     [
         ("views/paper.py", "import matplotlib\nfrom workbench.detectors import OneHeadDetector"),
         ("models/families/llava.py", "from transformer_lens.factories import x\nfrom . import base"),
-        ("sweep/cluster.py", "import ray\nfrom workbench.errors import RunError"),
+        ("sweeps/cluster.py", "import ray\nfrom workbench.errors import RunError"),
         (
             "models/loading.py",
             "AutoModel.from_pretrained(d, trust_remote_code=trust)\ntorch.load(p, weights_only=True)",

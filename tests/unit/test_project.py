@@ -1,0 +1,176 @@
+"""The project itself: what the wheel holds, what the pins name, what make offers, what the documents say."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import typer.main
+from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import workbench
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINS = {
+    canonicalize_name(name): version
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M)
+}
+
+
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    # Not the flags of a `make test` that this test runs in.
+    clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "BROWSER", "PYTHON")}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> set[str]:
+    """The names of the files in the wheel, built from a copy of what git keeps (a clone has nothing else)."""
+    copy = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, copy / name)
+    shutil.copytree(ROOT / "workbench", copy / "workbench", ignore=shutil.ignore_patterns("__pycache__"))
+    (wheel,) = WheelBuilder(str(copy)).build(directory=str(copy / "dist"), versions=["standard"])
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_holds_every_file_of_the_package(packed):
+    there = {p.relative_to(ROOT).as_posix() for p in (ROOT / "workbench").rglob("*") if p.is_file()}
+    kept = {name for name in there if "__pycache__" not in name}
+    assert kept - packed == set()
+    assert "workbench/py.typed" in packed
+    assert [name for name in packed if name.endswith(".safetensors")], "Pocket's weights are not in the wheel"
+
+
+def test_the_embedded_models_stay_small():
+    size = sum(p.stat().st_size for p in (ROOT / "workbench").rglob("*.safetensors"))
+    assert size <= 16 * 2**20, f"{size / 2**20:.1f} MiB of weights; at most 16 are shipped"
+
+
+def test_every_dependency_is_pinned_and_fits_its_pin():
+    extras = PROJECT["optional-dependencies"]
+    for line in [*PROJECT["dependencies"], *(line for extra in extras.values() for line in extra)]:
+        wanted = Requirement(line)
+        pin = PINS.get(canonicalize_name(wanted.name))
+        assert pin, f"{wanted.name} is not in constraints.txt"
+        assert wanted.specifier.contains(pin), f"{line} does not allow the pin {pin}"
+
+
+def test_the_pins_bring_no_gpu_packages_and_no_torchvision():
+    assert PINS["torch"] == "2.13.0"
+    assert not [name for name in PINS if name == "torchvision" or name.startswith(("nvidia-", "cuda", "triton"))]
+
+
+def test_one_version_everywhere():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert workbench.__version__ == PROJECT["version"]
+    assert f"version: {PROJECT['version']}" in citation
+    assert f"## {PROJECT['version']}" in changelog
+
+
+def test_public_names_are_not_also_modules():
+    # Importing workbench/<name> would put the module where the function was.
+    modules = {path.stem for path in (ROOT / "workbench").iterdir()} - {"__init__"}
+    assert not modules & set(workbench.__all__)
+
+
+def test_make_lists_its_targets():
+    listed = re.findall(r"^  make (\w+)", make().stdout, re.M)
+    assert {"demo", "test", "lab", "check", "bench", "help"} <= set(listed)
+
+
+def test_make_test_says_what_it_leaves_out():
+    plain, without = make("-n", "test").stdout, make("-n", "test", "BROWSER=0").stdout
+    assert "find_browser.py --install" in plain
+    assert '-m "not browser"' not in plain
+    assert "left out" in without
+    assert '-m "not browser"' in without
+    assert "find_browser" not in without
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"version_info": 1}, "Python 3.11 or newer is needed"),
+        ({"ensurepip": 1}, "apt-get install python3-venv"),
+        (None, "No Python found"),
+    ],
+)
+def test_make_explains_a_python_that_will_not_do(tmp_path, answers, said):
+    stub = tmp_path / "python3"
+    if answers is not None:
+        cases = "\n".join(f"  *{word}*) exit {code};;" for word, code in answers.items())
+        stub.write_text(f'#!/bin/sh\ncase "$*" in\n  -V) echo Python 3.9.2;;\n{cases}\nesac\n')
+        stub.chmod(0o755)
+    done = make("demo", f"PYTHON={stub}", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_ci_runs_what_a_contributor_runs():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    steps = re.search(r"^check: (.*?)  ##", makefile, re.M)[1].split()
+    run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.findall(r"^make (\w+)$", run, re.M) == steps == ["style", "test"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_notebooks_are_kept_without_outputs():
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        full = [k for k, cell in enumerate(cells) if cell.get("outputs") or cell.get("execution_count")]
+        assert not full, f"{path.name}: cells {full} have outputs; `make format` strips them"
+
+
+def test_every_skip_is_in_the_quarantine_list():
+    table = (ROOT / "tests" / "QUARANTINES.md").read_text(encoding="utf-8")
+    unlisted = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            skips = isinstance(node, ast.Attribute) and node.attr in ("skip", "skipif", "xfail", "importorskip")
+            if skips and path.name not in table:
+                unlisted.append(f"{path.name}:{node.lineno} {node.attr}")
+    assert not unlisted, unlisted
+
+
+DOCS = [p for p in (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")) if p.exists()]
+
+
+@pytest.mark.parametrize("doc", DOCS, ids=lambda p: p.name)
+def test_what_the_documents_point_at_exists(doc):
+    text = doc.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text)
+    local = [link for link in links if not link.startswith(("http://", "https://", "mailto:"))]
+    assert not [link for link in local if not (ROOT / link).exists()]
+    targets = set(re.findall(r"^  make (\w+)", make().stdout, re.M))
+    assert set(re.findall(r"\bmake ([a-z]+)\b(?= |`|$)", "\n".join(code(text)))) <= targets
+
+
+def code(text: str) -> list[str]:
+    """The fenced blocks and inline code of a Markdown text."""
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S)
+    return fenced + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+def test_the_readme_names_commands_and_functions_that_exist():
+    from workbench.cli import app
+
+    known = set(typer.main.get_command(app).commands)
+    text = "\n".join(code((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert set(re.findall(r"^(?:\.venv/bin/)?workbench ([a-z]+)", text, re.M)) <= known
+    assert set(re.findall(r"\bwb\.([A-Za-z_]+)", text)) <= set(workbench.__all__)
