@@ -111,7 +111,7 @@ def picture_batch(
     """Pictures and their labels for the vision stage; -100 where a picture has no such label."""
     pixels, labels = [], {name: [] for name in ("kind", "noun", "verb", "colour", "shape")}
     for _ in range(size):
-        kind = PICTURE_KINDS[rng.choice(5, p=(0.46, 0.24, 0.18, 0.1, 0.02))]
+        kind = PICTURE_KINDS[rng.choice(5, p=(0.40, 0.28, 0.22, 0.08, 0.02))]
         noun = NOUNS[rng.integers(len(NOUNS))] if kind in ("icon", "list", "word") else ""
         verb = VERBS[rng.integers(len(VERBS))] if kind == "list" else ""
         picture = random_picture(rng, kind, noun, verb)
