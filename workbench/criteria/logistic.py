@@ -1,0 +1,182 @@
+"""Many logistic regressions at once, to the optimum: one batched solve instead of a loop over heads and folds.
+
+The problems of a batch share their labels, and the folds of a head share its features, which is what makes it fast:
+
+1. every head is fitted once on the pooled folds, roughly, by Newton steps in float32;
+2. from there every fold goes on by itself. A step is its own gradient, in float64, through a Hessian in float32 that is
+   refreshed every few steps and only for heads that are not done yet. An approximate Hessian costs steps, not accuracy:
+   a problem is done when its gradient is;
+3. whatever is left after that (features of odd scale, folds unlike the pool) goes through a damped Newton in float64.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workbench.errors import CriterionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GRADIENT_TOLERANCE = 1e-8  # largest gradient entry at the optimum, against that at zero coefficients or 1
+POOLED_STEPS, POOLED_TOLERANCE = 12, 5e-3
+ROUNDS, STEPS_A_ROUND = 6, 4
+DAMPED_STEPS, HALVINGS = 200, 30
+JITTER = 1e-6  # keeps a float32 Hessian invertible where the intercept's curvature vanishes
+
+
+def fit_logistic(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    weight: np.ndarray | None = None,
+    C: float = 1.0,
+    device: str = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit every logistic regression of a batch to its optimum.
+
+    Minimises C·Σᵢ weightᵢ·log(1 + exp(−yᵢ(w·xᵢ + b))) + ½|w|², y = ±1: scikit-learn's objective, with an L2 penalty on
+    the coefficients and none on the intercept. Features are taken as they are (not standardised), as in the LVLM-LP
+    protocol that the SAHs line builds on.
+
+    Args:
+        features: [*batch, n, d], any float type; one regression for each index of `batch` (a head, say).
+        labels: [n], true or 1 for unsafe; shared by the batch.
+        weight: Either [n], or [fold, n] for one regression a fold; at least 0, and 0 leaves a sample out. Default: all
+            1.
+        C: Inverse strength of the penalty, as in scikit-learn.
+        device: Where torch solves it.
+    Returns: Coefficients [*batch, d] and intercepts [*batch], float64; with folds [*batch, fold, d] and [*batch, fold].
+        The decision value of x is x·coef + intercept, in log-odds, positive for unsafe.
+    Raises: CriterionError if a feature is NaN or infinite, a fold trains on one class only, or an optimum is not
+        reached.
+    Source: agrees with sklearn.linear_model.LogisticRegression(C=C, tol=1e-12) within 1e-4 (tested).
+    """
+    import torch
+
+    features = np.asarray(features)
+    batch = features.shape[:-2]
+    weights = np.ones(np.shape(labels)) if weight is None else np.asarray(weight, dtype=np.float64)
+    _check(features, np.asarray(labels), weights)
+    x = torch.as_tensor(features, dtype=torch.float64, device=device).reshape(-1, *features.shape[-2:])
+    x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+    sign = torch.as_tensor(np.where(np.asarray(labels).astype(bool), 1.0, -1.0), device=device)
+    cost = torch.as_tensor(C * np.atleast_2d(weights), device=device)
+    # A sample's sign and features only ever appear multiplied: the problem becomes "push every margin up".
+    theta = _solve(x * sign[:, None], cost).cpu().numpy()
+    theta = theta.reshape(*batch, *weights.shape[:-1], theta.shape[-1])
+    return theta[..., :-1], theta[..., -1]
+
+
+def _check(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
+    n = features.shape[-2] if features.ndim >= 2 else None
+    if labels.shape != (n,) or weights.shape[-1:] != (n,) or weights.ndim > 2:
+        raise CriterionError(
+            "A logistic regression needs features [..., n, d], labels [n] and weights [n] or [fold, n]; "
+            f"got features {features.shape}, labels {labels.shape}, weights {weights.shape}."
+        )
+    if not np.isfinite(features).all():
+        raise CriterionError(
+            "A logistic regression was given features that are NaN or infinite. Fit computed heads only."
+        )
+    unsafe = labels.astype(bool)
+    if (weights < 0).any() or not (weights[..., unsafe].sum(-1).all() and weights[..., ~unsafe].sum(-1).all()):
+        raise CriterionError(
+            "A logistic regression was given training samples of one class only, or negative weights. "
+            "Every training part needs safe and unsafe prompts."
+        )
+
+
+def _solve(x: "Tensor", cost: "Tensor") -> "Tensor":
+    """theta [head, fold, d + 1] for signed features x [head, n, d + 1] and costs [fold, n]."""
+    import torch
+
+    heads, folds, width = len(x), len(cost), x.shape[-1]
+    penalty = torch.ones(width, dtype=x.dtype, device=x.device)
+    penalty[-1] = 0
+    tolerance = GRADIENT_TOLERANCE * (cost.sum(-1) * x.abs().amax((-1, -2))[:, None]).clamp_min(1)  # head, fold
+    theta = _pooled(x.float(), cost.mean(0).float(), penalty.float()).to(x.dtype)
+    theta = theta[:, None].expand(heads, folds, width).contiguous()
+    open_ = torch.arange(heads, device=x.device)
+    for _ in range(ROUNDS):
+        part, at = x[open_], theta[open_]
+        inverse = _inverse_hessian(part, cost, penalty, at)
+        for _ in range(STEPS_A_ROUND):
+            at = at - (inverse @ _gradient(part, cost, penalty, at)[..., None])[..., 0]
+        theta[open_] = at
+        done = (_gradient(part, cost, penalty, at).abs().amax(-1) <= tolerance[open_]).all(-1)
+        open_ = open_[~done]
+        if not len(open_):
+            return theta
+    for head in open_.tolist():
+        for fold in range(folds):
+            theta[head, fold] = _damped_newton(x[head], cost[fold], penalty, tolerance[head, fold])
+    return theta
+
+
+def _pooled(x: "Tensor", cost: "Tensor", penalty: "Tensor") -> "Tensor":
+    """A rough optimum on all folds together, [head, d + 1], float32; where it goes astray, zeros."""
+    import torch
+
+    theta = torch.zeros(len(x), x.shape[-1], dtype=x.dtype, device=x.device)
+    turned = x.transpose(1, 2).contiguous()
+    smallest = POOLED_TOLERANCE * float(cost.sum()) * x.abs().amax((1, 2)).clamp_min(1e-3)
+    ridge = penalty + JITTER
+    for _ in range(POOLED_STEPS):
+        miss = torch.sigmoid(-(x @ theta[..., None])[..., 0])
+        gradient = penalty * theta - ((cost * miss)[:, None] @ x)[:, 0]
+        if bool((gradient.abs().amax(-1) <= smallest).all()):
+            break
+        hessian = (turned * (cost * miss * (1 - miss))[:, None]) @ x
+        hessian.diagonal(dim1=1, dim2=2).add_(ridge)
+        theta = theta - torch.linalg.solve_ex(hessian, gradient[..., None])[0][..., 0]
+    return torch.where(torch.isfinite(theta).all(-1, keepdim=True), theta, torch.zeros_like(theta))
+
+
+def _gradient(x: "Tensor", cost: "Tensor", penalty: "Tensor", theta: "Tensor") -> "Tensor":
+    """Gradient of the objective, [head, fold, d + 1]."""
+    import torch
+
+    miss = torch.sigmoid(-(theta @ x.transpose(1, 2)))  # head, fold, n
+    return penalty * theta - (cost * miss) @ x
+
+
+def _inverse_hessian(x: "Tensor", cost: "Tensor", penalty: "Tensor", theta: "Tensor") -> "Tensor":
+    """Inverse Hessians, [head, fold, d + 1, d + 1], computed in float32 and returned in x's type."""
+    import torch
+
+    miss = torch.sigmoid(-(theta @ x.transpose(1, 2)))
+    curvature = (cost * miss * (1 - miss)).float()
+    single = x.float()
+    turned = single.transpose(1, 2).contiguous()
+    hessian = torch.stack([(turned * curvature[:, fold, None]) @ single for fold in range(len(cost))], 1)
+    hessian.diagonal(dim1=-2, dim2=-1).add_(penalty.float() + JITTER)
+    return torch.linalg.inv_ex(hessian)[0].to(x.dtype)
+
+
+def _damped_newton(x: "Tensor", cost: "Tensor", penalty: "Tensor", tolerance: "Tensor") -> "Tensor":
+    """One problem from zero, [d + 1]: Newton steps, halved as long as they raise the objective."""
+    import torch
+
+    def objective(theta: "Tensor") -> "Tensor":
+        return (cost * torch.nn.functional.softplus(-(x @ theta))).sum() + 0.5 * (penalty * theta**2).sum()
+
+    theta = torch.zeros(x.shape[-1], dtype=x.dtype, device=x.device)
+    value = objective(theta)
+    for _ in range(DAMPED_STEPS):
+        miss = torch.sigmoid(-(x @ theta))
+        gradient = penalty * theta - (cost * miss) @ x
+        if bool(gradient.abs().amax() <= tolerance):
+            return theta
+        hessian = (x.T * (cost * miss * (1 - miss))) @ x + torch.diag(penalty + 1e-12)
+        step = torch.linalg.solve_ex(hessian, gradient)[0]
+        for _ in range(HALVINGS):
+            if objective(theta - step) <= value * (1 + 1e-14):
+                break
+            step = step / 2
+        theta = theta - step
+        value = objective(theta)
+    raise CriterionError(
+        f"A logistic regression did not reach its optimum in {DAMPED_STEPS} Newton steps; its features reach "
+        f"{float(x.abs().max()):.1e}. Scale them to a size near 1."
+    )

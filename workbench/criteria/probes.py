@@ -1,0 +1,188 @@
+"""Trained probes: can a head's output alone tell unsafe prompts from safe ones?
+
+One logistic regression a head on z, the head's output at the last prompt position before W_O, with scikit-learn's
+defaults (C = 1, L2, features as they are). That SAHs probes this tensor is our reading: its code was not available.
+A probe says what can be decoded, which need not be what the model uses.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+
+from workbench.criteria.logistic import fit_logistic
+from workbench.criteria.registry import TRAINED, Criterion
+from workbench.criteria.stored_run import check_run, prompt_coord, unsafe_mask
+from workbench.errors import CriterionError
+from workbench.shapes import head_name
+
+FOLDS = 5
+REPEATS = 20  # draws of the few shots
+SHOTS = 2  # prompts of each category, of each class
+
+
+def fold_numbers(unsafe: np.ndarray, pairs: np.ndarray, *, folds: int = FOLDS, seed: int = 0) -> np.ndarray:
+    """The fold in which each prompt is held out, [prompt]: balanced over labels, the prompts of a pair in one fold.
+
+    `pairs` holds empty strings where a prompt has no twin. There are fewer folds where a class has fewer prompts (or
+    pairs).
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    alone = np.array([f"alone {i}" for i in range(len(pairs))], dtype=object)
+    groups = np.where(pairs == "", alone, pairs)
+    folds = min(folds, *(len(set(groups[unsafe == side])) for side in (True, False)))
+    paired = len(set(groups)) < len(groups)
+    splitter = (StratifiedGroupKFold if paired else StratifiedKFold)(folds, shuffle=True, random_state=seed)
+    number = np.empty(len(unsafe), dtype=int)
+    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(unsafe)), unsafe, groups if paired else None)):
+        number[held_out] = fold
+    return number
+
+
+def cross_validated(features: np.ndarray, unsafe: np.ndarray, fold: np.ndarray, *, C: float = 1.0) -> np.ndarray:
+    """Decision value of every prompt from the fold it was held out of.
+
+    Args:
+        features: [head, prompt, d].
+        unsafe: [prompt].
+        fold: [prompt], the fold in which a prompt is held out.
+        C: As in scikit-learn.
+    Returns: [head, prompt], log-odds, positive for unsafe.
+    """
+    names, number = np.unique(fold, return_inverse=True)
+    train = (number != np.arange(len(names))[:, None]).astype(float)
+    coef, intercept = fit_logistic(features, unsafe, weight=train, C=C)
+    # The fold of a prompt picks its row of coefficients: head, prompt, d.
+    return np.einsum("hnd,hnd->hn", features, coef[:, number]) + intercept[:, number]
+
+
+def few_shot_masks(unsafe: np.ndarray, category: np.ndarray, *, shots: int, repeats: int, seed: int) -> np.ndarray:
+    """Which prompts each repeat trains on, [repeat, prompt]: `shots` of every category of either class."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((repeats, len(unsafe)), dtype=bool)
+    for side in (True, False):
+        for name in sorted(set(category[unsafe == side])):
+            members = np.flatnonzero((unsafe == side) & (category == name))
+            for repeat in range(repeats):
+                masks[repeat, rng.permutation(members)[:shots]] = True
+    return masks
+
+
+def _computed(run: xr.Dataset, variable: str, criterion: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features of the computed heads [head, prompt, d], and which cells [layer, head] they are."""
+    z = run[variable].transpose("layer", "head", "prompt", ...).values.astype(np.float64)
+    finite = np.isfinite(z).all(-1)  # layer, head, prompt
+    absent: np.ndarray = np.asarray(np.isnan(z).all((-1, -2)))
+    if (broken := ~finite.all(-1) & ~absent).any():
+        layer, head = np.argwhere(broken)[0]
+        raise CriterionError(
+            f"Criterion {criterion!r}: run.{variable} holds NaN or infinite numbers for some prompts, first at "
+            f"{head_name(int(run['layer'][layer]), int(run['head'][head]))}. The run is incomplete, or half "
+            "precision overflowed: sweep again."
+        )
+    if absent.all():
+        raise CriterionError(f"Criterion {criterion!r}: run.{variable} is missing for every head of this run.")
+    features = z[~absent]
+    if (features == features[:, :1]).all():
+        raise CriterionError(
+            f"Criterion {criterion!r}: run.{variable} is the same for all {features.shape[1]} prompts, so there is "
+            "nothing to learn. Are the prompts the same to this model (images not passed on, text cut off)?"
+        )
+    return features, ~absent
+
+
+def _as_array(run: xr.Dataset, decisions: np.ndarray, computed: np.ndarray) -> xr.DataArray:
+    """Decisions [head, repeat, prompt] of the computed heads -> repeat, prompt, layer, head."""
+    out = np.full((*computed.shape, *decisions.shape[1:]), np.nan)
+    out[computed] = decisions
+    coords = {"prompt": run["prompt"], "layer": run["layer"], "head": run["head"]}
+    return xr.DataArray(out, dims=("layer", "head", "repeat", "prompt"), coords=coords).transpose(
+        "repeat", "prompt", "layer", "head"
+    )
+
+
+def _full(variable: str, name: str) -> Callable[..., xr.DataArray]:
+    def values(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
+        unsafe = unsafe_mask(run)
+        features, computed = _computed(run, variable, name)
+        fold = fold_numbers(unsafe, prompt_coord(run, "pair_id"), seed=seed)
+        return _as_array(run, cross_validated(features, unsafe, fold)[:, None], computed)
+
+    return values
+
+
+def _few_shot(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
+    unsafe = unsafe_mask(run)
+    features, computed = _computed(run, "head_output", "probe_few_shot")
+    category = prompt_coord(run, "category")
+    if set(category) == {""}:
+        category = prompt_coord(run, "family")
+    masks = few_shot_masks(unsafe, category, shots=SHOTS, repeats=REPEATS, seed=seed)
+    rest = ~masks
+    if not (rest[:, unsafe].any(1) & rest[:, ~unsafe].any(1)).all():
+        raise CriterionError(
+            f"Criterion 'probe_few_shot' trains on {SHOTS} prompts of each category and tests on the others, and with "
+            f"{len(set(category))} categories over {len(unsafe)} prompts nothing is left to test on. Sweep more "
+            "prompts."
+        )
+    coef, intercept = fit_logistic(features, unsafe, weight=masks.astype(float))
+    decisions = np.einsum("hnd,hrd->hrn", features, coef) + intercept[..., None]
+    decisions[:, masks] = np.nan
+    return _as_array(run, decisions, computed)
+
+
+def _decide(variable: str, name: str) -> Callable[[xr.Dataset, np.ndarray], xr.DataArray]:
+    def decide(run: xr.Dataset, train: np.ndarray) -> xr.DataArray:
+        check_run(run, (variable,), wanted_by=f"Criterion {name!r}")
+        features, computed = _computed(run, variable, name)
+        unsafe = prompt_coord(run, "label") == "unsafe"
+        coef, intercept = fit_logistic(features, unsafe, weight=np.asarray(train, dtype=float))
+        decisions = np.einsum("hnd,hd->hn", features, coef) + intercept[:, None]
+        return _as_array(run, decisions[:, None], computed).isel(repeat=0)
+
+    return decide
+
+
+_SOURCE = "SAHs, 'Spot Risks Before Speaking' (arXiv 2501.02029), one logistic regression a head; protocol of "
+"LVLM-LP (2403.09037)"
+
+CRITERIA = (
+    Criterion(
+        name="probe",
+        kind=TRAINED,
+        values=_full("head_output", "probe"),
+        needs=("head_output",),
+        unit="share correct",
+        label="Probe accuracy",
+        direction="0 to 1, held-out (5 folds); 0.5 is chance for balanced classes; larger = the head's output tells "
+        "the classes apart",
+        source=_SOURCE,
+        quirks="Which tensor SAHs probes was not found; z before W_O is the usual reading. On easy pairs accuracy "
+        "saturates and cannot rank heads: read AUROC, or test on harder negatives.",
+        decide=_decide("head_output", "probe"),
+    ),
+    Criterion(
+        name="probe_few_shot",
+        kind=TRAINED,
+        values=_few_shot,
+        needs=("head_output",),
+        unit="share correct",
+        label="Few-shot probe accuracy",
+        direction=f"0 to 1, on the prompts not trained on; {SHOTS} shots a category, mean over {REPEATS} seeded draws",
+        source=_SOURCE + "; one or two shots a category",
+        decide=_decide("head_output", "probe_few_shot"),
+    ),
+    Criterion(
+        name="probe_write",
+        kind=TRAINED,
+        values=_full("head_write", "probe_write"),
+        needs=("head_write",),
+        unit="share correct",
+        label="Probe accuracy on the write",
+        direction="0 to 1, held-out (5 folds); as probe, on what the head writes to the residual stream, z·W_O",
+        source="this project, beside SAHs",
+        quirks="A run stores z only; z·W_O needs the model's weights and d_model numbers a head and prompt.",
+        decide=_decide("head_write", "probe_write"),
+    ),
+)

@@ -1,0 +1,181 @@
+"""Angles between data sets: how far masking a head turns what a whole set of prompts has in common.
+
+A set of N prompts gives a matrix of final states, N × d_model, without the mask and with it. The four criteria here
+differ in which one vector stands for such a matrix. Nothing is centred, as published.
+
+| criterion | the vector | lives in | range | as in |
+|---|---|---|---|---|
+| `svd_left` | first left singular vector | prompts | 0-90 | Ships, Sahara |
+| `svd_right` | first right singular vector | states | 0-90 | "principal behaviour vector", the other reading |
+| `mean_vector` | mean state | states | 0-180 | the plainest summary |
+| `first_coordinate` | the states' first coordinate, one value a prompt | prompts | 0-180 | Oh Defense's released code |
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+
+from workbench.criteria.deflection import angle_deg
+from workbench.criteria.registry import PER_DATA_SET, Criterion
+from workbench.errors import CriterionError
+
+CELLS_AT_ONCE = 2**25  # numbers of float64 held at a time: 256 MB
+
+
+def first_left_singular(states: np.ndarray) -> np.ndarray:
+    """First left singular vector of each matrix [..., prompt, d_model] -> [..., prompt]: unit length, any sign."""
+    return _first_singular(states)[0]
+
+
+def first_right_singular(states: np.ndarray) -> np.ndarray:
+    """First right singular vector of each matrix [..., prompt, d_model] -> [..., d_model]: unit length, any sign."""
+    return _first_singular(states)[1]
+
+
+def _first_singular(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both first singular vectors, from the eigenvectors of the smaller Gram matrix: all heads in one batched call."""
+    states = np.asarray(states, dtype=np.float64)
+    prompts, width = states.shape[-2:]
+    turned = np.swapaxes(states, -1, -2)
+    if prompts <= width:
+        left = np.linalg.eigh(states @ turned)[1][..., -1]
+        right = _unit(np.squeeze(turned @ left[..., None], -1))
+    else:
+        right = np.linalg.eigh(turned @ states)[1][..., -1]
+        left = _unit(np.squeeze(states @ right[..., None], -1))
+    return left, right
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def line_angle_deg(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Angle between the lines through two vectors, degrees, 0-90: the principal angle of one-dimensional subspaces."""
+    angle = angle_deg(u, v)
+    return np.minimum(angle, 180 - angle)
+
+
+def _svd_left(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    return line_angle_deg(first_left_singular(base), first_left_singular(masked))
+
+
+def _svd_right(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    return line_angle_deg(first_right_singular(base), first_right_singular(masked))
+
+
+def _mean_vector(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    return angle_deg(base.mean(-2), masked.mean(-2))
+
+
+def _first_coordinate(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    return angle_deg(base[..., 0], masked[..., 0])
+
+
+def _over_heads(
+    name: str, angle: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Callable[[xr.Dataset], xr.DataArray]:
+    """The criterion that compares base states with each head's masked states by `angle`, a few heads at a time."""
+
+    def values(run: xr.Dataset) -> xr.DataArray:
+        base = np.asarray(run["base_state"].transpose("prompt", "d_model").values, dtype=np.float64)
+        if not np.isfinite(base).all():
+            raise CriterionError(
+                f"Criterion {name!r}: the unmasked states hold NaN or infinite numbers. Sweep again in float32."
+            )
+        if (base == base[0]).all():
+            raise CriterionError(
+                f"Criterion {name!r}: all {len(base)} prompts have the same unmasked state, so the set has no shape "
+                "that a mask could turn. Are the prompts the same to this model (images not passed on, text cut off)?"
+            )
+        state = run["state"].transpose("projection", "layer", "head", "prompt", "d_model")
+        out = np.full(state.shape[:3], np.nan)
+        heads = max(1, CELLS_AT_ONCE // base.size)
+        for projection, layer, start in np.ndindex(out.shape[0], out.shape[1], -(-out.shape[2] // heads)):
+            block = slice(start * heads, (start + 1) * heads)
+            masked = np.asarray(state[projection, layer, block].values, dtype=np.float64)
+            out[projection, layer, block] = _where_computed(name, angle, base, masked, state, projection, layer)
+        return xr.DataArray(
+            out, dims=("projection", "layer", "head"), coords={d: run[d] for d in ("projection", "layer", "head")}
+        )
+
+    return values
+
+
+def _where_computed(
+    name: str,
+    angle: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    base: np.ndarray,
+    masked: np.ndarray,
+    state: xr.DataArray,
+    projection: int,
+    layer: int,
+) -> np.ndarray:
+    """The angle of every head whose states are there; NaN for heads left out of the sweep; an error for holes."""
+    missing = ~np.isfinite(masked).all(-1)  # head, prompt
+    if (missing.any(-1) & ~missing.all(-1)).any():
+        raise CriterionError(
+            f"Criterion {name!r}: masked states hold NaN or infinite numbers for some prompts only, in layer "
+            f"{int(state.layer[layer])} ({state.projection.values[projection]}). The run is incomplete, or half "
+            "precision overflowed."
+        )
+    computed = ~missing.all(-1)
+    out = np.full(len(masked), np.nan)
+    if computed.any():
+        out[computed] = angle(base, masked[computed])
+    return out
+
+
+def _criterion(name: str, angle: Callable, label: str, direction: str, source: str, quirks: str) -> Criterion:
+    return Criterion(
+        name=name,
+        kind=PER_DATA_SET,
+        values=_over_heads(name, angle),
+        needs=("base_state", "state"),
+        unit="degrees",
+        label=label,
+        direction=direction,
+        source=source,
+        quirks=quirks,
+    )
+
+
+CRITERIA = (
+    _criterion(
+        "svd_left",
+        _svd_left,
+        "Angle of first left singular vectors",
+        "0-90; larger = masking the head changes how the prompts load on what they share",
+        "Zhou et al. (ICLR 2025, arXiv 2410.13708), generalised Ships with r_main = 1; ydyjya/SafetyHeadAttribution "
+        "at 6203a04, lib/Sahara/svd.py",
+        "Lives in the space of prompts, not of states; not centred; a sign flip of every state is invisible.",
+    ),
+    _criterion(
+        "svd_right",
+        _svd_right,
+        "Angle of first right singular vectors",
+        "0-90; larger = masking the head turns the direction that the states share",
+        "Oh Defense's 'principal behaviour vectors' read in the space of states; which of the two the paper means "
+        "was not found",
+        "Not centred, so that close to the mean state; a sign flip of every state is invisible.",
+    ),
+    _criterion(
+        "mean_vector",
+        _mean_vector,
+        "Angle of mean states",
+        "0-180; larger = masking the head turns the mean state further",
+        "this project, the plainest summary of a set",
+        "Turns that cancel over the prompts are invisible.",
+    ),
+    _criterion(
+        "first_coordinate",
+        _first_coordinate,
+        "Angle of the states' first coordinate",
+        "0-180; larger = masking the head changes coordinate 0 over the prompts more",
+        "cirteo/Oh-Defense, released code for more than one sample",
+        "Not the deflection angle: the code normalises the columns of the N × d_model matrices and takes the first "
+        "column of each, with a signed dot product, so that a change in any other coordinate is invisible.",
+    ),
+)
