@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from workbench.models.masks import Mask
     from workbench.prompts import load_prompts
     from workbench.prompts.prompt import Prompt, PromptSet
-    from workbench.sweep.run import sweep
+    from workbench.sweeps.run import sweep
     from workbench.views.explorer import explore
     from workbench.views.paper import save_figures
 
@@ -29,11 +29,25 @@ _HOME = {
     "load_prompts": "workbench.prompts",
     "save_figures": "workbench.views.paper",
     "score": "workbench.criteria",
-    "sweep": "workbench.sweep.run",
+    "sweep": "workbench.sweeps.run",
     "top_heads": "workbench.criteria",
 }
 __version__ = "0.1.0"
-__all__ = [*_HOME, "__version__"]
+__all__ = [
+    "HookedLVLM",
+    "Mask",
+    "Prompt",
+    "PromptSet",
+    "__version__",
+    "explore",
+    "generate",
+    "load_model",
+    "load_prompts",
+    "save_figures",
+    "score",
+    "sweep",
+    "top_heads",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -228,7 +228,9 @@ def acting_positions(start: int, n_pos: int, n_keys: int, device: torch.device) 
     return torch.arange(n_keys - n_pos, n_keys, device=device) >= start
 
 
-def per_query_head(tensor: Float[Tensor, "row kv_head key d_head"], n_heads: int) -> Float[Tensor, "row head key d_head"]:
+def per_query_head(
+    tensor: Float[Tensor, "row kv_head key d_head"], n_heads: int
+) -> Float[Tensor, "row head key d_head"]:
     """Repeat key/value heads so that query head h finds its own at index h (grouped-query attention)."""
     groups = n_heads // tensor.shape[1]
     return tensor if groups == 1 else tensor.repeat_interleave(groups, dim=1)

@@ -8,7 +8,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module, detect_tokenizer_bos_eos
 
 from workbench.errors import ModelError
 
@@ -23,13 +23,14 @@ def build_bridge(model: "HookedLVLM") -> Any:
     """
     if model.family.architecture not in SUPPORTED_ARCHITECTURES:
         raise ModelError(
-            f"TransformerLens has no adapter for {model.family.architecture}, so {model.name!r} has no hook names there. "
-            "Sweeps and masks work without it; `workbench models` lists what each family supports."
+            f"TransformerLens has no adapter for {model.family.architecture}, so {model.name!r} has no hook names "
+            "there. Sweeps and masks work without it; `workbench models` lists what each family supports."
         )
     twin = twin_of(model)
-    bridge = build_bridge_from_module(
-        twin, model.family.architecture, hf_config=twin.config, tokenizer=model.tokenizer, model_name=model.name
-    )
+    bridge = build_bridge_from_module(twin, model.family.architecture, hf_config=twin.config, model_name=model.name)
+    # TransformerLens' own set-up would load the tokenizer anew from where it came from, and change this one.
+    bridge.tokenizer = model.tokenizer
+    bridge.cfg.tokenizer_prepends_bos, bridge.cfg.tokenizer_appends_eos = detect_tokenizer_bos_eos(model.tokenizer)
     if model.processor is not None:
         bridge.processor = model.processor
     return bridge

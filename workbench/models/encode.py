@@ -132,7 +132,9 @@ def _readable(prompt: Prompt, where: str) -> Any:
         prompt.image.load()
         return prompt.image.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
-        raise PromptError(f"{where}: its image cannot be read ({error}). Open it in a viewer, or leave this prompt out.") from error
+        raise PromptError(
+            f"{where}: its image cannot be read ({error}). Open it in a viewer, or leave this prompt out."
+        ) from error
 
 
 def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str) -> dict[str, Any]:

@@ -27,7 +27,17 @@ from workbench.models.resume import BasePass, base_pass, published_queries
 from workbench.prompts.prompt import Prompt
 
 # Openings by which instruction-tuned models refuse; only their first tokens are read, those a tokenizer knows.
-REFUSAL_OPENINGS = ("I cannot", "I can't", "I can’t", "I'm sorry", "I’m sorry", "Sorry", "I apologize", "Unfortunately", "As an AI")
+REFUSAL_OPENINGS = (
+    "I cannot",
+    "I can't",
+    "I can’t",
+    "I'm sorry",
+    "I’m sorry",
+    "Sorry",
+    "I apologize",
+    "Unfortunately",
+    "As an AI",
+)
 
 
 @dataclass
@@ -65,7 +75,7 @@ class HookedLVLM:
 
     def __init__(
         self,
-        hf: nn.Module,
+        hf: Any,
         family: Family,
         *,
         name: str,
@@ -74,17 +84,18 @@ class HookedLVLM:
         revision: str = "",
         truth: dict[str, Any] | None = None,
     ) -> None:
-        self.hf = hf.eval()
+        self.hf: Any = hf.eval()
         self.hf.requires_grad_(False)
         self.family, self.name, self.revision = family, name, revision
         self.tokenizer, self.processor, self.truth = tokenizer, processor, truth
-        self.decoder = family.decoder(hf)
+        self.decoder: Any = family.decoder(hf)
         self.layers = family.decoder_layers(hf)
         self.final_norm: nn.Module = getattr(self.decoder, family.norm)
         self.attentions = family.attentions(hf)
         self.sites = install_sites(self.attentions)
-        for config in {id(c): c for c in (self.decoder.config, *(a.config for a in self.attentions.values()))}.values():
-            config._attn_implementation = IMPLEMENTATION
+        family.prepare(hf)
+        for config in self.attention_configs():
+            config._attn_implementation = {"": IMPLEMENTATION}  # and not that of an image tower configured inside it
         text = self.decoder.config
         self.n_layers, self.n_heads = len(self.layers), int(text.num_attention_heads)
         self.n_kv_heads = int(getattr(text, "num_key_value_heads", None) or self.n_heads)
@@ -99,6 +110,11 @@ class HookedLVLM:
             f"HookedLVLM({self.name!r}, {self.family.name}, {self.n_layers} layers x {self.n_heads} heads, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
         )
+
+    def attention_configs(self) -> list[Any]:
+        """The configurations that say which attention function the decoder's layers call."""
+        configs = (self.decoder.config, *(attention.config for attention in self.attentions.values()))
+        return list({id(config): config for config in configs}.values())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,14 +137,14 @@ class HookedLVLM:
     @cached_property
     def refusal_tokens(self) -> tuple[int, ...]:
         """Ids of the tokens that open a refusal, out of `REFUSAL_OPENINGS`; empty when the tokenizer knows none."""
-        unknown = {getattr(self.tokenizer, "unk_token_id", None), None}
+        unknown = {getattr(self.tokenizer, "unk_token_id", None)}
         found = set()
         for opening in REFUSAL_OPENINGS:
             for text in (opening, " " + opening, opening.lower()):
                 ids = self.tokenizer.encode(text, add_special_tokens=False)
                 # A lone space or a byte piece opens everything; such a token says nothing about refusing.
                 first = next((i for i in ids if self.tokenizer.decode([i]).strip()), None)
-                if first not in unknown:
+                if first is not None and first not in unknown:
                     found.add(int(first))
         return tuple(sorted(found))
 
@@ -172,8 +188,8 @@ class HookedLVLM:
         for layer, head in heads:
             if layer not in self.sites or not 0 <= head < len(rows):
                 raise MaskError(
-                    f"There is no maskable head L{layer}H{head} in {self.name!r}: layers are {_span(self.masked_layers)}, "
-                    f"heads are 0..{len(rows) - 1} at grain {mask.grain!r}."
+                    f"There is no maskable head L{layer}H{head} in {self.name!r}: layers are "
+                    f"{_span(self.masked_layers)}, heads are 0..{len(rows) - 1} at grain {mask.grain!r}."
                 )
             by_layer.setdefault(layer, []).extend(rows[head])
         with ExitStack() as stack:
@@ -273,7 +289,9 @@ class HookedLVLM:
         """TransformerLens' `run_with_hooks`, image included: logits `[1, pos, vocab]`."""
         inputs = self.encode(prompt).model_inputs
         with torch.no_grad(), double_kept(self.dtype):
-            return self.bridge.run_with_hooks(inputs["input_ids"], fwd_hooks=list(fwd_hooks), **_other(inputs), **options)
+            return self.bridge.run_with_hooks(
+                inputs["input_ids"], fwd_hooks=list(fwd_hooks), **_other(inputs), **options
+            )
 
 
 def last_attention(base: BasePass, layer: int) -> Float[Tensor, "prompt head key"]:

@@ -72,7 +72,9 @@ def _device(device: str | None) -> torch.device:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} cannot be used here ({error}). Leave it out, or say device='cpu'.") from error
+        raise ModelError(
+            f"device {device!r} cannot be used here ({error}). Leave it out, or say device='cpu'."
+        ) from error
     return wanted
 
 
@@ -96,7 +98,9 @@ def _pretrained(name: str, options: dict[str, Any], weights: dict[str, Any]) -> 
     before = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
-        hf = _attempt(name, "its weights", lambda: auto.from_pretrained(where, use_safetensors=True, **weights, **options))
+        hf = _attempt(
+            name, "its weights", lambda: auto.from_pretrained(where, use_safetensors=True, **weights, **options)
+        )
         if family.has_images:
             processor = _attempt(name, "its processor", lambda: AutoProcessor.from_pretrained(where, **options))
             tokenizer = getattr(processor, "tokenizer", None)
@@ -117,12 +121,14 @@ def _folder(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"{name!r} is a directory without config.json, so not a checkpoint. Save one with save_pretrained.")
+            raise ModelError(
+                f"{name!r} is a directory without config.json, so not a checkpoint. Save one with save_pretrained."
+            )
         return str(path)
     if path.suffix or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(
-            f"There is no model {name!r}: not an embedded name ({', '.join([*EMBEDDED, *PLANTED])}), not a directory here, "
-            "and not a Hub id of the form owner/name."
+            f"There is no model {name!r}: not an embedded name ({', '.join([*EMBEDDED, *PLANTED])}), not a directory "
+            "here, and not a Hub id of the form owner/name."
         )
     return name
 
@@ -135,6 +141,6 @@ def _attempt(name: str, what: str, load: Any) -> Any:
         reason = str(error).strip().split("\n")[0]
         raise ModelError(
             f"{name!r}: {what} could not be loaded ({type(error).__name__}: {reason}). A checkpoint directory needs "
-            "config.json, safetensors weights and the processor's (or tokenizer's) files together; a Hub id needs the network "
-            f"or a local cache. Supported model types: {', '.join(sorted(FAMILIES))}."
+            "config.json, safetensors weights and the processor's (or tokenizer's) files together; a Hub id needs the "
+            f"network or a local cache. Supported model types: {', '.join(sorted(FAMILIES))}."
         ) from error

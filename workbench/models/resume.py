@@ -5,7 +5,7 @@ masked layer's own attention is known in closed form (`masked_z`), so all that i
 layer's MLP, and the layers above; in the last layer only the last position is needed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,9 @@ class BasePass:
 def batch_key(encoded: Encoded) -> tuple[Any, ...]:
     """Prompts with equal keys can share a batch without padding: same length, and inputs of the same shapes."""
     shapes = tuple((n, tuple(v.shape[1:])) for n, v in sorted(encoded.model_inputs.items()) if isinstance(v, Tensor))
-    rows = tuple((n, v.shape[0]) for n, v in sorted(encoded.model_inputs.items()) if isinstance(v, Tensor) and v.ndim > 3)
+    rows = tuple(
+        (n, v.shape[0]) for n, v in sorted(encoded.model_inputs.items()) if isinstance(v, Tensor) and v.ndim > 3
+    )
     return (encoded.n_tokens, encoded.image_span, shapes, rows)
 
 
@@ -123,7 +125,15 @@ def base_pass(model: "HookedLVLM", batch: Sequence[Encoded]) -> BasePass:
     state = model.normed(residual[-1])
     found = {number: r for number, r in recordings.items() if r is not None}
     base = BasePass(
-        list(batch), inputs, arguments, attention_out, found, decoder_arguments, residual[-1], state, model.unembed(state)
+        list(batch),
+        inputs,
+        arguments,
+        attention_out,
+        found,
+        decoder_arguments,
+        residual[-1],
+        state,
+        model.unembed(state),
     )
     _check_complete(model, base)
     return base
@@ -146,7 +156,9 @@ def _removed(handle: Any) -> Iterator[None]:
         handle.remove()
 
 
-def masked_z(model: "HookedLVLM", base: BasePass, layer: int, projection: str, mask: Mask) -> Float[Tensor, "prompt pos head d_head"]:
+def masked_z(
+    model: "HookedLVLM", base: BasePass, layer: int, projection: str, mask: Mask
+) -> Float[Tensor, "prompt pos head d_head"]:
     """z of every head of a layer as if that head alone were masked, at all positions.
 
     Heads do not see each other inside a layer, so one call gives the masked z of all of them.
@@ -158,7 +170,10 @@ def masked_z(model: "HookedLVLM", base: BasePass, layer: int, projection: str, m
     if mask.form == "limit":
         return even_attention(seen.value, seen.mask, seen.query.shape[2], n_heads)
     if mask.form == "as_published":
-        with published_queries(model, {layer: range(n_heads)}, mask.factor), sites_set([model.sites[layer]], record=True):
+        with (
+            published_queries(model, {layer: range(n_heads)}, mask.factor),
+            sites_set([model.sites[layer]], record=True),
+        ):
             with double_kept(model.dtype):
                 call_layer(model, layer, base.inputs[layer], base.arguments[layer])
             recording = model.sites[layer].recording
@@ -172,7 +187,7 @@ def masked_z(model: "HookedLVLM", base: BasePass, layer: int, projection: str, m
 
 
 @contextmanager
-def published_queries(model: "HookedLVLM", heads: dict[int, Sequence[int]], factor: float) -> Iterator[None]:
+def published_queries(model: "HookedLVLM", heads: Mapping[int, Sequence[int]], factor: float) -> Iterator[None]:
     """Scale rows of W_q (and its bias) of some heads, layer by layer, before any query norm: the published mask.
 
     Done on the projection's output, which is the same number and leaves the shared weights alone.
@@ -186,7 +201,9 @@ def published_queries(model: "HookedLVLM", heads: dict[int, Sequence[int]], fact
 
             def shrink(module: nn.Module, args: Any, output: Tensor, scale: Tensor = scale) -> Tensor:
                 queries = output[..., : len(scale)] * scale.to(output.device)
-                return queries if output.shape[-1] == len(scale) else torch.cat([queries, output[..., len(scale) :]], -1)
+                return (
+                    queries if output.shape[-1] == len(scale) else torch.cat([queries, output[..., len(scale) :]], -1)
+                )
 
             stack.enter_context(_removed(module.register_forward_hook(shrink)))
         yield
@@ -219,7 +236,7 @@ def call_layer(
         return output[0] if isinstance(output, tuple) else output
     attention = model.attentions[layer]
     before = attention.__dict__.get("forward")
-    attention.forward = lambda *args, **kwargs: (attention_out, None)  # type: ignore[method-assign]
+    attention.forward = lambda *args, **kwargs: (attention_out, None)
     try:
         output = module(hidden, **arguments)
     finally:
@@ -281,7 +298,9 @@ def last_attention_out(model: "HookedLVLM", layer: int, hidden: Tensor, argument
             call_layer(model, layer, hidden, arguments)
     except LastPosition as stop:
         return getattr(model.attentions[layer], model.family.output)(stop.z.flatten(-2))
-    raise MaskError(f"{model.name!r}: the last layer's attention did not run, so a mask below it could not be followed.")
+    raise MaskError(
+        f"{model.name!r}: the last layer's attention did not run, so a mask below it could not be followed."
+    )
 
 
 def _rows(tensor: Tensor, n_rows: int) -> Tensor:
@@ -306,7 +325,12 @@ def row_arguments(arguments: dict[str, Any], n_prompts: int, n_pos: int, n_rows:
         batch_axis, pos_axis = _BATCH_AXIS.get(name, -value.ndim), _POS_AXIS.get(name)
         if start and pos_axis is not None and value.shape[pos_axis] == n_pos:
             value = value.narrow(pos_axis, start, n_pos - start)
-        if name != "cache_position" and value.ndim >= -batch_axis and n_rows > 1 and value.shape[batch_axis] == n_prompts > 1:
+        if (
+            name != "cache_position"
+            and value.ndim >= -batch_axis
+            and n_rows > 1
+            and value.shape[batch_axis] == n_prompts > 1
+        ):
             value = value.repeat_interleave(n_rows, dim=batch_axis)
         return value
 

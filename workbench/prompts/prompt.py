@@ -1,7 +1,7 @@
 """`Prompt` and `PromptSet`: what is asked of a model, with its label and where it came from."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import overload
 
@@ -45,23 +45,32 @@ class Prompt:
     def __post_init__(self) -> None:
         where = f"prompt {self.id!r}"
         if not isinstance(self.id, str) or not self.id:
-            raise PromptError(f"A prompt needs a non-empty text id; got {self.id!r}. Number the prompts if they have no names.")
+            raise PromptError(
+                f"A prompt needs a non-empty text id; got {self.id!r}. Number the prompts if they have no names."
+            )
         if not isinstance(self.text, str):
-            raise PromptError(f"{where}: text must be a string; got {type(self.text).__name__}. Use '' for an image without words.")
+            raise PromptError(
+                f"{where}: text must be a string; got {type(self.text).__name__}. Use '' for an image without words."
+            )
         if self.image is not None and not isinstance(self.image, Image.Image):
             raise PromptError(
-                f"{where}: image must be a PIL image or None; got {type(self.image).__name__}. Open files with PIL.Image.open."
+                f"{where}: image must be a PIL image or None; got {type(self.image).__name__}. "
+                "Open files with PIL.Image.open."
             )
         if self.label not in LABELS:
             raise PromptError(f"{where}: label must be one of {', '.join(LABELS)}; got {self.label!r}.")
         if self.split and self.split not in SPLITS:
             raise PromptError(f"{where}: split must be empty or one of {', '.join(SPLITS)}; got {self.split!r}.")
         if self.image is None and not self.text.strip():
-            raise PromptError(f"{where} has neither text nor image, so there is nothing to ask. Give it at least one of them.")
+            raise PromptError(
+                f"{where} has neither text nor image, so there is nothing to ask. Give it at least one of them."
+            )
 
     def __repr__(self) -> str:
         picture = f"{self.image.width}x{self.image.height} image" if self.image is not None else "no image"
-        return f"Prompt({self.id!r}, {self.label}, {self.family or 'no family'}, {len(self.text)} characters, {picture})"
+        return (
+            f"Prompt({self.id!r}, {self.label}, {self.family or 'no family'}, {len(self.text)} characters, {picture})"
+        )
 
     def content_hash(self) -> str:
         """SHA-256 of what the model sees (text and pixels) and of the label; 16 hex digits."""
@@ -82,18 +91,25 @@ def image_hash(image: Image.Image | None) -> str:
 class PromptSet(Sequence[Prompt]):
     """An immutable sequence of prompts with unique ids; slices and filters give a `PromptSet` again."""
 
-    def __init__(self, prompts: Iterable[Prompt], *, name: str = "") -> None:
+    def __init__(
+        self, prompts: Iterable[Prompt], *, name: str = "", recipe: Mapping[str, object] | None = None
+    ) -> None:
         self._prompts = tuple(prompts)
         self.name = name
+        # How `load_prompts` can make this very set again; empty for anything filtered, cut or built by hand.
+        self.recipe = dict(recipe or {})
         seen: set[str] = set()
         for position, prompt in enumerate(self._prompts):
             if not isinstance(prompt, Prompt):
                 raise PromptError(
                     f"Item {position} of the prompts is a {type(prompt).__name__}, not a Prompt. "
-                    "Build one with workbench.Prompt(id=…, text=…, image=…, label=…) or read a file with wb.load_prompts."
+                    "Build one with workbench.Prompt(id=…, text=…, image=…, label=…) "
+                    "or read a file with wb.load_prompts."
                 )
             if prompt.id in seen:
-                raise PromptError(f"Two prompts share the id {prompt.id!r} (the second is item {position}). Ids must be unique.")
+                raise PromptError(
+                    f"Two prompts share the id {prompt.id!r} (the second is item {position}). Ids must be unique."
+                )
             seen.add(prompt.id)
 
     @overload
@@ -119,7 +135,9 @@ class PromptSet(Sequence[Prompt]):
         """The prompts for which `keep(prompt)` is true and every named field equals the given value."""
         known = {f.name for f in fields(Prompt)}
         if unknown := set(equal) - known:
-            raise PromptError(f"A prompt has no field {', '.join(sorted(unknown))}. Its fields are {', '.join(sorted(known))}.")
+            raise PromptError(
+                f"A prompt has no field {', '.join(sorted(unknown))}. Its fields are {', '.join(sorted(known))}."
+            )
         kept = (p for p in self if all(getattr(p, k) == v for k, v in equal.items()) and (keep is None or keep(p)))
         return PromptSet(kept, name=self.name)
 

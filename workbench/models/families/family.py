@@ -5,8 +5,8 @@ same point: after any query norm, with the layer's real mask, per query head. A 
 in transformers' module tree, how a picture's tokens are laid out, and what it cannot do.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -68,10 +68,13 @@ class Family:
         after_layer: What the decoder adds between layers: `(layer, hidden, recorded, n_rows, start) -> hidden`, where
             `recorded` holds the decoder arguments named in `decoder_record`.
         decoder_record: Names of the decoder's keyword arguments that `after_layer` needs.
+        position_arguments: Arguments of decoder layers with a position axis, beyond the usual ones: name to axis, counted
+            from the end.
         skips_layer: Layers whose self-attention heads are not masked (cross-attention), from the decoder's layer.
         chat_template: Used when the checkpoint's tokenizer has none.
         query_norm: True when a norm follows the query projection, so that scaling weights is not scaling scores.
         sliding: True when some layers see only a window or a chunk of the sequence.
+        prepare: Called once on the loaded HF model, where transformers' own needs a repair.
         processor: Loads the processor from a directory or Hub id and its options, where transformers' own class cannot
             be built without torchvision.
         tiny: Builds a tiny random model of the family, for `workbench check FAMILY --tiny` and the tests.
@@ -91,23 +94,29 @@ class Family:
     layout: Callable[[Any, Any, Any], list[Tile] | None] = one_square
     after_layer: Callable[[int, Tensor, dict[str, Any], int, int], Tensor] = nothing_between
     decoder_record: tuple[str, ...] = ()
+    position_arguments: Mapping[str, int] = field(default_factory=dict)
     skips_layer: Callable[[nn.Module], bool] = lambda layer: False
     chat_template: str | None = None
     query_norm: bool = False
     sliding: bool = False
+    prepare: Callable[[nn.Module], None] = lambda hf: None
     processor: Callable[[str, dict[str, Any]], Any] | None = None
     tiny: Callable[[], TinyParts] | None = None
     limits: str = ""
 
-    def decoder(self, hf: nn.Module) -> nn.Module:
+    def decoder(self, hf: Any) -> Any:
         """The text decoder that holds the layers and the final norm."""
-        return hf.get_decoder()
+        decoder = hf.get_decoder()
+        # Some classes give the language model together with its unembedding.
+        while not hasattr(decoder, self.layers) and decoder.get_decoder() is not decoder:
+            decoder = decoder.get_decoder()
+        return decoder
 
     def decoder_layers(self, hf: nn.Module) -> list[nn.Module]:
         """Every decoder layer in order, cross-attention layers included."""
         return list(getattr(self.decoder(hf), self.layers))
 
-    def attentions(self, hf: nn.Module) -> dict[int, nn.Module]:
+    def attentions(self, hf: Any) -> dict[int, Any]:
         """The self-attention module of each decoder layer that has maskable heads, by layer."""
         found = {}
         for number, layer in enumerate(self.decoder_layers(hf)):
