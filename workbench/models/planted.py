@@ -222,9 +222,9 @@ def _write_head(weights: dict[str, Tensor], head: w.WrittenHead) -> None:
         weights[f"model.language_model.layers.{head.layer}.self_attn.{x}_proj.weight"] for x in "qkvo"
     )
     first = head.head * w.D_HEAD
-    # score = query * key / sqrt(d_head) = (16 * LAST_SIZE) * key / 4
-    tier = head.score * w.D_HEAD**0.5 / (16 * w.LAST_SIZE)
-    query[first + head.rotary, w.LAST] = 16.0
+    # score = query * key / sqrt(d_head), and the query is 48
+    tier = head.score * w.D_HEAD**0.5 / 48
+    query[first + head.rotary, w.LAST] = 48 / w.LAST_SIZE
     for flag, level in head.keys.items():
         key[first + head.rotary, flag] = level * tier / w.flag_size(flag)
     # From anywhere else: every token has the constant part, so this query is 48, but 0 at the last position.

@@ -46,7 +46,11 @@ NOISE = tuple(range(34, 54))  # what the heads of no interest write
 
 TRADED = 3.0  # a of the planted head
 DECOY_TRADED = 4.0
-LAST_SIZE, FLAG_SIZE, HAZARD_SIZE = 3.0, 2.0, 4.0  # of these flags, and of all other flags and the constant part
+LAST_SIZE, FLAG_SIZE, HAZARD_SIZE = (
+    4.0,
+    2.0,
+    4.0,
+)  # flags and the constant part; powers of 2
 TRACE_SIZE = 0.25  # what the planted head writes on every prompt alike
 
 Writes = dict[int, float]

@@ -1,0 +1,152 @@
+"""What every head of the planted model does to a prompt, worked out by hand from counts of words and patches.
+
+No weights are read. The final residual of the last position is a list of named, mutually orthogonal components; a mask
+changes the components of one head (`workbench.models.planted_weights` says why it changes no others).
+"""
+
+from math import cos, e, exp, log, sqrt
+
+import numpy as np
+
+from workbench.models.planted import VOCABULARY
+from workbench.models.planted_weights import signature
+from workbench.prompts import planted_world as world
+from workbench.prompts.prompt import Prompt
+
+State = dict[str, float]
+
+
+class Counts:
+    """What of a prompt matters: tokens, kinds of tokens, hazards, and sums of signatures."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        words = prompt.text.split()
+        nouns = {word: (k, word == pair[0]) for k, pair in enumerate(world.NOUN_PAIRS) for word in pair}
+        things = [nouns[word] for word in words if word in nouns]
+        patches = []
+        if prompt.image is not None:
+            pixels = np.asarray(prompt.image)
+            names = {value: name for name, value in world.COLOURS.items()}
+            for top in range(0, 32, 8):
+                for left in range(0, 32, 8):
+                    halves = (pixels[top, left + x] for x in (0, 4))
+                    patches.append(tuple(names[tuple(int(c) for c in half)] for half in halves))
+        tiles = {
+            world.thing_tile(kind, k, label): (k, label == "unsafe")
+            for kind in ("icon", "word")
+            for k in range(len(world.NOUN_PAIRS))
+            for label in ("safe", "unsafe")
+        }
+        things += [tiles[patch] for patch in patches if patch in tiles]
+        self.n = 2 + len(patches) + len(words) + 3  # <s> USER: … <end> <turn> ASSISTANT:
+        self.fillers = sum(word in world.FILLERS for word in words)
+        manners = [world.MANNERS.index(word) for word in words if word in world.MANNERS]
+        self.manners, self.things = len(manners), len(things)
+        self.hazards = sum(hazard for _, hazard in things)
+        self.thing_sum = np.sum([list(signature(0, k).values()) for k, _ in things], axis=0)
+        self.manner_sum = np.sum([list(signature(1, k).values()) for k in manners], axis=0)
+
+
+def write_of(prompt: Prompt, layer: int, head: int, kept: str = "all") -> State:
+    """What a head writes: `kept` is "all", "query" (even attention) or "value" (nothing)."""
+    c = Counts(prompt)
+    if kept == "value":
+        return {}
+    even = kept == "query"
+    if (layer, head) == (0, 2):
+        share = 1 / c.n if even else 1.0
+        return {"decoy_from": -4 * share, "decoy_to": 4 * share}
+    if (layer, head) == (3, 1):
+        if even:
+            share, trace = c.hazards / c.n, (c.hazards + 1) / c.n
+        else:
+            share, trace = float(c.hazards > 0), 1.0
+        return {"comply": -3 * share, "refuse": 3 * share, "trace": 0.25 * trace}
+    if (layer, head) in {(3, 0), (3, 2)}:
+        size, total, count, place = (
+            (0.5, c.thing_sum, c.things, 11) if head == 0 else (0.75, c.manner_sum, c.manners, 15)
+        )
+        mean = (c.thing_sum + c.manner_sum) / c.n if even else total / count
+        return {f"noise {place + k}": size * float(mean[k]) for k in range(4)}
+    size, place, share = {
+        (0, 0): (1.0, 0, 1 / (1 + c.fillers)),
+        (0, 1): (2.0, 1, e**3 / sum(exp(3 * cos(k)) for k in range(c.n))),
+        (0, 3): (1.0, 2, e**3 / (e**3 + c.n - 1)),
+        (1, 0): (1.5, 3, 1 / (1 + c.fillers)),
+        (1, 1): (1.0, 4, 1 / (1 + c.manners)),
+        (1, 2): (1.5, 5, 1 / (1 + c.things)),
+        (1, 3): (1.0, 6, 1 / 2),
+        (2, 0): (1.25, 7, 1 / (1 + c.fillers)),
+        (2, 1): (1.5, 8, 1 / (1 + c.manners)),
+        (2, 2): (1.25, 9, 1 / (1 + c.things)),
+        (2, 3): (1.25, 10, 1 / 2),
+        (3, 3): (0.75, 19, 1 / (1 + c.fillers)),
+    }[layer, head]
+    return {f"noise {place}": size * (1 / c.n if even else share)}
+
+
+def final_state(prompt: Prompt, masked: tuple[int, int] | None = None, projection: str = "query") -> State:
+    """The residual of the last position after all layers, of squared norm 64 before anything is written."""
+    state = {"rest": sqrt(64 - 3**2 - 4**2), "comply": 3.0, "decoy_from": 4.0}
+    for layer in range(4):
+        for head in range(4):
+            for name, value in write_of(prompt, layer, head, projection if (layer, head) == masked else "all").items():
+                state[name] = state.get(name, 0.0) + value
+    return state
+
+
+def expected_deflection(prompt: Prompt, layer: int, head: int, projection: str) -> float:
+    """Degrees."""
+    base, masked = final_state(prompt), final_state(prompt, (layer, head), projection)
+    names = sorted(base.keys() | masked.keys())
+    u, v = (np.array([s.get(name, 0.0) for name in names]) for s in (base, masked))
+    u, v = u / np.linalg.norm(u), v / np.linalg.norm(v)
+    return float(np.degrees(2 * np.arctan2(np.linalg.norm(u - v), np.linalg.norm(u + v))))
+
+
+def next_token_log_probs(state: State) -> dict[str, float]:
+    """The final norm scales to norm 8; refusal and compliance open with 2.5 a unit, the decoy holds the comma back."""
+    scale = 8 / sqrt(sum(value**2 for value in state.values()))
+    logits = {}
+    for k, token in enumerate(VOCABULARY):
+        # the nine special tokens read nothing; every other word listens to one of the twenty noise directions
+        logits[token] = state.get(f"noise {k % 20}", 0.0) if k >= 9 else 0.0
+    logits["i"], logits["sure"] = 2.5 * state.get("refuse", 0.0), 2.5 * state["comply"]
+    logits[","] += 5 * state["decoy_from"]
+    total = log(sum(exp(scale * value) for value in logits.values()))
+    return {token: scale * value - total for token, value in logits.items()}
+
+
+def expected_kl(prompt: Prompt, layer: int, head: int, projection: str) -> float:
+    """Nats."""
+    p = next_token_log_probs(final_state(prompt))
+    q = next_token_log_probs(final_state(prompt, (layer, head), projection))
+    return sum(exp(p[token]) * (p[token] - q[token]) for token in p)
+
+
+def expected_refusal_change(prompt: Prompt, layer: int, head: int, projection: str) -> float:
+    """Log-odds of the word that opens a refusal, masked minus base."""
+    odds = []
+    for masked in (None, (layer, head)):
+        p = exp(next_token_log_probs(final_state(prompt, masked, projection))["i"])
+        odds.append(log(p) - log(1 - p))
+    return odds[1] - odds[0]
+
+
+def planted_deflection(prompt: Prompt, projection: str) -> float:
+    """The formula of `planted_weights` for the planted head on an unsafe prompt, its small trace included; degrees."""
+    return _traded(prompt, 3.0, Counts(prompt).hazards, projection, trace=0.25)
+
+
+def decoy_deflection(prompt: Prompt, projection: str) -> float:
+    """The formula of `planted_weights` for the decoy; degrees."""
+    return _traded(prompt, 4.0, 1, projection, trace=0.0)
+
+
+def _traded(prompt: Prompt, a: float, sources: int, projection: str, trace: float) -> float:
+    n, squared = Counts(prompt).n, sum(value**2 for value in final_state(prompt).values())
+    w = sources / n if projection == "query" else 0.0
+    kept = trace * ((sources + 1) / n if projection == "query" else 0.0)
+    inner = squared - a**2 * (1 - w) - trace * (trace - kept)
+    norm = sqrt(squared - 2 * a**2 * w * (1 - w) - trace**2 + kept**2)
+    return float(np.degrees(np.arccos(inner / (sqrt(squared) * norm))))
