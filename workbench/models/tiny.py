@@ -85,6 +85,17 @@ def randomise(hf: nn.Module, seed: int = 0) -> nn.Module:
     return hf.eval()
 
 
+def _cast(hf: nn.Module, dtype: torch.dtype) -> None:
+    """As loading in `dtype` would: parameters only. Rotary tables stay wide, and a complex one must stay complex."""
+    for parameter in hf.parameters():
+        parameter.data = parameter.data.to(dtype)
+    if dtype == torch.float64:
+        for module in hf.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point():
+                    setattr(module, name, buffer.to(dtype))
+
+
 def build_tiny(name: str, *, dtype: torch.dtype = torch.float32) -> HookedLVLM:
     """The tiny random model of a family, not yet checked.
 
@@ -94,5 +105,5 @@ def build_tiny(name: str, *, dtype: torch.dtype = torch.float32) -> HookedLVLM:
     if family.tiny is None:
         raise ModelError(f"Family {name!r} has no tiny model. Those that have: {', '.join(n for n, f in FAMILIES.items() if f.tiny)}.")
     parts: TinyParts = family.tiny()
-    randomise(parts.hf).to(dtype)
+    _cast(randomise(parts.hf), dtype)
     return HookedLVLM(parts.hf, family, name=f"tiny {name}", tokenizer=parts.tokenizer, processor=parts.processor)

@@ -1,11 +1,14 @@
 """Which architectures the workbench can mask, by transformers' model type: `FAMILIES`, `family_of`."""
 
 from workbench.errors import ModelError
+from workbench.models.families import cohere, gemma, idefics, internvl, llama4, llava, mistral3, mllama, phi, qwen_vl, text
 from workbench.models.families.family import Family
-from workbench.models.families import llava, qwen_vl
-from workbench.models.families.llama import LLAMA
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (*llava.FAMILIES, *qwen_vl.FAMILIES, LLAMA)}
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for module in (llava, qwen_vl, cohere, phi, gemma, internvl, idefics, llama4, mistral3, mllama, text)
+    for family in module.FAMILIES
+}
 
 
 def family_of(model_type: str) -> Family:

@@ -108,8 +108,8 @@ class Family:
         """The text decoder that holds the layers and the final norm."""
         decoder = hf.get_decoder()
         # Some classes give the language model together with its unembedding.
-        while not hasattr(decoder, self.layers) and decoder.get_decoder() is not decoder:
-            decoder = decoder.get_decoder()
+        while not hasattr(decoder, self.layers):
+            decoder = decoder.model
         return decoder
 
     def decoder_layers(self, hf: nn.Module) -> list[nn.Module]:

@@ -80,3 +80,9 @@ def tiles_of(rows: int, columns: int, side: int, region: tuple[float, float, flo
         for r in range(rows)
         for c in range(columns)
     ]
+
+
+def tiles_and_whole(columns: int, rows: int, side: int) -> list[Tile]:
+    """Tiles of the picture in reading order, then the whole picture as one more tile, unless there is but one."""
+    tiles = tiles_of(rows, columns, side)
+    return tiles if len(tiles) == 1 else [*tiles, Tile(side, side)]

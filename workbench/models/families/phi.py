@@ -1,0 +1,101 @@
+"""Phi: Phi-3 and 3.5 (text) and Phi-4-multimodal. Queries, keys and values come out of one fused projection."""
+
+from typing import Any
+
+from torch import nn
+
+from workbench.models.families.family import Family, TinyParts
+from workbench.models.families.layout import SEPARATOR, Tile
+from workbench.models.families.processors import named_class
+
+PHI4_SPECIALS = ("<|image|>", "<|audio|>")
+
+
+def fused_queries(attention: nn.Module) -> tuple[nn.Module, int]:
+    """The queries are the first channels of `qkv_proj`."""
+    return attention.qkv_proj, attention.config.num_attention_heads * attention.head_dim  # type: ignore[return-value, union-attr, operator]
+
+
+def bidirectional_tower(hf: nn.Module) -> None:
+    """Let the image tower look both ways under SDPA as it does under eager attention.
+
+    transformers 5.23 marks its layers causal, and SDPA takes that at its word whenever no patch is padding.
+    """
+    tower = hf.model.embed_tokens_extend.image_embed.img_processor  # type: ignore[union-attr]
+    for module in tower.modules():  # type: ignore[union-attr, operator]
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+
+
+def phi4_image_token(hf: nn.Module) -> int:
+    return int(hf.config.vision_config.image_token_id)  # type: ignore[union-attr]
+
+
+def phi4_layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
+    """The crops as one grid without its padding, a separator, then the whole picture; separators end all rows."""
+    images = model.processor.image_processor
+    mask = encoded.model_inputs["image_attention_mask"][0, 1:, 0::2, 0::2]
+    height, width = (int(side) // images.size["height"] for side in encoded.model_inputs["image_sizes"][0])
+    side = mask.shape[-1]
+    grid = mask[: height * width].reshape(height, width, side, side).transpose(1, 2).reshape(height * side, width * side)
+    rows, columns = int(grid[:, 0].sum()), int(grid[0].sum())
+    return [Tile(rows, columns, row_breaks=True), SEPARATOR, Tile(side, side, row_breaks=True)]
+
+
+def load_phi4(where: str, options: dict[str, Any]) -> Any:
+    """The processor with our PIL image processor: transformers' own needs torchvision."""
+    from transformers import AutoFeatureExtractor, AutoTokenizer
+
+    from workbench.models.families.pil_images import Phi4Images
+
+    tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    return named_class("phi4_multimodal.processing_phi4_multimodal", "Phi4MultimodalProcessor")(
+        Phi4Images.from_pretrained(where, **options),
+        AutoFeatureExtractor.from_pretrained(where, **options),
+        tokenizer,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def tiny_phi3() -> TinyParts:
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    from workbench.models.tiny import text_sizes, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    return TinyParts(Phi3ForCausalLM(Phi3Config(**text_sizes(tokenizer, sliding_window=4))), tokenizer)
+
+
+def tiny_phi4() -> TinyParts:
+    """The whole picture must be 16 x 16 tokens, a number its processor has written in."""
+    from transformers import Phi4MultimodalConfig, Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausalLM
+    from transformers.models.phi4_multimodal.configuration_phi4_multimodal import Phi4MultimodalAudioConfig, Phi4MultimodalVisionConfig
+
+    from workbench.models.families.pil_images import Phi4Images
+    from workbench.models.tiny import text_sizes, tiny_tokenizer
+
+    image, audio = PHI4_SPECIALS
+    tokenizer = tiny_tokenizer(PHI4_SPECIALS, image=image, named={"image_token": image, "audio_token": audio})
+    vision = Phi4MultimodalVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=64, crop_size=64,
+        patch_size=2, image_token_id=tokenizer.image_token_id,
+    )  # fmt: skip
+    hearing = Phi4MultimodalAudioConfig(
+        hidden_size=16, intermediate_size=16, num_blocks=1, num_attention_heads=2, ext_pw_out_channel=16,
+        depthwise_separable_out_channel=16, nemo_conv_channels=16, input_size=80, audio_token_id=tokenizer.audio_token_id,
+    )  # fmt: skip
+    config = Phi4MultimodalConfig(**text_sizes(tokenizer), vision_config=vision, audio_config=hearing)
+    images = Phi4Images(size={"height": 64, "width": 64}, patch_size=2, dynamic_hd=4)
+    processor = named_class("phi4_multimodal.processing_phi4_multimodal", "Phi4MultimodalProcessor")(
+        images, Phi4MultimodalFeatureExtractor(), tokenizer, chat_template=tokenizer.chat_template
+    )
+    return TinyParts(Phi4MultimodalForCausalLM(config), tokenizer, processor)
+
+
+PHI3 = Family("phi3", "Phi3ForCausalLM", has_images=False, query_weights=fused_queries, sliding=True, tiny=tiny_phi3)
+PHI4 = Family(
+    "phi4_multimodal", "Phi4MultimodalForCausalLM", query_weights=fused_queries, image_token=phi4_image_token,
+    layout=phi4_layout, prepare=bidirectional_tower, processor=load_phi4, tiny=tiny_phi4,
+    limits="images, not sound; the checkpoint's vision adapter (LoRA) is not applied unless merged or loaded with peft",
+)  # fmt: skip
+FAMILIES = (PHI3, PHI4)
