@@ -73,13 +73,12 @@ class LastPosition(Exception):
 
 @dataclass
 class Site:
-    """The state of one self-attention module: what to edit, what to keep, and a prefix computed elsewhere."""
+    """The state of one self-attention module: what to edit, and what to keep."""
 
     layer: int
     edit: HeadEdit | None = None
     recording: Recording | None = None
     record: bool = False
-    prefix: tuple[Tensor, Tensor] | None = None
     last_only: bool = False
     calls: int = field(default=0)
 
@@ -106,10 +105,6 @@ def head_attention(
     if site is None:
         return attend(module, query, key, value, attention_mask, scaling, kwargs), None
     site.calls += 1
-    if site.prefix is not None:
-        rows = query.shape[0]
-        before_key, before_value = (t.expand(rows, -1, -1, -1) for t in site.prefix)
-        key, value = torch.cat([before_key, key], dim=2), torch.cat([before_value, value], dim=2)
     if attention_mask is None and key.shape[2] != query.shape[2] and query.shape[2] > 1:
         attention_mask = causal_mask(query.shape[2], key.shape[2], query.device)
     if site.last_only:

@@ -95,7 +95,9 @@ class Mask:
             )
         return encoded.image_span[1]
 
-    def edit(self, projection: str, rows: Sequence[Sequence[int]], n_heads: int, start: int, device: torch.device) -> HeadEdit:
+    def edit(
+        self, projection: str, rows: Sequence[Sequence[int]], n_heads: int, start: int, device: torch.device
+    ) -> HeadEdit:
         """The edit of one layer in which row r masks the query heads `rows[r]`.
 
         The query projection of `as_published` is not an edit of the attention but of its weights

@@ -119,9 +119,9 @@ DECOY = WrittenHead(
     *DECOY_AT, {LAST: 1}, (Channel({LAST: 1 / LAST_SIZE}, {DECOY_FROM: -DECOY_TRADED, DECOY_TO: DECOY_TRADED}),)
 )
 OF_NO_INTEREST = (
-    _share(0, 0, LAST, FILLER, 0, 1.0),
+    WrittenHead(0, 0, {LAST: 1}, (_noise(LAST, 0, 1.0),), score=3.0),
     WrittenHead(0, 1, {CONST: 1}, (_noise(LAST, 1, 2.0),), score=3.0, rotary=DISTANCE_CHANNEL),
-    WrittenHead(0, 3, {LAST: 1}, (_noise(LAST, 2, 1.0),), score=3.0),
+    _share(0, 3, LAST, FILLER, 2, 1.0),
     _share(1, 0, TURN, FILLER, 3, 1.5),
     _share(1, 1, TURN, MANNER, 4, 1.0),
     _share(1, 2, TURN, THING, 5, 1.5),

@@ -16,7 +16,9 @@ _SOFTMAX = {torch.softmax, Tensor.softmax, torch.nn.functional.softmax}
 
 
 class _KeepDouble(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, Tensor) and first.dtype == torch.float64:

@@ -15,7 +15,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.errors import MaskError, ModelError
-from workbench.models.attention import LastPosition, Recording, edited_attention, even_attention, sites_set
+from workbench.models.attention import (
+    LastPosition,
+    Recording,
+    allowed_keys,
+    edited_attention,
+    even_attention,
+    sites_set,
+)
 from workbench.models.encode import Encoded
 from workbench.models.masks import Mask
 from workbench.models.precision import double_kept
@@ -30,8 +37,8 @@ class BasePass:
 
     Attributes:
         encoded: The prompts, in row order.
-        inputs: Input of each decoder layer, `[prompt, pos, d_model]`.
-        arguments: The keyword arguments each decoder layer was called with.
+        inputs: Input of each decoder layer that ran, `[prompt, pos, d_model]`; by layer.
+        arguments: The keyword arguments each decoder layer was called with; by layer.
         attention_out: Output of each layer's self-attention (after W_O), `[prompt, pos, d_model]`; by layer.
         recordings: Queries, keys, values, mask and z of each layer with maskable heads; by layer.
         decoder_arguments: What the decoder itself was called with, where the family needs it between layers.
@@ -41,8 +48,8 @@ class BasePass:
     """
 
     encoded: list[Encoded]
-    inputs: list[Tensor]
-    arguments: list[dict[str, Any]]
+    inputs: dict[int, Tensor]
+    arguments: dict[int, dict[str, Any]]
     attention_out: dict[int, Tensor]
     recordings: dict[int, Recording]
     decoder_arguments: dict[str, Any]
@@ -56,7 +63,7 @@ class BasePass:
 
     @property
     def n_pos(self) -> int:
-        return self.inputs[0].shape[1]
+        return self.encoded[0].n_tokens
 
 
 def batch_key(encoded: Encoded) -> tuple[Any, ...]:
@@ -81,8 +88,8 @@ def join(batch: Sequence[Encoded]) -> dict[str, Any]:
 def base_pass(model: "HookedLVLM", batch: Sequence[Encoded]) -> BasePass:
     """Run the unmasked model once and record what `resume` needs. The image tower runs here and nowhere else."""
     layers = model.layers
-    inputs: list[Tensor] = [torch.empty(0)] * len(layers)
-    arguments: list[dict[str, Any]] = [{}] * len(layers)
+    inputs: dict[int, Tensor] = {}
+    arguments: dict[int, dict[str, Any]] = {}
     attention_out: dict[int, Tensor] = {}
     decoder_arguments: dict[str, Any] = {}
     residual: list[Tensor] = []
@@ -262,21 +269,25 @@ def resume(
     Args:
         writes: Added to the attention output of `layer`, row by row; covers positions `start`.. only. Without it
             the layer runs as it is, under whatever edits the sites hold (a row is then prompt-major, row-minor).
-        start: Positions before it are unmasked, hence known: their keys and values come from the base pass.
+        start: Positions before it are unmasked, hence known: their keys and values come from the base pass. Where
+            they look ahead (a prompt that sees itself in both directions) they are recomputed all the same.
     """
     last_layer = len(model.layers) - 1
     n_prompts = base.n_prompts
-    hidden = _rows(base.inputs[layer][:, start:], n_rows)
-    with ExitStack() as stack:
-        stack.enter_context(double_kept(model.dtype))
-        if start:
-            for number, site in model.sites.items():
-                if number >= layer:
-                    seen = base.recordings[number]
-                    prefix = (_rows(seen.key[:, :, :start], n_rows), _rows(seen.value[:, :, :start], n_rows))
-                    stack.enter_context(sites_set([site], prefix=prefix))
-        for number in range(layer, len(model.layers)):
-            arguments = row_arguments(base.arguments[number], n_prompts, base.n_pos, n_rows, start)
+    if start and looks_ahead(base, layer, start):
+        if writes is not None:
+            writes = torch.nn.functional.pad(writes, (0, 0, start, 0))
+        start = 0
+    numbers = [number for number in range(layer, len(model.layers)) if number in base.inputs]
+    hidden = _rows(base.inputs[numbers[0]][:, start:], n_rows)
+    prefix = Prefix(base, n_rows, start) if start else None
+    with double_kept(model.dtype):
+        for number in numbers:
+            arguments = row_arguments(
+                base.arguments[number], n_prompts, base.n_pos, n_rows, start, model.family.position_arguments
+            )
+            if prefix is not None:
+                arguments["past_key_values"] = prefix
             given = None
             if number == layer and writes is not None:
                 given = _rows(base.attention_out[number][:, start:], n_rows) + writes.flatten(0, 1)
@@ -288,6 +299,30 @@ def resume(
             hidden = call_layer(model, number, hidden, arguments, given)
             hidden = model.family.after_layer(number, hidden, base.decoder_arguments, n_rows, start)
     return model.normed(hidden[:, -1]).view(n_prompts, n_rows, -1)
+
+
+class Prefix:
+    """Keys and values of the positions before `start`, handed to each layer as the cache it would find them in."""
+
+    def __init__(self, base: BasePass, n_rows: int, start: int) -> None:
+        self.base, self.n_rows, self.start = base, n_rows, start
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.start
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        seen = self.base.recordings.get(layer_idx)
+        if seen is None:  # cross-attention: its keys are not positions of the prompt
+            return key, value
+        before = (_rows(t[:, :, : self.start], self.n_rows) for t in (seen.key, seen.value))
+        key, value = (torch.cat([known, new], dim=2) for known, new in zip(before, (key, value), strict=True))
+        return key, value
+
+
+def looks_ahead(base: BasePass, layer: int, start: int) -> bool:
+    """Whether, in a layer above, some position before `start` sees a key at or after it."""
+    masks = {id(seen.mask): seen.mask for number, seen in base.recordings.items() if number > layer}
+    return any(m is not None and bool(allowed_keys(m)[:, :, :start, start:].any()) for m in masks.values())
 
 
 def last_attention_out(model: "HookedLVLM", layer: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
@@ -314,23 +349,28 @@ _BATCH_AXIS = {"position_embeddings": -3, "position_ids": -2, "attention_mask": 
 _POS_AXIS = {"position_embeddings": -2, "position_ids": -1, "attention_mask": -2, "cache_position": -1}
 
 
-def row_arguments(arguments: dict[str, Any], n_prompts: int, n_pos: int, n_rows: int, start: int) -> dict[str, Any]:
+def row_arguments(
+    arguments: dict[str, Any],
+    n_prompts: int,
+    n_pos: int,
+    n_rows: int,
+    start: int,
+    more_positions: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """A layer's recorded arguments for `n_rows` rows a prompt, cut to the positions from `start` on."""
+    pos_axes = {**_POS_AXIS, **(more_positions or {})}
 
     def fit(name: str, value: Any) -> Any:
         if isinstance(value, tuple | list):
             return type(value)(fit(name, v) for v in value)
         if not isinstance(value, Tensor) or value.ndim == 0:
             return value
-        batch_axis, pos_axis = _BATCH_AXIS.get(name, -value.ndim), _POS_AXIS.get(name)
+        batch_axis, pos_axis = _BATCH_AXIS.get(name, -value.ndim), pos_axes.get(name)
         if start and pos_axis is not None and value.shape[pos_axis] == n_pos:
             value = value.narrow(pos_axis, start, n_pos - start)
-        if (
-            name != "cache_position"
-            and value.ndim >= -batch_axis
-            and n_rows > 1
-            and value.shape[batch_axis] == n_prompts > 1
-        ):
+        # One prompt's tables and masks broadcast over its rows; what families add besides them may not.
+        shared = name in _POS_AXIS and (n_prompts == 1 or name == "cache_position")
+        if n_rows > 1 and not shared and value.ndim >= -batch_axis and value.shape[batch_axis] == n_prompts:
             value = value.repeat_interleave(n_rows, dim=batch_axis)
         return value
 

@@ -67,7 +67,9 @@ def _tiny(model_type: str, vision: dict[str, Any], text: dict[str, Any]) -> Tiny
     )  # fmt: skip
     images = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64})
     processor = _processor_class(model_type)(images, tokenizer, chat_template=tokenizer.chat_template)
-    return TinyParts(AutoModelForImageTextToText.from_config(config), tokenizer, processor)
+    # Plain experts: the grouped product has no float64.
+    hf = AutoModelForImageTextToText.from_config(config, experts_implementation="eager")
+    return TinyParts(hf, tokenizer, processor)
 
 
 def _rope(sections: list[int], **other: Any) -> dict[str, Any]:
