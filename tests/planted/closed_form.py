@@ -4,6 +4,7 @@ No weights are read. The final residual of the last position is a list of named,
 changes the components of one head (`workbench.models.planted_weights` says why it changes no others).
 """
 
+from functools import cache
 from math import cos, e, exp, log, sqrt
 
 import numpy as np
@@ -47,9 +48,14 @@ class Counts:
         self.manner_sum = np.sum([list(signature(1, k).values()) for k in manners], axis=0)
 
 
+@cache  # prompts are compared by identity
+def counts(prompt: Prompt) -> Counts:
+    return Counts(prompt)
+
+
 def write_of(prompt: Prompt, layer: int, head: int, kept: str = "all") -> State:
     """What a head writes: `kept` is "all", "query" (even attention) or "value" (nothing)."""
-    c = Counts(prompt)
+    c = counts(prompt)
     if kept == "value":
         return {}
     even = kept == "query"
@@ -69,9 +75,9 @@ def write_of(prompt: Prompt, layer: int, head: int, kept: str = "all") -> State:
         mean = (c.thing_sum + c.manner_sum) / c.n if even else total / count
         return {f"noise {place + k}": size * float(mean[k]) for k in range(4)}
     size, place, share = {
-        (0, 0): (1.0, 0, 1 / (1 + c.fillers)),
+        (0, 0): (1.0, 0, e**3 / (e**3 + c.n - 1)),
         (0, 1): (2.0, 1, e**3 / sum(exp(3 * cos(k)) for k in range(c.n))),
-        (0, 3): (1.0, 2, e**3 / (e**3 + c.n - 1)),
+        (0, 3): (1.0, 2, 1 / (1 + c.fillers)),
         (1, 0): (1.5, 3, 1 / (1 + c.fillers)),
         (1, 1): (1.0, 4, 1 / (1 + c.manners)),
         (1, 2): (1.5, 5, 1 / (1 + c.things)),
@@ -135,7 +141,7 @@ def expected_refusal_change(prompt: Prompt, layer: int, head: int, projection: s
 
 def planted_deflection(prompt: Prompt, projection: str) -> float:
     """The formula of `planted_weights` for the planted head on an unsafe prompt, its small trace included; degrees."""
-    return _traded(prompt, 3.0, Counts(prompt).hazards, projection, trace=0.25)
+    return _traded(prompt, 3.0, counts(prompt).hazards, projection, trace=0.25)
 
 
 def decoy_deflection(prompt: Prompt, projection: str) -> float:
@@ -144,7 +150,7 @@ def decoy_deflection(prompt: Prompt, projection: str) -> float:
 
 
 def _traded(prompt: Prompt, a: float, sources: int, projection: str, trace: float) -> float:
-    n, squared = Counts(prompt).n, sum(value**2 for value in final_state(prompt).values())
+    n, squared = counts(prompt).n, sum(value**2 for value in final_state(prompt).values())
     w = sources / n if projection == "query" else 0.0
     kept = trace * ((sources + 1) / n if projection == "query" else 0.0)
     inner = squared - a**2 * (1 - w) - trace * (trace - kept)

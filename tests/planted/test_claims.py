@@ -1,0 +1,118 @@
+"""The claim of the literature as a unit test, through the public names: prompts, sweep, scores, rules.
+
+Ranked by what masking does on unsafe prompts alone, the decoy comes first; set against safe prompts, the planted head
+does, and it is the only one that a permutation test finds.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import workbench as wb
+from tests.planted import closed_form
+from workbench.models.planted import build_null
+
+PROJECTIONS = ("query", "value")
+MEASURES = ("deflection", "ships", "js", "tv", "l2")
+FALSE_DISCOVERY_RATE = 0.05
+
+
+@pytest.fixture(scope="module")
+def run() -> xr.Dataset:
+    """The whole world through the model as users load it, in float32."""
+    return wb.sweep(wb.load_model("planted", device="cpu"), wb.load_prompts("planted"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def scores(run) -> pd.DataFrame:
+    return wb.score(run, criteria=(*MEASURES, "probe"), bootstrap=50)
+
+
+@pytest.fixture(scope="module")
+def null_scores(tmp_path_factory) -> pd.DataFrame:
+    folder = tmp_path_factory.mktemp("null")
+    for part in build_null():
+        part.save_pretrained(folder)
+    run = wb.sweep(wb.load_model(str(folder), device="cpu"), wb.load_prompts("planted"), progress=False)
+    return wb.score(run, criteria=(*MEASURES, "probe"), bootstrap=50)
+
+
+def first(scores: pd.DataFrame, criterion: str, rule: str, projection: str) -> tuple[int, int]:
+    row = wb.top_heads(scores, criterion=criterion, rule=rule, projection=projection, k=1).iloc[0]
+    return int(row["layer"]), int(row["head"])
+
+
+def planted_rows(scores: pd.DataFrame, truth: dict) -> pd.Series:
+    (head,) = truth["planted"]
+    return (scores["layer"] == head[0]) & (scores["head"] == head[1])
+
+
+def test_the_truth_comes_with_the_model(planted, planted_pair):
+    assert planted.truth == {"planted": [(3, 1)], "decoy": (0, 2)}
+    assert planted_pair.truth == {"planted": [(2, 2), (3, 1)], "decoy": (0, 2)}
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        ("deflection", closed_form.expected_deflection),
+        ("kl", closed_form.expected_kl),
+        ("refusal_change", closed_form.expected_refusal_change),
+    ],
+)
+def test_a_sweep_in_double_precision_has_the_closed_form_values(planted, few, variable, expected):
+    cells = wb.sweep(planted, few, progress=False)[variable]
+    for prompt in few:
+        for projection in PROJECTIONS:
+            wanted = [[expected(prompt, layer, head, projection) for head in range(4)] for layer in range(4)]
+            # a run stores float32, which resolves 3e-6 of the decoy's 40 degrees
+            np.testing.assert_allclose(
+                cells.sel(prompt=prompt.id, projection=projection), wanted, rtol=1e-7, atol=1e-6, err_msg=repr(prompt)
+            )
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("criterion", MEASURES)
+def test_sensitivity_picks_the_decoy_and_contrast_the_planted_head(planted, scores, criterion, projection):
+    assert first(scores, criterion, "sensitivity", projection) == planted.truth["decoy"]
+    for rule in ("selectivity", "auroc", "effect_size", "ratio"):
+        assert [first(scores, criterion, rule, projection)] == planted.truth["planted"], rule
+
+
+def test_the_margins_are_wide(planted, scores):
+    """Otherwise the test above could be won by rounding."""
+    ours = planted_rows(scores, planted.truth)
+    for criterion, wide in (("deflection", 20), ("ships", 5)):
+        rows = scores[scores["criterion"] == criterion]
+        assert (rows["difference"][ours] > wide).all()
+        assert (rows["difference"][~ours].abs() < 1e-5).all()
+        assert (rows["auroc"][ours] == 1).all()
+        assert (abs(rows["auroc"][~ours] - 0.5) < 0.02).all()
+
+
+def test_no_head_is_silent(run):
+    """With more than 80 % of them silent on safe prompts, the published rule's bound would be 0 and keep none."""
+    safe = run["deflection"].where(run["label"] == "safe", drop=True).mean("prompt")
+    assert float(safe.min()) > 1
+
+
+def test_the_probe_finds_the_planted_head_alone(planted, scores):
+    rows = scores[scores["criterion"] == "probe"]
+    ours = planted_rows(rows, planted.truth)
+    assert [first(scores, "probe", "sensitivity", "none")] == planted.truth["planted"]
+    assert (rows["unsafe"][ours] == 1).all()
+    assert (rows["unsafe"][~ours] <= 0.6).all()
+
+
+def test_the_permutation_test_finds_the_planted_head_and_nothing_else(planted, scores):
+    for (criterion, projection), rows in scores[scores["criterion"] != "probe"].groupby(["criterion", "projection"]):
+        found = rows["q_value"] < FALSE_DISCOVERY_RATE
+        assert (found == planted_rows(rows, planted.truth)).all(), (criterion, projection)
+
+
+def test_it_finds_nothing_on_the_null_model(null_scores):
+    rows = null_scores[null_scores["criterion"] != "probe"]
+    assert rows["q_value"].notna().all()
+    assert (rows["q_value"] >= FALSE_DISCOVERY_RATE).all()
+    assert (null_scores["auroc"] < 0.7).all()
