@@ -174,3 +174,36 @@ def test_the_readme_names_commands_and_functions_that_exist():
     text = "\n".join(code((ROOT / "README.md").read_text(encoding="utf-8")))
     assert set(re.findall(r"^(?:\.venv/bin/)?workbench ([a-z]+)", text, re.M)) <= known
     assert set(re.findall(r"\bwb\.([A-Za-z_]+)", text)) <= set(workbench.__all__)
+
+
+def walk_through(which: str) -> dict:
+    """What CONTRIBUTING.md's own code defines, run as a reader would run it."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    source = re.search(rf"<!-- a test runs this block: {which} -->\n```python\n(.*?)^```", text, re.M | re.S)[1]
+    defined: dict = {"__name__": which}
+    exec(compile(source, "CONTRIBUTING.md", "exec"), defined)  # our own document
+    return defined
+
+
+def test_the_walk_through_to_a_criterion_works(monkeypatch):
+    from tests.unit.synthetic_run import synthetic_run
+    from workbench.criteria import registry, score
+
+    monkeypatch.setattr(registry, "_criteria", dict(registry._criteria))
+    walk_through("the criterion")
+    run = synthetic_run()
+    scores = score(run, criteria=("confidence_lost",))
+    unsafe = run.isel(prompt=run["label"].values == "unsafe")
+    by_hand = (unsafe["tv"] * unsafe["top1_change"]).mean("prompt").values.ravel()
+    assert sorted(scores["unsafe"]) == pytest.approx(sorted(by_hand), rel=1e-5)
+
+
+def test_the_walk_through_to_a_family_works(monkeypatch):
+    from workbench.models import families, tiny
+    from workbench.models.selfcheck import check_at_load
+
+    (family,) = walk_through("the family")["FAMILIES"]
+    monkeypatch.setitem(families.FAMILIES, family.name, family)
+    model = tiny.build_tiny(family.name)
+    check_at_load(model)
+    assert model.n_kv_heads < model.n_heads
