@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "workbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
-ARROW = ("prompts", "models", "sweeps", "criteria", "detectors", "views", "bench", "cli")
+ARROW = ("prompts", "models", "sweeps", "criteria", "detectors", "views", "demo", "bench", "cli")
 FREE = ("errors", "shapes")  # below the arrow: everyone may import them
 DOORS = {
     "transformer_lens": ("models/bridge.py", "models/families/"),

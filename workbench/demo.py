@@ -1,0 +1,128 @@
+"""`workbench demo`: the whole path on the embedded model, from masking every head to figures for a paper."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from workbench.criteria import score, top_heads
+from workbench.criteria.detection import detection_table
+from workbench.errors import CriterionError
+from workbench.models.loading import load_model
+from workbench.models.masks import Mask
+from workbench.prompts import load_prompts
+from workbench.shapes import head_name
+from workbench.sweeps.run import sweep
+from workbench.views.paper import save_figures
+
+CRITERIA = ("deflection", "ships", "probe")
+RULES = ("sensitivity", "selectivity", "auroc")
+RUN_NAME = "demo-run.zarr"
+
+
+def demo(out: Path, *, model_name: str, n: int, seed: int, mask: Mask, console: Console) -> xr.Dataset:
+    """Load, sweep, score, print, draw; returns the run it stored under `out`.
+
+    Args:
+        out: Folder of the figures; made if it is not there.
+        model_name: An embedded model: pocket, pocket-base, planted, planted-pair.
+        n: Prompts, over the selection, threshold and test splits together.
+        seed: Of the prompts; another seed gives slightly other numbers.
+        mask: How heads are masked.
+    """
+    began = time.perf_counter()
+    model = load_model(model_name)
+    prompts = load_prompts("planted" if model_name.startswith("planted") else "pocket", seed=seed, n=n)
+    unsafe = sum(p.label == "unsafe" for p in prompts)
+    console.print(
+        f"[bold]{model.name}[/bold] ({model.family.name}): {model.n_layers} layers x {model.n_heads} query heads, and "
+        f"{len(prompts)} prompts ({unsafe} unsafe, {len(prompts) - unsafe} safe; seed {seed}).\n"
+        f"Masking the query and the value projection of every head on every prompt; mask: {mask.form}, {mask.positions} "
+        f"positions.",
+        highlight=False,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    stored = out / RUN_NAME
+    run = sweep(model, prompts, mask=mask, out=stored)
+    scores = score(run, CRITERIA)
+    detected = detection_table(run, criteria=CRITERIA, rules=RULES, seed=seed)
+    console.print(heads_table(scores, detected))
+    console.print(f"[dim]{escape(detected.attrs['splits'])}[/dim]", highlight=False)
+    for why in detected.attrs["left_out"]:
+        console.print(f"[dim]Left out: {escape(why)}[/dim]", highlight=False)
+    written = save_figures(run, out, scores=scores)
+    _farewell(console, stored, written, time.perf_counter() - began)
+    return run
+
+
+def heads_table(scores: pd.DataFrame, detected: pd.DataFrame) -> Table:
+    """A line a criterion x projection x rule: its best head and the next two, and what the best alone detects.
+
+    Args:
+        scores: From `wb.score`.
+        detected: From `detection_table`: the head chosen, thresholded and tested on three different splits.
+    """
+    families = [f for f in dict.fromkeys(detected.loc[detected.measure == "detection_rate", "family"]) if f != "all"]
+    table = Table(
+        title="Heads by criterion, projection masked, and rule; and how many % of unseen prompts the first one flags "
+        "(± half the 95 % interval)",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+    )
+    for name in ("criterion", "masked", "rule", "head", "then"):
+        table.add_column(name)
+    for name in (*families, "benign"):
+        table.add_column(name, justify="right")
+    table.add_column("AUROC\nmatched", justify="right")
+    for (criterion, projection, rule), part in detected.groupby(["criterion", "projection", "rule"], sort=False):
+        first = part.iloc[0]
+        head = head_name(int(first["layer"]), int(first["head"]))
+        rates = {(row.measure, row.family): row for row in part.itertuples()}
+        matched = [row.value for row in part.itertuples() if row.measure == "auroc_matched"]
+        table.add_row(
+            criterion,
+            projection,
+            rule,
+            f"[bold]{head}[/bold]",
+            " ".join(_next(scores, criterion, rule, projection, first=head)),
+            *(_percent(rates.get(("detection_rate", family))) for family in families),
+            _percent(rates.get(("false_positive_rate", "all"))),
+            f"{sum(matched) / len(matched):.2f}" if matched else "–",
+        )
+    return table
+
+
+def _next(scores: pd.DataFrame, criterion: str, rule: str, projection: str, *, first: str) -> list[str]:
+    """The two heads after the first; fewer where the rule keeps fewer."""
+    for k in (3, 2):
+        try:
+            top = top_heads(scores, criterion=criterion, rule=rule, projection=projection, k=k)
+        except CriterionError:
+            continue
+        named = [head_name(int(row.layer), int(row.head)) for row in top.itertuples()]
+        return [name for name in named if name != first][: k - 1]
+    return []
+
+
+def _percent(row: Any) -> str:
+    return "–" if row is None else f"{100 * row.value:.0f} ±{50 * (row.ci_high - row.ci_low):.0f}"
+
+
+def _farewell(console: Console, stored: Path, written: list[Path], seconds: float) -> None:
+    figures = [path for path in written if path.suffix == ".pdf"]
+    console.print(
+        f"\nDone in {seconds:.0f} s. {len(figures)} figures in [bold]{stored.parent}[/bold] (PDF, SVG, PNG): "
+        f"{', '.join(path.stem for path in figures)}.\nThe run is stored in [bold]{stored}[/bold].\n\nNext:\n"
+        "  make lab                               click on heads in JupyterLab\n"
+        f"  workbench compare {stored}    criteria x rules x number of heads, with intervals\n"
+        f"  workbench figures {stored} --out paper/\n"
+        "  workbench sweep --model DIR --prompts FILE.jsonl --out RUN.zarr    your own model and prompts",
+        highlight=False,
+    )
