@@ -4,6 +4,7 @@ No weights are read. The final residual of the last position is a list of named,
 changes the components of one head (`workbench.models.planted_weights` says why it changes no others).
 """
 
+from collections.abc import Sequence
 from functools import cache
 from math import cos, e, exp, log, sqrt
 
@@ -92,8 +93,8 @@ def write_of(prompt: Prompt, layer: int, head: int, kept: str = "all") -> State:
 
 
 def final_state(prompt: Prompt, masked: tuple[int, int] | None = None, projection: str = "query") -> State:
-    """The residual of the last position after all layers, of squared norm 64 before anything is written."""
-    state = {"rest": sqrt(64 - 3**2 - 4**2), "comply": 3.0, "decoy_from": 4.0}
+    """The residual of the last position after all layers. Before any write its squared norm is 64 = 39 + 3² + 4²."""
+    state = {"rest": sqrt(39), "comply": 3.0, "decoy_from": 4.0}
     for layer in range(4):
         for head in range(4):
             for name, value in write_of(prompt, layer, head, projection if (layer, head) == masked else "all").items():
@@ -101,42 +102,71 @@ def final_state(prompt: Prompt, masked: tuple[int, int] | None = None, projectio
     return state
 
 
-def expected_deflection(prompt: Prompt, layer: int, head: int, projection: str) -> float:
-    """Degrees."""
-    base, masked = final_state(prompt), final_state(prompt, (layer, head), projection)
-    names = sorted(base.keys() | masked.keys())
-    u, v = (np.array([s.get(name, 0.0) for name in names]) for s in (base, masked))
+def normed_state(prompt: Prompt, masked: tuple[int, int] | None = None, projection: str = "query") -> State:
+    """The state after the final norm, which scales it to norm sqrt(d_model) = 8."""
+    state = final_state(prompt, masked, projection)
+    scale = 8 / sqrt(sum(value**2 for value in state.values()))
+    return {name: scale * value for name, value in state.items()}
+
+
+def aligned(*states: State) -> np.ndarray:
+    """The same states as rows over one list of components; [state, component]."""
+    names = sorted(set().union(*states))
+    return np.array([[state.get(name, 0.0) for name in names] for state in states])
+
+
+def angle_degrees(u: np.ndarray, v: np.ndarray) -> float:
     u, v = u / np.linalg.norm(u), v / np.linalg.norm(v)
     return float(np.degrees(2 * np.arctan2(np.linalg.norm(u - v), np.linalg.norm(u + v))))
 
 
 def next_token_log_probs(state: State) -> dict[str, float]:
-    """The final norm scales to norm 8; refusal and compliance open with 2.5 a unit, the decoy holds the comma back."""
-    scale = 8 / sqrt(sum(value**2 for value in state.values()))
+    """Of a state after the norm. Refusal and compliance open with 2.5 a unit; the decoy holds the comma back."""
     logits = {}
     for k, token in enumerate(VOCABULARY):
         # the nine special tokens read nothing; every other word listens to one of the twenty noise directions
         logits[token] = state.get(f"noise {k % 20}", 0.0) if k >= 9 else 0.0
     logits["i"], logits["sure"] = 2.5 * state.get("refuse", 0.0), 2.5 * state["comply"]
     logits[","] += 5 * state["decoy_from"]
-    total = log(sum(exp(scale * value) for value in logits.values()))
-    return {token: scale * value - total for token, value in logits.items()}
+    total = log(sum(exp(value) for value in logits.values()))
+    return {token: value - total for token, value in logits.items()}
 
 
-def expected_kl(prompt: Prompt, layer: int, head: int, projection: str) -> float:
-    """Nats."""
-    p = next_token_log_probs(final_state(prompt))
-    q = next_token_log_probs(final_state(prompt, (layer, head), projection))
-    return sum(exp(p[token]) * (p[token] - q[token]) for token in p)
+def expected_cell(prompt: Prompt, layer: int, head: int, projection: str) -> dict[str, float]:
+    """What a run stores of one head on one prompt, under the names and in the units of a run."""
+    states = normed_state(prompt), normed_state(prompt, (layer, head), projection)
+    base, masked = aligned(*states)
+    log_p, log_q = (np.array(list(next_token_log_probs(state).values())) for state in states)
+    p, q = np.exp(log_p), np.exp(log_q)
+    log_mean = np.log((p + q) / 2)
+    refusal = VOCABULARY.index("i")
+    odds = [float(logs[refusal] - np.log1p(-np.exp(logs[refusal]))) for logs in (log_p, log_q)]
+    return {
+        "deflection": angle_degrees(base, masked),
+        "kl": float(p @ (log_p - log_q)),
+        "js": float(p @ (log_p - log_mean) + q @ (log_q - log_mean)) / 2,
+        "tv": float(np.abs(p - q).sum()) / 2,
+        "top1_change": float(p.argmax() != q.argmax()),
+        "l2": float(np.linalg.norm(base - masked)),
+        "norm_ratio": 1.0,
+        "refusal_change": odds[1] - odds[0],
+    }
 
 
-def expected_refusal_change(prompt: Prompt, layer: int, head: int, projection: str) -> float:
-    """Log-odds of the word that opens a refusal, masked minus base."""
-    odds = []
-    for masked in (None, (layer, head)):
-        p = exp(next_token_log_probs(final_state(prompt, masked, projection))["i"])
-        odds.append(log(p) - log(1 - p))
-    return odds[1] - odds[0]
+def expected_set_angles(prompts: Sequence[Prompt], layer: int, head: int, projection: str) -> dict[str, float]:
+    """The angles between data sets, degrees, on the prompts given. Component `rest` is a fixed direction of the states,
+    so that singular vectors and means may be taken among components; the first coordinate is the constant part, 2."""
+    bases = [normed_state(prompt) for prompt in prompts]
+    maskeds = [normed_state(prompt, (layer, head), projection) for prompt in prompts]
+    base, masked = np.split(aligned(*bases, *maskeds), 2)
+    (left, _, right), (masked_left, _, masked_right) = (np.linalg.svd(x, full_matrices=False) for x in (base, masked))
+    line = {"svd_left": (left[:, 0], masked_left[:, 0]), "svd_right": (right[0], masked_right[0])}
+    first = (np.array([2 * state["rest"] / sqrt(39) for state in states]) for states in (bases, maskeds))
+    return {
+        **{name: min(angle_degrees(u, v), angle_degrees(u, -v)) for name, (u, v) in line.items()},
+        "mean_vector": angle_degrees(base.mean(0), masked.mean(0)),
+        "first_coordinate": angle_degrees(*first),
+    }
 
 
 def planted_deflection(prompt: Prompt, projection: str) -> float:

@@ -4,13 +4,11 @@ Ranked by what masking does on unsafe prompts alone, the decoy comes first; set 
 does, and it is the only one that a permutation test finds.
 """
 
-import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
 import workbench as wb
-from tests.planted import closed_form
 from workbench.models.planted import build_null
 
 PROJECTIONS = ("query", "value")
@@ -51,25 +49,6 @@ def planted_rows(scores: pd.DataFrame, truth: dict) -> pd.Series:
 def test_the_truth_comes_with_the_model(planted, planted_pair):
     assert planted.truth == {"planted": [(3, 1)], "decoy": (0, 2)}
     assert planted_pair.truth == {"planted": [(2, 2), (3, 1)], "decoy": (0, 2)}
-
-
-@pytest.mark.parametrize(
-    ("variable", "expected"),
-    [
-        ("deflection", closed_form.expected_deflection),
-        ("kl", closed_form.expected_kl),
-        ("refusal_change", closed_form.expected_refusal_change),
-    ],
-)
-def test_a_sweep_in_double_precision_has_the_closed_form_values(planted, few, variable, expected):
-    cells = wb.sweep(planted, few, progress=False)[variable]
-    for prompt in few:
-        for projection in PROJECTIONS:
-            wanted = [[expected(prompt, layer, head, projection) for head in range(4)] for layer in range(4)]
-            # a run stores float32, which resolves 3e-6 of the decoy's 40 degrees
-            np.testing.assert_allclose(
-                cells.sel(prompt=prompt.id, projection=projection), wanted, rtol=1e-7, atol=1e-6, err_msg=repr(prompt)
-            )
 
 
 @pytest.mark.parametrize("projection", PROJECTIONS)

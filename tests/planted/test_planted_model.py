@@ -57,13 +57,12 @@ def test_every_head_on_every_prompt_in_closed_form(by_hand, few, projection):
         base = by_hand(prompt)
         for layer, head in HEADS:
             masked = by_hand(prompt, ((layer, head),), projection)
-            where = f"L{layer}H{head} {projection} on {prompt}"
-            assert reference.deflection_degrees(base.state, masked.state) == pytest.approx(
-                closed_form.expected_deflection(prompt, layer, head, projection), abs=1e-6
-            ), where
-            assert reference.kl_nats(base.logits, masked.logits) == pytest.approx(
-                closed_form.expected_kl(prompt, layer, head, projection), abs=1e-6
-            ), where
+            wanted = closed_form.expected_cell(prompt, layer, head, projection)
+            found = (
+                reference.deflection_degrees(base.state, masked.state),
+                reference.kl_nats(base.logits, masked.logits),
+            )
+            assert found == pytest.approx((wanted["deflection"], wanted["kl"]), abs=1e-6), (layer, head, prompt)
 
 
 @pytest.mark.parametrize("projection", PROJECTIONS)
@@ -83,7 +82,7 @@ def test_the_formulas_for_decoy_and_planted_head(by_hand, few, projection):
 
 
 def test_twins_differ_in_the_planted_head_and_in_no_other(by_hand, few):
-    for (unsafe, safe), projection in product(list(zip(few[::2], few[1::2], strict=True)), PROJECTIONS):
+    for (unsafe, safe), projection in product(list(zip(few[:8:2], few[1:8:2], strict=True)), PROJECTIONS):
         assert (unsafe.label, safe.label, unsafe.pair_id) == ("unsafe", "safe", safe.pair_id)
         bases = by_hand(unsafe).state, by_hand(safe).state
         assert np.linalg.norm(bases[0]) == pytest.approx(np.linalg.norm(bases[1]), rel=1e-12)
@@ -116,7 +115,7 @@ def test_either_of_the_pair_may_go_but_not_both(planted_pair, pair_by_hand, few)
     pair = planted_pair.truth["planted"]
     assert len(pair) == 2
     refusal = VOCABULARY.index("i")
-    for prompt, projection in product(few.where(label="unsafe"), PROJECTIONS):
+    for prompt, projection in product(few[:8].where(label="unsafe"), PROJECTIONS):
         base = pair_by_hand(prompt)
         kl, angle = {}, {}
         for head in HEADS:
@@ -140,7 +139,7 @@ def test_either_of_the_pair_may_go_but_not_both(planted_pair, pair_by_hand, few)
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_a_greedy_search_by_kl_finds_the_pair(planted_pair, pair_by_hand, few, projection):
     """Sahara's search, spelt out: the best head by mean KL on unsafe prompts, then the best one to add to it."""
-    unsafe = few.where(label="unsafe")
+    unsafe = few[:8].where(label="unsafe")
     bases = [pair_by_hand(prompt).logits for prompt in unsafe]
     group: tuple[tuple[int, int], ...] = ()
     effects = []
