@@ -1,0 +1,116 @@
+"""What a detector is fitted on: prompts that choose heads, and other prompts that set the threshold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from workbench.criteria.stored_run import FEWEST_PROMPTS, check_run, prompt_coord
+from workbench.errors import DetectorError
+from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.splits import check_splits, split_prompts
+from workbench.shapes import LABELS
+
+SHARES = {"selection": 0.6, "threshold": 0.4}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The two parts of a calibration set.
+
+    Attributes:
+        selection: Prompts that heads are chosen on.
+        threshold: Prompts that the threshold is set on; none of them is in `selection`.
+        how: Where the parts come from, for the record: declared by the prompts, or made here with a seed.
+    """
+
+    selection: PromptSet
+    threshold: PromptSet
+    how: str
+
+    def record(self) -> dict[str, Any]:
+        """What a stored detector says about its calibration set."""
+        return {
+            "split": self.how,
+            "selection_prompts": [p.id for p in self.selection],
+            "threshold_prompts": [p.id for p in self.threshold],
+            "families": sorted({p.family for part in (self.selection, self.threshold) for p in part} - {""}),
+        }
+
+
+def calibration_parts(prompts: Sequence[Prompt], *, seed: int = 0) -> Parts:
+    """The selection and the threshold part of a calibration set.
+
+    Prompts that declare splits are used accordingly, and those declared `test` are left out. Where only one of the two
+    parts is declared, or nothing is, the parts are made here: stratified by label and family, pairs and pictures kept
+    together, with a seed.
+
+    Raises: DetectorError if only some prompts declare a split, all are declared test, or a part has fewer than three
+        prompts of a label; PromptError if the declared splits overlap.
+    """
+    check_splits(prompts)
+    declared = {p.split for p in prompts}
+    if "" in declared and len(declared) > 1:
+        count = sum(not p.split for p in prompts)
+        raise DetectorError(
+            f"{count} of {len(prompts)} prompts declare no split and the others do, so what belongs to the test is not "
+            "known. Declare a split for all of them, or for none."
+        )
+    if declared == {"test"}:
+        raise DetectorError(
+            f"All {len(prompts)} prompts are declared test prompts, and a detector that has seen them cannot be tested "
+            "on them. Fit it on the splits selection and threshold."
+        )
+    usable = PromptSet(p for p in prompts if p.split != "test")
+    if {"selection", "threshold"} <= declared:
+        parts = Parts(usable.where(split="selection"), usable.where(split="threshold"), "declared")
+    else:
+        check_labels(usable, "A calibration set that is still to be split", at_least=2 * FEWEST_PROMPTS)
+        made = split_prompts(usable, fractions=SHARES, seed=seed)
+        parts = Parts(made["selection"], made["threshold"], f"made here, seed {seed}")
+    for name in SHARES:
+        check_labels(getattr(parts, name), f"The {name} part of a calibration set ({parts.how})")
+    return parts
+
+
+def run_parts(run: xr.Dataset, *, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset, Parts]:
+    """The same two parts of a stored run, as runs, and the parts themselves.
+
+    A run does not hold pictures: where it declares no splits, prompts that share a picture but no pair may be parted.
+    """
+    check_run(run)
+    parts = calibration_parts(stand_ins(run), seed=seed)
+    return _rows(run, parts.selection), _rows(run, parts.threshold), parts
+
+
+def stand_ins(run: xr.Dataset) -> PromptSet:
+    """A run's prompts as far as it knows them: ids, labels, families, pairs and splits, without text or picture."""
+    named: dict[str, Any] = {
+        name: prompt_coord(run, name) for name in ("label", "source", "family", "category", "pair_id", "split")
+    }
+    ids = run["prompt"].values.astype(str)
+    return PromptSet(
+        Prompt(id=id_, text=id_, **{name: values[i] for name, values in named.items()}) for i, id_ in enumerate(ids)
+    )
+
+
+def _rows(run: xr.Dataset, prompts: PromptSet) -> xr.Dataset:
+    wanted = {p.id for p in prompts}
+    return run.isel(prompt=np.flatnonzero([str(id_) in wanted for id_ in run["prompt"].values]))
+
+
+def check_labels(prompts: Sequence[Prompt], what: str, *, at_least: int = FEWEST_PROMPTS) -> None:
+    """Refuse prompts that hold fewer than `at_least` of a label."""
+    count = {label: sum(p.label == label for p in prompts) for label in LABELS}
+    if min(count.values()) < at_least:
+        raise DetectorError(
+            f"{what} needs at least {at_least} prompts of each label; these {len(prompts)} hold "
+            f"{' and '.join(f'{n} {label}' for label, n in count.items())}. Add prompts of the label that lacks them."
+        )
+
+
+def unsafe_array(prompts: Sequence[Prompt]) -> np.ndarray:
+    """True where the prompt is labelled unsafe, shape [prompt]."""
+    return np.array([p.label == "unsafe" for p in prompts], dtype=bool)

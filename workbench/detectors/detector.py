@@ -1,0 +1,253 @@
+"""`Detector`: what every detector has in common: predicting, telling what it costs, and being stored."""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import xarray as xr
+
+from workbench.criteria.thresholds import balanced_accuracy, kde_threshold
+from workbench.errors import DetectorError
+from workbench.models.hooked import HookedLVLM
+from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.sweeps.run import sweep
+
+FORMAT = "workbench-detector-1"
+DESCRIPTION, ARRAYS = "detector.json", "arrays.safetensors"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it costs to judge one prompt.
+
+    Attributes:
+        forward_passes: Work in units of one unmasked forward pass of the prompt, from counts of layers and positions.
+            NaN where the judge is no model of ours.
+        detect_s: Median seconds for one prompt, images prepared and all.
+        generate_s: Median seconds of a plain greedy reply to it.
+        latency_ratio: `detect_s / generate_s`.
+        n_prompts: On how many prompts it was measured.
+    """
+
+    forward_passes: float
+    detect_s: float
+    generate_s: float
+    latency_ratio: float
+    n_prompts: int
+
+
+class Detector(ABC):
+    """Tells unsafe prompts from safe ones by what a model does with them.
+
+    Attributes:
+        threshold: In the unit of `decision_function`; a prompt is unsafe if and only if it scores above. NaN before
+            `fit`.
+        model_name, weight_hash: The model it was fitted on; it can be used on no other. Empty before `fit`.
+        calibration: What it was fitted on, for the record.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, threshold: str | float) -> None:
+        if threshold != "kde" and (isinstance(threshold, str | bool) or not np.isfinite(threshold)):
+            raise DetectorError(f"threshold must be 'kde' or a finite number; got {threshold!r}.")
+        self._threshold_rule = threshold if threshold == "kde" else float(threshold)
+        self.threshold = float("nan")
+        self.model_name, self.weight_hash = "", ""
+        self.calibration: dict[str, Any] = {}
+
+    @abstractmethod
+    def fit(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> Self:
+        """Calibrate on labelled prompts; returns the detector itself."""
+
+    @abstractmethod
+    def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
+        """One score a prompt, shape [prompt]; higher = more unsafe."""
+
+    @abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """Everything but arrays that `_restore` needs, as JSON."""
+
+    @abstractmethod
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that `_restore` needs."""
+
+    @classmethod
+    @abstractmethod
+    def _restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        """The detector that `_settings` and `_arrays` describe."""
+
+    def predict(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
+        """The label of each prompt, shape [prompt]: `"unsafe"` where the score exceeds the threshold, else `"safe"`."""
+        return np.where(self.decision_function(model, prompts) > self.threshold, "unsafe", "safe")
+
+    def cost(self, model: HookedLVLM, prompts: Sequence[Prompt], *, max_new_tokens: int = 32) -> Cost:
+        """What judging one prompt costs, measured one prompt at a time beside a plain greedy reply.
+
+        Times depend on the machine and on what else it does; `forward_passes` does not.
+        """
+        if not len(prompts):
+            raise DetectorError("The cost of a detector is measured on prompts; got none. Give about ten.")
+        self.decision_function(model, prompts[:1])  # what the first call alone has to do is no cost of a prompt
+        worker = self._worker(model)
+        passes, detect, reply = [], [], []
+        for prompt in prompts:
+            before, began = (0 if worker is None else worker.work.layer_tokens), time.perf_counter()
+            self.decision_function(model, [prompt])
+            detect.append(time.perf_counter() - began)
+            if worker is not None:
+                one_pass = worker.n_layers * worker.encode(prompt).n_tokens
+                passes.append((worker.work.layer_tokens - before) / one_pass)
+            began = time.perf_counter()
+            model.generate(prompt, max_new_tokens=max_new_tokens)
+            reply.append(time.perf_counter() - began)
+        detect_s, generate_s = float(np.median(detect)), float(np.median(reply))
+        forward = float(np.mean(passes)) if passes else float("nan")
+        return Cost(forward, detect_s, generate_s, detect_s / generate_s, len(prompts))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the detector into the folder `path`: `detector.json`, and its arrays as safetensors. Returns `path`."""
+        from safetensors.numpy import save_file
+
+        self._check_fitted()
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise DetectorError(f"A detector is stored as a folder, and {path} is a file. Give another name.")
+        path.mkdir(parents=True, exist_ok=True)
+        description = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "model": self.model_name,
+            "weight_hash": self.weight_hash,
+            "threshold": self.threshold,
+            "threshold_rule": self._threshold_rule,
+            "settings": self._settings(),
+            "calibration": self.calibration,
+        }
+        (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        save_file({name: np.ascontiguousarray(a) for name, a in self._arrays().items()}, path / ARRAYS)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The detector that `save` wrote into the folder `path`; nothing is unpickled.
+
+        Raises: DetectorError if there is none, it is damaged, or it is a detector of another kind.
+        """
+        description, arrays = read_stored(path)
+        if description["kind"] != cls.kind:
+            raise DetectorError(
+                f"{path} holds a {description['kind']!r} detector, and {cls.__name__} reads {cls.kind!r}. "
+                "workbench.detectors.load_detector reads any."
+            )
+        try:
+            detector = cls._restore(description["settings"], arrays)
+            detector.threshold = float(description["threshold"])
+            detector._threshold_rule = description["threshold_rule"]
+            detector.model_name, detector.weight_hash = str(description["model"]), str(description["weight_hash"])
+            detector.calibration = dict(description["calibration"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DetectorError(f"{path} does not describe a detector ({type(error).__name__}: {error}).") from error
+        return detector
+
+    def _worker(self, model: HookedLVLM) -> HookedLVLM | None:
+        """The model whose work a score costs; None if it is no model of ours."""
+        return model
+
+    def _fitted_on(self, name: str, weight_hash: str) -> None:
+        self.model_name, self.weight_hash = name, weight_hash
+
+    def _set_threshold(self, values: np.ndarray, unsafe: np.ndarray) -> None:
+        """Set the threshold from calibration values [prompt], and note how well it separates them."""
+        if self._threshold_rule == "kde":
+            self.threshold, method = _densities_cross(values[unsafe], values[~unsafe])
+        else:
+            self.threshold, method = float(self._threshold_rule), "given"
+        self.calibration["threshold_method"] = method
+        self.calibration["balanced_accuracy"] = balanced_accuracy(values[unsafe], values[~unsafe], self.threshold)
+
+    def _check_fitted(self) -> None:
+        if not np.isfinite(self.threshold):
+            raise DetectorError(
+                f"This {type(self).__name__} is not fitted. Call fit(model, prompts) first, or load one."
+            )
+
+    def _check_model(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> None:
+        """Refuse a model the detector was not fitted on, and no prompts at all."""
+        self._check_fitted()
+        check_is_model(model)
+        if not len(prompts):
+            raise DetectorError("There are no prompts to judge: an empty sequence was given.")
+        if model.weight_hash != self.weight_hash:
+            raise DetectorError(
+                f"This {type(self).__name__} was fitted on {self.model_name!r} (weights {self.weight_hash}) and cannot "
+                f"judge with {model.name!r} (weights {model.weight_hash}, {str(model.dtype).removeprefix('torch.')}): "
+                "its heads and its threshold mean nothing there. Fit one on this model."
+            )
+
+
+def _densities_cross(unsafe: np.ndarray, safe: np.ndarray) -> tuple[float, str]:
+    """The published threshold and how it was found.
+
+    A class whose values are all the same has no density. If the other class lies wholly above or below it, the midpoint
+    of the medians is taken, as published for densities that do not cross; otherwise that is an error.
+    """
+    constant = min(np.ptp(unsafe), np.ptp(safe)) == 0
+    if constant and (unsafe.min() > safe.max() or unsafe.max() < safe.min()):
+        return float(np.median(unsafe) + np.median(safe)) / 2, "midpoint, since a class is constant"
+    found = kde_threshold(unsafe, safe)
+    return found.value, f"kde {found.method}"
+
+
+def check_is_model(model: object) -> None:
+    """Refuse what is no model of the workbench."""
+    if not isinstance(model, HookedLVLM):
+        raise DetectorError(f"A detector needs a model from workbench.load_model; got a {type(model).__name__}.")
+
+
+def check_finite(scores: np.ndarray, prompts: Sequence[Prompt], what: str) -> np.ndarray:
+    """The scores, if all are finite: a score that is not is never taken for safe."""
+    if not np.isfinite(scores).all():
+        first = prompts[int(np.flatnonzero(~np.isfinite(scores))[0])].id
+        raise DetectorError(
+            f"{what} gave no finite score for {int((~np.isfinite(scores)).sum())} of {len(scores)} prompts (first: "
+            f"{first!r}). The model overflowed there; load it in float32, or leave the prompt out."
+        )
+    return scores
+
+
+def observe(model: HookedLVLM, prompts: Sequence[Prompt]) -> xr.Dataset:
+    """A run that holds what the unmasked pass shows (`head_output`, `base_state`, ...), at the least cost."""
+    last = (model.masked_layers[-1], 0)
+    return sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
+
+
+def read_stored(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Description and arrays of a stored detector of any kind."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = Path(path)
+    if not (path / DESCRIPTION).is_file():
+        raise DetectorError(
+            f"There is no stored detector at {path}: a folder with {DESCRIPTION} was wanted. Detector.save writes one."
+        )
+    try:
+        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        arrays = load_file(path / ARRAYS)
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, OSError) as error:
+        raise DetectorError(f"The detector at {path} is damaged ({type(error).__name__}: {error}).") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT or "kind" not in description:
+        found = description.get("format") if isinstance(description, dict) else type(description).__name__
+        raise DetectorError(f"The detector at {path} has format {found!r}; this version reads {FORMAT!r}.")
+    return description, arrays
+
+
+def as_prompts(prompts: Sequence[Prompt]) -> PromptSet:
+    """Any sequence of prompts as a `PromptSet`; unique ids are checked on the way."""
+    return prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)

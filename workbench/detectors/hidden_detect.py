@@ -1,0 +1,124 @@
+"""`HiddenDetect`, a baseline: read every layer through the unembedding, and see how far it points at refusing."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+
+from workbench.detectors.calibration import calibration_parts, unsafe_array
+from workbench.detectors.detector import Detector, as_prompts, check_finite, check_is_model
+from workbench.errors import DetectorError
+from workbench.models.hooked import HookedLVLM
+from workbench.models.resume import base_pass
+from workbench.prompts.prompt import Prompt
+from workbench.sweeps.plan import batches
+
+ROWS = 32
+
+
+class HiddenDetect(Detector):
+    """Detects unsafe prompts by how refusal shows in the intermediate layers; no heads, no training, one pass.
+
+    F of a layer is the cosine between the logits read from it (final norm, then unembedding) and a vector that is 1 at
+    the refusal tokens and 0 elsewhere. The score is the area under F over a range of layers, by trapezoids, in cosine ×
+    layers.
+    The range comes from the data: from the first to the last layer whose F differs more between unsafe and safe prompts
+    than the last layer's does. Where no layer does, it is the last layer alone; a single layer's score is its F.
+
+    Args:
+        tokens: Ids of the refusal tokens; `model.refusal_tokens` by default (theirs: the first sub-tokens of about 20
+            words).
+        threshold: `"kde"`, or a number in the unit of the score. The paper reports AUROC and sets none.
+        seed: Of a split that has to be made.
+
+    Attributes:
+        layers: First and last layer of the range, 0-based, both included; the output of the layer is read.
+        discrepancy: Mean F on unsafe minus mean F on safe prompts, [layer].
+
+    Source: HiddenDetect (ACL 2025, arXiv 2502.14744) and its released code. Taking the span from the first to the last
+        such layer is our reading: the released ranges are contiguous.
+    """
+
+    kind: ClassVar[str] = "hidden detect"
+
+    def __init__(self, *, tokens: Sequence[int] | None = None, threshold: str | float = "kde", seed: int = 0) -> None:
+        super().__init__(threshold)
+        self.tokens = None if tokens is None else tuple(int(t) for t in tokens)
+        self.seed = seed
+        self.layers = (-1, -1)
+        self.discrepancy = np.empty(0)
+
+    def __repr__(self) -> str:
+        return f"HiddenDetect(layers {self.layers[0]} to {self.layers[1]}, threshold {self.threshold:.4g})"
+
+    def fit(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> Self:
+        """Choose the layers on the selection part of the prompts and set the threshold on the threshold part."""
+        check_is_model(model)
+        parts = calibration_parts(as_prompts(prompts), seed=self.seed)
+        if self.tokens is None:
+            self.tokens = model.refusal_tokens
+        _check_tokens(model, self.tokens)
+        unsafe = unsafe_array(parts.selection)
+        strength = refusal_strength(model, parts.selection, self.tokens)
+        self.discrepancy = strength[unsafe].mean(0) - strength[~unsafe].mean(0)
+        above = np.flatnonzero(self.discrepancy > self.discrepancy[-1])
+        self.layers = (int(above[0]), int(above[-1])) if len(above) else (model.n_layers - 1, model.n_layers - 1)
+        self.calibration = parts.record()
+        self._set_threshold(self._score(model, parts.threshold), unsafe_array(parts.threshold))
+        self._fitted_on(model.name, model.weight_hash)
+        return self
+
+    def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
+        """Area under F over the chosen layers, shape [prompt], in cosine × layers; higher = more unsafe."""
+        self._check_model(model, prompts)
+        return self._score(model, as_prompts(prompts))
+
+    def _score(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
+        assert self.tokens is not None
+        first, last = self.layers
+        strength = refusal_strength(model, prompts, self.tokens)[:, first : last + 1]
+        area = np.trapezoid(strength, axis=1) if last > first else strength[:, 0]
+        return check_finite(area, prompts, "The logit lens")
+
+    def _settings(self) -> dict[str, Any]:
+        return {"tokens": list(self.tokens or ()), "layers": list(self.layers), "seed": self.seed}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"discrepancy": self.discrepancy}
+
+    @classmethod
+    def _restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
+        detector = cls(tokens=settings["tokens"], seed=settings["seed"])
+        detector.layers = (int(settings["layers"][0]), int(settings["layers"][1]))
+        detector.discrepancy = arrays["discrepancy"]
+        return detector
+
+
+def refusal_strength(model: HookedLVLM, prompts: Sequence[Prompt], tokens: Sequence[int]) -> np.ndarray:
+    """F: cosine of each layer's logits at the last prompt position with the refusal tokens, [prompt, layer]."""
+    encoded = [model.encode(prompt) for prompt in prompts]
+    wanted = list(tokens)
+    found = np.full((len(prompts), model.n_layers), np.nan)
+    for batch in batches(encoded, ROWS):
+        base = base_pass(model, [encoded[i] for i in batch])
+        for layer in range(model.n_layers):
+            # What a layer puts out is what the next layer that ran was given.
+            above = [number for number in base.inputs if number > layer]
+            residual = base.inputs[min(above)][:, -1] if above else base.residual
+            with torch.no_grad():
+                logits = model.unembed(model.normed(residual.to(base.residual.device))).double()
+            # The refusal vector has length sqrt(number of tokens) and picks out the sum of their logits.
+            cosine = logits[:, wanted].sum(-1) / (logits.norm(dim=-1) * len(wanted) ** 0.5)
+            found[batch, layer] = cosine.cpu().numpy()
+    return found
+
+
+def _check_tokens(model: HookedLVLM, tokens: Sequence[int]) -> None:
+    if not tokens:
+        raise DetectorError(
+            f"The tokenizer of {model.name!r} knows none of the usual openings of a refusal, so there is nothing to "
+            "look for. Give tokens=[...], the ids of the tokens with which it refuses."
+        )
+    if wrong := [t for t in tokens if not 0 <= t < model.d_vocab]:
+        raise DetectorError(f"Token {wrong[0]} is not in 0..{model.d_vocab - 1}, the vocabulary of {model.name!r}.")
