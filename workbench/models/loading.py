@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.utils import is_torchvision_available
 from transformers.utils import logging as hf_logging
 
 from workbench.errors import ModelError
 from workbench.models.families import FAMILIES, family_of
+from workbench.models.families.family import Family
 from workbench.models.hooked import HookedLVLM
 from workbench.models.selfcheck import check_at_load
 
@@ -92,17 +94,18 @@ def _pretrained(name: str, options: dict[str, Any], weights: dict[str, Any]) -> 
     where = _folder(name)
     if Path(where).is_dir():
         options = {**options, "local_files_only": True}
-    config = _attempt(name, "its configuration", lambda: AutoConfig.from_pretrained(where, **options))
-    family = family_of(config.model_type)
-    auto = AutoModelForImageTextToText if family.has_images else AutoModelForCausalLM
+    settings = _attempt(name, "its configuration", lambda: PreTrainedConfig.get_config_dict(where, **options)[0])
+    family = family_of(settings.get("model_type", ""))
     before = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
-        hf = _attempt(
-            name, "its weights", lambda: auto.from_pretrained(where, use_safetensors=True, **weights, **options)
+        hf: Any = _attempt(
+            name,
+            "its weights",
+            lambda: family.model_class().from_pretrained(where, use_safetensors=True, **weights, **options),
         )
         if family.has_images:
-            processor = _attempt(name, "its processor", lambda: AutoProcessor.from_pretrained(where, **options))
+            processor = _attempt(name, "its processor", lambda: _processor(where, family, options))
             tokenizer = getattr(processor, "tokenizer", None)
             if tokenizer is None:
                 raise ModelError(f"{name!r}: its processor ({type(processor).__name__}) has no tokenizer.")
@@ -111,8 +114,15 @@ def _pretrained(name: str, options: dict[str, Any], weights: dict[str, Any]) -> 
             tokenizer = _attempt(name, "its tokenizer", lambda: AutoTokenizer.from_pretrained(where, **options))
     finally:
         hf_logging.set_verbosity(before)
-    revision = getattr(config, "_commit_hash", None) or options.get("revision") or ""
+    revision = getattr(hf.config, "_commit_hash", None) or options.get("revision") or ""
     return HookedLVLM(hf, family, name=name, tokenizer=tokenizer, processor=processor, revision=str(revision))
+
+
+def _processor(where: str, family: Family, options: dict[str, Any]) -> Any:
+    """transformers' own; without torchvision, the family's own way where transformers' class demands it."""
+    if family.processor is not None and not is_torchvision_available():
+        return family.processor(where, options)
+    return AutoProcessor.from_pretrained(where, **options)
 
 
 def _folder(name: str) -> str:

@@ -74,6 +74,7 @@ class Family:
         chat_template: Used when the checkpoint's tokenizer has none.
         query_norm: True when a norm follows the query projection, so that scaling weights is not scaling scores.
         sliding: True when some layers see only a window or a chunk of the sequence.
+        own_class: Gives the model class, where transformers has none.
         prepare: Called once on the loaded HF model, where transformers' own needs a repair.
         processor: Loads the processor from a directory or Hub id and its options, where transformers' own class cannot
             be built without torchvision.
@@ -99,10 +100,19 @@ class Family:
     chat_template: str | None = None
     query_norm: bool = False
     sliding: bool = False
+    own_class: Callable[[], Any] | None = None
     prepare: Callable[[nn.Module], None] = lambda hf: None
     processor: Callable[[str, dict[str, Any]], Any] | None = None
     tiny: Callable[[], TinyParts] | None = None
     limits: str = ""
+
+    def model_class(self) -> Any:
+        """The class the checkpoint is loaded in: transformers' own, by the name of the architecture."""
+        if self.own_class is not None:
+            return self.own_class()
+        import transformers
+
+        return getattr(transformers, self.architecture)
 
     def decoder(self, hf: Any) -> Any:
         """The text decoder that holds the layers and the final norm."""
