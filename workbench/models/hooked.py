@@ -232,7 +232,6 @@ class HookedLVLM:
         """Next-token logits at the last prompt position, with the given (layer, head) pairs masked."""
         return self.unembed(self.state(prompt, heads=heads, projection=projection, mask=mask))
 
-    @torch.no_grad()
     def generate(
         self,
         prompt: Prompt,
@@ -247,14 +246,37 @@ class HookedLVLM:
 
         `options` go to transformers' `generate` (streamer, logits_processor, do_sample, …).
         """
+        out = self.generated(
+            prompt, max_new_tokens=max_new_tokens, heads=heads, projection=projection, mask=mask, **options
+        )
+        return self.tokenizer.decode(out.sequences[0, out.n_prompt_tokens :], skip_special_tokens=True).strip()
+
+    @torch.no_grad()
+    def generated(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 32,
+        heads: Sequence[tuple[int, int]] = (),
+        projection: str = "query",
+        mask: Mask | None = None,
+        **options: Any,
+    ) -> Any:
+        """What `generate` decodes: transformers' output record, with `sequences` and our `n_prompt_tokens`."""
         encoded, mask = self.encode(prompt), mask or Mask()
         # A cache without sliding layers, so that a position keeps its index while decoding.
-        options = {"do_sample": False, "past_key_values": DynamicCache(), **options}
+        options = {
+            "do_sample": False,
+            "past_key_values": DynamicCache(),
+            "return_dict_in_generate": True,
+            **options,
+        }
         if self.hf.generation_config.pad_token_id is None:
             options.setdefault("pad_token_id", self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
         with self.masked(heads, projection, mask, mask.start(encoded) if heads else 0), double_kept(self.dtype):
             out = self.hf.generate(**encoded.model_inputs, max_new_tokens=max_new_tokens, **options)
-        return self.tokenizer.decode(out[0, encoded.n_tokens :], skip_special_tokens=True).strip()
+        out.n_prompt_tokens = encoded.n_tokens
+        return out
 
     def attention(self, prompt: Prompt) -> Float[Tensor, "layer head key"]:
         """Attention of the last prompt position over the keys, NaN in layers without maskable heads."""
