@@ -7,6 +7,7 @@ Source of the recipe: "One Head to Rule Them All" (NeurIPS 2025), cirteo/Oh-Defe
 its detection fails; here that is an error, or a refusal (`on_error`).
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -132,8 +133,8 @@ def generate(
     score, error = float("nan"), ""
     try:
         score = float(guard.decision_function(model, [prompt])[0])
-        if score != score:
-            raise DetectorError(f"The guard's score of prompt {prompt.id!r} is NaN, which says nothing about it.")
+        if not math.isfinite(score):
+            raise DetectorError(f"The guard's score of prompt {prompt.id!r} is {score}, which says nothing about it.")
     except Exception as failure:  # whatever broke the detection, the prompt must not get through
         if on_error == "raise":
             raise
