@@ -4,71 +4,42 @@ For a block of prompts it makes the base pass once, then for each layer writes t
 form, adds them through W_O, and runs what lies above. Sources for what is masked: `workbench.models.masks`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.errors import MaskError
-from workbench.models.attention import HeadEdit, sites_set
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM, last_attention
-from workbench.models.masks import Mask
-from workbench.models.resume import BasePass, base_pass, head_writes, masked_z, published_queries, resume
-from workbench.sweeps.measure import MEASURES, measure, refusal_log_odds, wide
-from workbench.sweeps.plan import Partition, batches
+from workbench.models.resume import BasePass, base_pass, head_writes, masked_z, resume
+from workbench.sweeps.job import Job
+from workbench.sweeps.measure import measure, refusal_log_odds
+from workbench.sweeps.plan import batches
 
 Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to measure.
-
-    Attributes:
-        projections: Of "query" and "value", in order.
-        mask: The mask.
-        heads: Masked (layer, head) cells by layer; every cell of a layer when None. Heads are rows of the grain.
-        keep_states: Keep masked final states too.
-    """
-
-    projections: tuple[str, ...]
-    mask: Mask
-    heads: dict[int, tuple[int, ...]] | None
-    keep_states: bool
-
-    def layers(self, model: HookedLVLM) -> tuple[int, ...]:
-        return model.masked_layers if self.heads is None else tuple(sorted(self.heads))
-
-    def heads_of(self, model: HookedLVLM, layer: int) -> tuple[int, ...]:
-        if self.heads is not None:
-            return self.heads[layer]
-        return tuple(range(len(self.mask.row_heads(model.n_heads, model.n_kv_heads))))
 
 
 class ExactBlock:
     """The base passes of one block of prompts, from which each layer's cells are measured."""
 
-    def __init__(self, model: HookedLVLM, encoded: Sequence[Encoded], job: Job, partition: Partition) -> None:
-        self.model, self.encoded, self.job, self.partition = model, encoded, job, partition
+    def __init__(self, model: HookedLVLM, encoded: Sequence[Encoded], job: Job, rows: int) -> None:
+        self.model, self.encoded, self.job, self.rows = model, encoded, job, rows
         n_rows = len(job.projections) * len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
-        self.batches = batches(encoded, max(1, partition.rows // n_rows))
+        self.batches = batches(encoded, max(1, rows // n_rows))
         self.bases = [base_pass(model, [encoded[i] for i in batch]) for batch in self.batches]
 
     def base_arrays(self) -> Arrays:
         """Variables of the unmasked pass, `prompt` first: see `base_variables`."""
-        return _scatter(self.batches, [base_variables(self.model, base) for base in self.bases], len(self.encoded))
+        return scatter(self.batches, [base_variables(self.model, base) for base in self.bases], len(self.encoded))
 
     def layer_arrays(self, layer: int) -> Arrays:
         """Variables of one layer's masked cells, `[prompt, projection, head]`, and `state` with `d_model` last."""
-        parts = [layer_cells(self.model, base, layer, self.job, self.partition.rows) for base in self.bases]
-        return _scatter(self.batches, parts, len(self.encoded))
+        parts = [layer_cells(self.model, base, layer, self.job, self.rows) for base in self.bases]
+        return scatter(self.batches, parts, len(self.encoded))
 
 
-def _scatter(batches: list[list[int]], parts: list[dict[str, Tensor]], n_prompts: int) -> Arrays:
+def scatter(batches: list[list[int]], parts: list[dict[str, Tensor]], n_prompts: int) -> Arrays:
     arrays: Arrays = {}
     for name in parts[0]:
         arrays[name] = np.full((n_prompts, *parts[0][name].shape[1:]), np.nan, dtype=np.float32)
@@ -126,63 +97,6 @@ def _at_heads(cells: dict[str, Tensor], heads: tuple[int, ...], n_rows: int) -> 
     return spread
 
 
-def group_cells(
-    model: HookedLVLM, base: BasePass, groups: Sequence[Sequence[tuple[int, int]]], job: Job, most_rows: int
-) -> dict[str, Tensor]:
-    """Cells of head sets masked together, `[prompt, projection, group]`; groups are rows, from their first layer on."""
-    start = job.mask.start(base.encoded[0])
-    cells = {name: wide(base.state.new_full((base.n_prompts, len(job.projections), len(groups)), torch.nan)) for name in MEASURES}
-    by_layer: dict[int, list[int]] = {}
-    for number, group in enumerate(groups):
-        by_layer.setdefault(min(layer for layer, _ in group), []).append(number)
-    per_batch = max(1, most_rows // base.n_prompts)
-    for number, projection in enumerate(job.projections):
-        for first, members in by_layer.items():
-            for i in range(0, len(members), per_batch):
-                chosen = members[i : i + per_batch]
-                states = _group_states(model, base, [groups[g] for g in chosen], first, projection, job.mask, start)
-                for name, value in measure(model, base.state, base.logits, states).items():
-                    cells[name][:, number, chosen] = value
-    return cells
-
-
-def _group_states(
-    model: HookedLVLM,
-    base: BasePass,
-    groups: Sequence[Sequence[tuple[int, int]]],
-    first: int,
-    projection: str,
-    mask: Mask,
-    start: int,
-) -> Tensor:
-    if projection == "query" and mask.form == "as_published":
-        # Weight scaling acts on whole batches, so each group is a pass of its own.
-        states = []
-        for group in groups:
-            by_layer: dict[int, list[int]] = {}
-            for layer, head in group:
-                by_layer.setdefault(layer, []).append(head)
-            with published_queries(model, by_layer, mask.factor):
-                states.append(resume(model, base, first, 1))
-        return torch.cat(states, dim=1)
-    rows = mask.row_heads(model.n_heads, model.n_kv_heads)
-    with ExitStack() as stack:
-        for layer in sorted({layer for group in groups for layer, _ in group}):
-            chosen = [[q for at, head in group if at == layer for q in rows[head]] for group in groups]
-            edit = mask.edit(projection, chosen, model.n_heads, start, base.state.device)
-            stack.enter_context(sites_set([model.sites[layer]], edit=_for_prompts(edit, base.n_prompts)))
-        return resume(model, base, first, len(groups), start=start)
-
-
-def _for_prompts(edit: HeadEdit, n_prompts: int) -> HeadEdit:
-    """The same rows for every prompt of a batch (rows are prompt-major)."""
-
-    def tile(value: Tensor | None) -> Tensor | None:
-        return value.repeat(n_prompts, 1) if value is not None else None
-
-    return HeadEdit(tile(edit.query_factor), tile(edit.query_off), tile(edit.output_factor), edit.start)
-
-
 def base_variables(model: HookedLVLM, base: BasePass) -> dict[str, Tensor]:
     """What the unmasked pass says about each head: z, attention on the image, and its write towards refusing.
 
@@ -219,25 +133,3 @@ def refusal_gradient(model: HookedLVLM, residual: Tensor) -> Tensor:
         leaf = residual.detach().clone().requires_grad_(True)
         odds = refusal_log_odds(model, model.unembed(model.normed(leaf)))
         return torch.autograd.grad(odds.sum(), leaf)[0]
-
-
-def check_heads(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask) -> dict[int, tuple[int, ...]]:
-    """Chosen (layer, head) pairs by layer; a MaskError names the first that does not exist."""
-    n_rows = len(mask.row_heads(model.n_heads, model.n_kv_heads))
-    chosen: dict[int, list[int]] = {}
-    for layer, head in heads:
-        if layer not in model.sites or not 0 <= head < n_rows:
-            raise MaskError(
-                f"heads names L{layer}H{head}, which is not in {model.name!r}: maskable layers are "
-                f"{', '.join(map(str, model.masked_layers))}; heads are 0..{n_rows - 1} at grain {mask.grain!r}."
-            )
-        chosen.setdefault(layer, []).append(head)
-    if not chosen:
-        raise MaskError("heads is empty, so there is nothing to mask. Leave it out to sweep all heads.")
-    return {layer: tuple(sorted(set(found))) for layer, found in chosen.items()}
-
-
-def blocks(n_prompts: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of consecutive blocks of prompts."""
-    for start in range(0, n_prompts, size):
-        yield start, min(start + size, n_prompts)

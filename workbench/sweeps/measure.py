@@ -54,8 +54,9 @@ def measure(
     if not (logits.isfinite().all() and states.isfinite().all()):
         rows = int((~logits.isfinite()).any(-1).sum())
         raise RunError(
-            f"{model.name!r} gave logits or states that are not finite numbers under {rows} of {states.shape[0] * states.shape[1]} "
-            f"masks, in {model.dtype}. Such a cell has no value; try dtype='float32', or bfloat16 instead of float16."
+            f"{model.name!r} gave logits or states that are not finite numbers under {rows} of "
+            f"{states.shape[0] * states.shape[1]} masks, in {model.dtype}. "
+            "Such a cell has no value; try dtype='float32', or bfloat16 instead of float16."
         )
     base_state, states = wide(base_state)[:, None], wide(states)
     base, masked = wide(base_logits)[:, None].log_softmax(-1), wide(logits).log_softmax(-1)

@@ -16,15 +16,15 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.precision import double_kept
 from workbench.models.resume import base_pass
-from workbench.sweeps.engine import Arrays, Job, base_variables
+from workbench.sweeps.engine import Arrays, base_variables
+from workbench.sweeps.job import Job
 from workbench.sweeps.measure import measure
-from workbench.sweeps.plan import Partition
 
 
 class NaiveBlock:
     """Same face as `ExactBlock`: the cells of one block of prompts, the long way."""
 
-    def __init__(self, model: HookedLVLM, encoded: Sequence[Encoded], job: Job, partition: Partition) -> None:
+    def __init__(self, model: HookedLVLM, encoded: Sequence[Encoded], job: Job, rows: int) -> None:
         self.model, self.encoded, self.job = model, encoded, job
         self.base_states = [final_state(model, e, []) for e in encoded]
 
@@ -75,7 +75,9 @@ def final_state(model: HookedLVLM, encoded: Encoded, hooks: list[tuple[str, Any]
         fwd_hooks = [*((name, counted(name, edit)) for name, edit in hooks), ("ln_final.hook_out", keep)]
         model.bridge.run_with_hooks(ids, fwd_hooks=fwd_hooks, **inputs)
     if silent := {name for name, _ in hooks} - set(calls):
-        raise MaskError(f"{model.name!r}: hook {', '.join(silent)} took a mask but did not run, so the score would be a false 0.")
+        raise MaskError(
+            f"{model.name!r}: hook {', '.join(silent)} took a mask but did not run, so the score would be a false 0."
+        )
     return kept[-1]
 
 
@@ -97,7 +99,9 @@ def head_hook(
     return name, edit
 
 
-def scale_heads(value: Tensor, heads: Sequence[int], factor: float, n_heads: int, start: int, *, pos_dim: int) -> Tensor:
+def scale_heads(
+    value: Tensor, heads: Sequence[int], factor: float, n_heads: int, start: int, *, pos_dim: int
+) -> Tensor:
     """Multiply some heads by a factor from position `start` on; a new tensor of the same shape.
 
     Takes `[row, pos, head, d_head]`, `[row, head, pos, d_head]` (with `pos_dim=2`) or `[row, pos, head·d_head]`.
@@ -107,7 +111,9 @@ def scale_heads(value: Tensor, heads: Sequence[int], factor: float, n_heads: int
     if pos_dim == 2 and not flat:
         by_head = by_head.transpose(1, 2)
     if by_head.ndim != 4 or by_head.shape[2] != n_heads:
-        raise MaskError(f"A hook gave shape {tuple(value.shape)}; wanted a head axis of {n_heads} to mask query heads on.")
+        raise MaskError(
+            f"A hook gave shape {tuple(value.shape)}; wanted a head axis of {n_heads} to mask query heads on."
+        )
     scaled = by_head.clone()
     scaled[:, start:, list(heads)] *= factor
     if pos_dim == 2 and not flat:

@@ -1,12 +1,12 @@
 """How a sweep is cut into pieces before it starts: blocks of prompts, batches of equal length, rows a batch."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import psutil
 import torch
 
-from workbench.errors import RunError
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.resume import batch_key
@@ -32,16 +32,14 @@ class Partition:
     rows: int
     halved: int = 0
 
-    def halve(self) -> "Partition":
-        if self.rows == 1:
-            raise RunError(
-                "The device ran out of memory with a single row a batch. Load the model in bfloat16, use device_map='auto', "
-                "or sweep shorter prompts (smaller pictures)."
-            )
-        return Partition(self.block, max(1, self.rows // 2), self.halved + 1)
+    @staticmethod
+    def parse(text: str) -> "Partition":
+        """The partition a stored run was recorded with."""
+        return Partition(**json.loads(text))
 
-    def describe(self) -> dict[str, int]:
-        return asdict(self)
+    def json(self) -> str:
+        """As a run records it."""
+        return json.dumps(asdict(self))
 
 
 def row_bytes(model: HookedLVLM, n_pos: int) -> int:
@@ -66,10 +64,10 @@ def free_bytes(model: HookedLVLM) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def plan(model: HookedLVLM, longest: int, *, rows: int | None = None) -> Partition:
+def plan(model: HookedLVLM, longest: int, *, rows: int | None = None, block: int = BLOCK) -> Partition:
     """The partition for prompts of at most `longest` positions, from what memory is free now."""
     budget = MEMORY_SHARE * free_bytes(model)
-    block = max(1, min(BLOCK, int(budget / 2 / max(1, base_bytes(model, longest)))))
+    block = max(1, min(block, int(budget / 2 / max(1, base_bytes(model, longest)))))
     if rows is None:
         rows = int(budget / 2 / row_bytes(model, longest))
         if model.device.type == "cpu":

@@ -2,55 +2,32 @@
 
 import datetime
 import json
-import subprocess
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
-from tqdm.auto import tqdm
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from workbench.errors import MaskError, PromptError, WorkbenchError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
-from workbench.models.resume import base_pass
 from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.shapes import HEAD_DIMS, PROJECTIONS, PROMPT_COORDS
-from workbench.sweeps.engine import ExactBlock, Job, base_variables, blocks, check_heads, group_cells
-from workbench.sweeps.measure import MEASURES
-from workbench.sweeps.naive import NaiveBlock
-from workbench.sweeps.plan import Partition, batches, plan
+from workbench.shapes import PROJECTIONS
+from workbench.sweeps.engines import ENGINES, Sweep
+from workbench.sweeps.job import Job, blocks, check_groups, check_heads
+from workbench.sweeps.memory import Memory
+from workbench.sweeps.plan import Partition, plan
+from workbench.sweeps.records import layout, provenance, recipe, skeleton
+from workbench.sweeps.store import Store, open_store
+from workbench.sweeps.tasks import Encoder, run_here
 
-SCHEMA = "workbench-run-1"
-ENGINES = {"exact": ExactBlock, "naive": NaiveBlock}
 # Masked final states are kept by default when all of them together are at most this large.
 STATE_BUDGET = 512 * 2**20
-BASE_DIMS = {
-    "head_output": ("prompt", "layer", "head", "d_head"),
-    "base_state": ("prompt", "d_model"),
-    "image_attention": ("prompt", "layer", "head"),
-    "refusal_write": ("prompt", "layer", "head"),
-}
-UNITS = {
-    "deflection": ("degrees", "angle between the final states without and with the mask"),
-    "kl": ("nats", "KL(base || masked) of the next-token distribution"),
-    "js": ("nats", "Jensen-Shannon divergence of base and masked next-token distribution"),
-    "tv": ("1", "total variation distance, 0-1"),
-    "top1_change": ("1", "1 where the most likely next token changed"),
-    "l2": ("state units", "distance of the final states"),
-    "norm_ratio": ("1", "norm of the masked final state over that of the base"),
-    "refusal_change": ("log-odds", "masked - base log-odds of opening a refusal; negative = the head helped to refuse"),
-    "head_output": ("state units", "z at the last prompt position, before W_O, unmasked"),
-    "base_state": ("state units", "final state after the final norm, last prompt position, unmasked"),
-    "state": ("state units", "final state after the final norm, last prompt position, masked"),
-    "image_attention": ("1", "attention of the last prompt position on the image, 0-1"),
-    "refusal_write": ("log-odds", "first-order direct effect of the head's write on the refusal log-odds; positive = refuse"),
-    "write_root": ("1", "lower triangular R with R R^T = W_O^h W_O^h^T: z R has the inner products of the write z W_O"),
-}
 
 
 def sweep(
@@ -66,6 +43,9 @@ def sweep(
     keep_states: bool | str = "auto",
     rows: int | None = None,
     progress: bool = True,
+    engine_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    repair: bool = False,
 ) -> xr.Dataset:
     """Mask the projections of every head on every prompt and measure what changes at the last prompt position.
 
@@ -80,7 +60,10 @@ def sweep(
         groups: Sets of (layer, head) masked together; the run then has a dimension `group` in place of layer, head.
         keep_states: Keep the masked final states too (needed by angles over data sets); "auto" when they are small.
         rows: Most rows in one batch; by default from the memory that is free, recorded with the run.
-        progress: Show a progress bar with the time left.
+        progress: Show a progress bar with the time left, and at the end the work done against the naive count.
+        engine_options: What the engine takes besides; its module says what.
+        seed: Of what an engine draws.
+        repair: Recompute parts of the store at `out` that are damaged, in place of stopping at them.
 
     Returns: The run. Dimensions prompt, projection, layer, head; variables with units in their attributes.
 
@@ -93,25 +76,25 @@ def sweep(
         projections,
         mask,
         None if heads is None else check_heads(model, heads, mask),
-        _keeps_states(keep_states, model, len(prompts), len(projections), mask),
+        groups is None and _keeps_states(keep_states, model, len(prompts), len(projections), mask),
+        None if groups is None else check_groups(model, groups, mask),
     )
-    longest = max(model.encode(p).n_tokens for p in prompts)
-    partition = plan(model, longest, rows=rows)
-    began, started = time.perf_counter(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    work_before = (model.work.layer_tokens, model.work.vision_passes)
-    if groups is not None:
-        run = _sweep_groups(model, prompts, groups, job, partition, progress)
-    else:
-        run = _sweep_heads(model, prompts, job, partition, engine, progress)
-    run.attrs.update(provenance(model, prompts, mask, engine, partition))
-    run.attrs.update(
-        started=started,
-        wall_s=round(time.perf_counter() - began, 3),
-        layer_tokens=model.work.layer_tokens - work_before[0],
-        vision_passes=model.work.vision_passes - work_before[1],
-    )
-    if out is not None:
-        run.to_zarr(out, mode="w")
+    options = ENGINES[engine].options(engine_options or {})
+    encode = Encoder(model, prompts)
+    encoded = list(encode.all())
+    naive = job.naive_work(model, encoded)
+    ENGINES[engine].check(job)
+    sink = _open_sink(model, prompts, job, engine, options, seed, out, rows, max(e.n_tokens for e in encoded), repair)
+    del encoded
+    try:
+        if not sink.attrs.get("complete"):
+            bounds = tuple(blocks(len(prompts), sink.partition.block))
+            _carry_out(Sweep(model, prompts, encode, job, sink, options, seed, bounds), engine, naive, progress)
+        run = sink.finish()
+    finally:
+        sink.close()
+    if progress:
+        Console(stderr=True).print(work_line(run.attrs), highlight=False)
     return run
 
 
@@ -146,159 +129,123 @@ def _keeps_states(wanted: bool | str, model: HookedLVLM, n_prompts: int, n_proje
     return 4 * n_prompts * n_projections * model.n_layers * n_rows * model.d_model <= STATE_BUDGET
 
 
-def _sweep_heads(
-    model: HookedLVLM, prompts: PromptSet, job: Job, partition: Partition, engine: str, progress: bool
-) -> xr.Dataset:
-    n_rows = len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
-    shape = (len(prompts), len(job.projections), model.n_layers, n_rows)
-    cells = {name: np.full(shape, np.nan, dtype=_float(model)) for name in MEASURES}
-    if job.keep_states:
-        cells["state"] = np.full((*shape, model.d_model), np.nan, dtype=_float(model))
-    base: dict[str, np.ndarray] = {}
-    layers = job.layers(model)
-    with tqdm(total=len(prompts) * len(layers), desc="sweep", unit="layer", disable=not progress) as bar:
-        for start, stop in blocks(len(prompts), partition.block):
-            block = ENGINES[engine](model, [model.encode(p) for p in prompts[start:stop]], job, partition)
-            for name, array in block.base_arrays().items():
-                base.setdefault(name, np.full((len(prompts), *array.shape[1:]), np.nan, dtype=array.dtype))[start:stop] = array
-            for layer in layers:
-                for name, array in block.layer_arrays(layer).items():
-                    cells[name][start:stop, :, layer] = array
-                bar.update(stop - start)
-    return assemble(model, prompts, job, cells, base)
-
-
-def _float(model: HookedLVLM) -> type:
-    """Runs store float32; a float64 model's are kept in full, for whoever compares two roads."""
-    return np.float64 if model.dtype == torch.float64 else np.float32
-
-
-def assemble(
-    model: HookedLVLM, prompts: PromptSet, job: Job, cells: dict[str, np.ndarray], base: dict[str, np.ndarray]
-) -> xr.Dataset:
-    """Label the arrays."""
-    variables: dict[str, Any] = {
-        name: ((*HEAD_DIMS, "d_model") if name == "state" else HEAD_DIMS, array) for name, array in cells.items()
-    }
-    if job.mask.grain == "kv_group":
-        # A row is a key/value head here; what is known per query head would not line up with it.
-        base = {name: array for name, array in base.items() if name == "base_state"}
-    variables |= {name: (BASE_DIMS[name], array) for name, array in base.items()}
-    if job.mask.grain == "query_head":
-        variables["write_root"] = (("layer", "head", "d_head", "d_root"), write_roots(model))
-    n_rows = cells["kl"].shape[3]
-    run = xr.Dataset(
-        variables,
-        coords={
-            "prompt": [p.id for p in prompts],
-            "projection": list(job.projections),
-            "layer": np.arange(model.n_layers),
-            "head": np.arange(n_rows),
-            **_prompt_coords(prompts),
-        },
-    )
-    for name in run.data_vars:
-        run[name].attrs.update(zip(("units", "long_name"), UNITS[str(name)], strict=True))
-    return run
-
-
-def _prompt_coords(prompts: PromptSet) -> dict[str, tuple[str, list[Any]]]:
-    frame = prompts.frame()
-    return {name: ("prompt", frame[name].tolist()) for name in PROMPT_COORDS}
-
-
-def write_roots(model: HookedLVLM) -> np.ndarray:
-    """`[layer, head, d_head, d_root]`: R with R Rᵀ = W_O Wᵀ_O of each head, so that probes can read z·W_O from z.
-
-    NaN where W_O is not a plain weight (quantised).
-    """
-    roots = np.full((model.n_layers, model.n_heads, model.d_head, model.d_head), np.nan, dtype=np.float32)
-    for layer, attention in model.attentions.items():
-        weight = getattr(getattr(attention, model.family.output), "weight", None)
-        if weight is None or not weight.is_floating_point():
-            continue
-        by_head = weight.detach().double().cpu().view(weight.shape[0], model.n_heads, model.d_head).permute(1, 2, 0)
-        roots[layer] = torch.linalg.qr(by_head.transpose(1, 2)).R.transpose(1, 2).numpy()
-    return roots
-
-
-def _sweep_groups(
+def _open_sink(
     model: HookedLVLM,
     prompts: PromptSet,
-    groups: Sequence[Sequence[tuple[int, int]]],
     job: Job,
-    partition: Partition,
-    progress: bool,
-) -> xr.Dataset:
-    groups = [tuple(dict.fromkeys((int(layer), int(head)) for layer, head in group)) for group in groups]
-    for group in groups:
-        check_heads(model, group, job.mask)
-    cells = {name: np.full((len(prompts), len(job.projections), len(groups)), np.nan) for name in MEASURES}
-    base_state = np.full((len(prompts), model.d_model), np.nan, dtype=np.float32)
-    with tqdm(total=len(prompts), desc="sweep", unit="prompt", disable=not progress) as bar:
-        for start, stop in blocks(len(prompts), partition.block):
-            encoded = [model.encode(p) for p in prompts[start:stop]]
-            for batch in batches(encoded, max(1, partition.rows // len(groups))):
-                base = base_pass(model, [encoded[i] for i in batch])
-                at = [start + i for i in batch]
-                for name, value in group_cells(model, base, groups, job, partition.rows).items():
-                    cells[name][at] = value.cpu().numpy()
-                base_state[at] = base.state.float().cpu().numpy()
-                bar.update(len(batch))
-    dims = ("prompt", "projection", "group")
-    names = ["+".join(f"L{layer}H{head}" for layer, head in group) for group in groups]
-    variables: dict[str, Any] = {name: (dims, array.astype(_float(model))) for name, array in cells.items()}
-    run = xr.Dataset(
-        variables | {"base_state": (BASE_DIMS["base_state"], base_state)},
-        coords={
-            "prompt": [p.id for p in prompts],
-            "projection": list(job.projections),
-            "group": names,
-            **_prompt_coords(prompts),
-        },
+    engine: str,
+    options: Mapping[str, Any],
+    seed: int,
+    out: str | Path | None,
+    rows: int | None,
+    longest: int,
+    repair: bool,
+) -> Memory | Store:
+    """A place for the run; one that was begun before keeps the partition it was begun with."""
+    bare = skeleton(model, prompts, job, job.groups)
+    what = recipe(model, prompts, job, engine, options, seed)
+    store = None if out is None else open_store(out, what, bare, repair=repair)
+    if store is not None and store.layout:
+        return store
+    partition = plan(model, longest, rows=rows, block=ENGINES[engine].block)
+    partition = Partition(min(partition.block, len(prompts)), partition.rows)
+    variables = layout(
+        model,
+        len(prompts),
+        job,
+        partition.block,
+        estimates=ENGINES[engine].estimates,
+        n_groups=None if job.groups is None else len(job.groups),
     )
-    for name in run.data_vars:
-        run[name].attrs.update(zip(("units", "long_name"), UNITS[str(name)], strict=True))
-    return run
-
-
-def provenance(model: HookedLVLM, prompts: PromptSet, mask: Mask, engine: str, partition: Partition) -> dict[str, Any]:
-    """Where a run came from: everything needed to make it again."""
-    packages = ("lvlm-workbench", "torch", "transformers", "transformer-lens", "numpy", "xarray")
-    return {
-        "schema": SCHEMA,
-        "model": model.name,
-        "model_revision": model.revision,
-        "model_family": model.family.name,
-        "weight_hash": model.weight_hash,
-        "n_layers": model.n_layers,
-        "n_heads": model.n_heads,
-        "n_kv_heads": model.n_kv_heads,
-        "masked_layers": list(model.masked_layers),
-        "refusal_tokens": list(model.refusal_tokens),
-        "prompt_hash": prompts.content_hash(),
-        "prompt_source": json.dumps(prompts.recipe),
-        **mask.describe(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "attention": "sdpa" if engine != "naive" else "eager",
-        "engine": engine,
-        "partition": json.dumps(partition.describe()),
-        "versions": json.dumps({name: _version(name) for name in packages}),
-        "git_commit": _git_commit(),
-    }
-
-
-def _version(package: str) -> str:
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    attrs = what | provenance(model, prompts, partition) | {"started": began, "complete": False, "wall_s": 0.0}
+    if store is None:
+        return Memory(bare, variables, attrs, partition)
     try:
-        return version(package)
-    except ImportError:
-        return "not installed"
+        store.create(bare, variables, attrs, partition)
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
-def _git_commit() -> str:
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return ""
-    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+def _carry_out(this: Sweep, engine: str, naive: tuple[int, int], progress: bool) -> None:
+    """Run the engine's tasks, counting the work and the time of this session on top of those before it."""
+    model, sink = this.model, this.sink
+    before = {name: sink.attrs.get(name, 0) for name in ("wall_s", "layer_tokens", "vision_passes")}
+    began, tokens, images = time.perf_counter(), model.work.layer_tokens, model.work.vision_passes
+    sink.note(naive_layer_tokens=naive[0], naive_vision_passes=naive[1], **_session(model, sink))
+
+    def count(**more: Any) -> None:
+        sink.note(
+            wall_s=round(before["wall_s"] + time.perf_counter() - began, 3),
+            layer_tokens=before["layer_tokens"] + model.work.layer_tokens - tokens,
+            vision_passes=before["vision_passes"] + model.work.vision_passes - images,
+            **more,
+        )
+
+    try:
+        with _bar(progress) as bar, _threads(sink):
+            line, total = bar.add_task(f"sweep ({engine})"), 0
+            for tasks in ENGINES[engine].phases(this):
+                total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
+                bar.update(line, total=total)
+                for task in tasks:
+                    run_here(model, this.encode, this.job, [task], sink, lambda n: bar.advance(line, n))
+                    count()
+        count(complete=True)
+    except KeyboardInterrupt:
+        kept = "Nothing is stored; with out=PATH the same call could go on from here."
+        if isinstance(sink, Store):
+            kept = f"{sink.path} holds what was finished; make the same call again to go on from there."
+        raise KeyboardInterrupt(f"The sweep was interrupted. {kept}") from None
+
+
+def _bar(shown: bool) -> Progress:
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("prompt-layers"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True), disable=not shown)
+
+
+@contextmanager
+def _threads(sink: Memory | Store) -> Iterator[None]:
+    """The number of threads the run was begun with: another number changes the last bits."""
+    now = torch.get_num_threads()
+    torch.set_num_threads(int(sink.attrs["threads"]))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(now)
+
+
+def _session(model: HookedLVLM, sink: Memory | Store) -> dict[str, Any]:
+    """Attributes that say on what this part of the run was made, and whether the parts agree to the last bit."""
+    here = provenance_of_session(model)
+    sessions = [*json.loads(sink.attrs.get("sessions", "[]")), here]
+    alike = all({**s, "started": ""} == {**here, "started": ""} for s in sessions)
+    return {"sessions": json.dumps(sessions), "parts_agree": "bit for bit" if alike else "within rounding"}
+
+
+def provenance_of_session(model: HookedLVLM) -> dict[str, str]:
+    """Machine and kernels of this process."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    kernels = (
+        torch.cuda.get_device_name(model.device)
+        if model.device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    return {"started": now, "device": str(model.device), "kernels": kernels, "torch": torch.__version__}
+
+
+def work_line(attrs: Mapping[str, Any]) -> str:
+    """One line on the work a run took against one full forward a head."""
+    done, naive = attrs["layer_tokens"], attrs["naive_layer_tokens"]
+    line = f"{done:,} layer-tokens in {attrs['wall_s']:.1f} s: {done / naive:.1%} of the naive count, {naive:,}"
+    if attrs["naive_vision_passes"]:
+        line += f"; {attrs['vision_passes']:,} image passes, not {attrs['naive_vision_passes']:,}"
+    return line + "."

@@ -1,0 +1,83 @@
+"""The engines by name: which tasks each makes, in which phases, and what it takes besides.
+
+An engine is a generator of phases. Between two phases it may read what is stored, and choose by it; since it reads
+nothing else, an interrupted sweep makes the same choices again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.errors import MaskError, WorkbenchError
+from workbench.models.hooked import HookedLVLM
+from workbench.prompts.prompt import PromptSet
+from workbench.sweeps.job import Job
+from workbench.sweeps.memory import BASE, Memory, unit_of
+from workbench.sweeps.plan import BLOCK
+from workbench.sweeps.store import Store
+from workbench.sweeps.tasks import Encoder, Task, layer_tasks
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep, as an engine sees it. `bounds` are its blocks of prompts."""
+
+    model: HookedLVLM
+    prompts: PromptSet
+    encode: Encoder
+    job: Job
+    sink: Memory | Store
+    options: Mapping[str, Any]
+    seed: int
+    bounds: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to carry out a sweep.
+
+    Attributes:
+        phases: From the sweep to lists of tasks; each list is done before the next is asked for.
+        defaults: The options it takes, with their defaults.
+        estimates: Whether it also stores estimates.
+        block: Most prompts in a block.
+        groups: Whether it can mask head sets.
+    """
+
+    phases: Callable[[Sweep], Iterator[list[Task]]]
+    defaults: Mapping[str, Any]
+    estimates: bool = False
+    block: int = BLOCK
+    groups: bool = False
+    name: str = ""
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of the engine; a WorkbenchError for one it does not take."""
+        if unknown := sorted(set(given) - set(self.defaults)):
+            raise WorkbenchError(
+                f"Engine {self.name!r} takes no option {', '.join(unknown)}; it takes "
+                f"{', '.join(f'{k} (default {v!r})' for k, v in self.defaults.items()) or 'none'}."
+            )
+        return {**self.defaults, **given}
+
+    def check(self, job: Job) -> None:
+        """MaskError for a job that the engine cannot do."""
+        if job.groups is not None and not self.groups:
+            raise MaskError(f"Engine {self.name!r} masks single heads; head sets (groups=…) need engine='exact'.")
+
+
+def _one_phase(step: str) -> Callable[[Sweep], Iterator[list[Task]]]:
+    def phases(this: Sweep) -> Iterator[list[Task]]:
+        if this.job.groups is not None:
+            yield layer_tasks("groups", this.bounds, (BASE,), None, this.sink)
+            return
+        units = (BASE, *map(unit_of, this.job.layers(this.model)))
+        yield layer_tasks(step, this.bounds, units, this.job.heads, this.sink)
+
+    return phases
+
+
+ENGINES = {
+    "exact": Engine(_one_phase("exact"), {}, groups=True, name="exact"),
+    "naive": Engine(_one_phase("naive"), {}, name="naive"),
+}

@@ -1,0 +1,157 @@
+"""How a sweep is carried out: tasks, each some units of work on one block of prompts, and the loop that runs them here.
+
+What a task computes depends on the task alone, so it does not matter which process runs it, in what order, or after
+what interruption.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from workbench.errors import RunError
+from workbench.models.encode import Encoded
+from workbench.models.hooked import HookedLVLM
+from workbench.prompts.prompt import PromptSet
+from workbench.sweeps.engine import Arrays, ExactBlock
+from workbench.sweeps.groups import GroupBlock
+from workbench.sweeps.job import Cells, Job
+from workbench.sweeps.memory import BASE, Memory
+from workbench.sweeps.naive import NaiveBlock
+from workbench.sweeps.store import Store
+
+# Encoded prompts are kept for the whole sweep while they are at most this large.
+ENCODED_BUDGET = 256 * 2**20
+
+
+class Block(Protocol):
+    """The cells of one block of prompts under one engine."""
+
+    def base_arrays(self) -> Arrays:
+        """What is known without a mask, `prompt` first."""
+
+    def layer_arrays(self, layer: int) -> Arrays:
+        """One layer's masked cells, `[prompt, projection, head]`."""
+
+
+STEPS: dict[str, Callable[[HookedLVLM, Sequence[Encoded], Job, int], Block]] = {
+    "exact": ExactBlock,
+    "naive": NaiveBlock,
+    "groups": GroupBlock,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some units of work on the prompts `start:stop`.
+
+    Attributes:
+        step: Which of `STEPS` computes them.
+        units: 0 for what the base pass says, l + 1 for masked layer l; in order.
+        heads: The cells to mask, as in `Job`.
+        rows: Most rows in one batch.
+    """
+
+    step: str
+    start: int
+    stop: int
+    units: tuple[int, ...]
+    heads: Cells | None
+    rows: int
+
+
+class Encoder:
+    """Prompts as the model reads them, encoded once each while that takes little memory."""
+
+    def __init__(self, model: HookedLVLM, prompts: PromptSet) -> None:
+        self.model, self.prompts = model, prompts
+        self._kept: dict[int, Encoded] = {}
+        self._bytes = 0
+
+    def __call__(self, index: int) -> Encoded:
+        if index in self._kept:
+            return self._kept[index]
+        encoded = self.model.encode(self.prompts[index])
+        size = sum(v.nbytes for v in encoded.model_inputs.values() if isinstance(v, torch.Tensor))
+        if self._bytes + size <= ENCODED_BUDGET:
+            self._kept[index] = encoded
+            self._bytes += size
+        return encoded
+
+    def all(self) -> Iterator[Encoded]:
+        return (self(index) for index in range(len(self.prompts)))
+
+
+def compute(model: HookedLVLM, encode: Encoder, job: Job, task: Task) -> Iterator[tuple[int, Arrays]]:
+    """The arrays of each unit of a task, one after the other."""
+    encoded = [encode(index) for index in range(task.start, task.stop)]
+    block = STEPS[task.step](model, encoded, replace(job, heads=task.heads), task.rows)
+    for unit in task.units:
+        yield unit, block.base_arrays() if unit == BASE else block.layer_arrays(unit - 1)
+
+
+def run_here(
+    model: HookedLVLM,
+    encode: Encoder,
+    job: Job,
+    tasks: Iterable[Task],
+    sink: Memory | Store,
+    tick: Callable[[int], Any],
+) -> None:
+    """Run tasks in this process; when the device runs out of memory, halve the rows, record that, and go on.
+
+    `tick` is called with the number of prompts after each unit.
+    """
+    for planned in tasks:
+        task = replace(planned, rows=sink.rows(planned.start, planned.units[0]))  # fewer, if an earlier one did not fit
+        while task.units:
+            try:
+                for unit, arrays in compute(model, encode, job, task):
+                    sink.write(task.start, task.stop, unit, arrays, task.rows)
+                    task = replace(task, units=tuple(u for u in task.units if u != unit))
+                    tick(task.stop - task.start)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                task = replace(task, rows=halved(sink, task))
+                if model.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the machine, has no memory left."""
+    said = str(error)
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or "not enough memory" in said
+        or "out of memory" in said
+    )
+
+
+def halved(sink: Memory | Store, task: Task) -> int:
+    """Rows to go on with after `task` did not fit; the run's partition records it."""
+    if task.rows == 1:
+        raise RunError(
+            "The device ran out of memory with a single row a batch. Load the model in bfloat16, use "
+            "device_map='auto', or sweep shorter prompts (smaller pictures)."
+        )
+    rows = task.rows // 2
+    if rows < sink.partition.rows:
+        sink.partition = replace(sink.partition, rows=rows, halved=sink.partition.halved + 1)
+        sink.note(partition=sink.partition.json())
+    return rows
+
+
+def layer_tasks(
+    step: str, bounds: Iterable[tuple[int, int]], units: Sequence[int], heads: Cells | None, sink: Memory | Store
+) -> list[Task]:
+    """What is still to be done of `units` on blocks of prompts; a task's units share the rows they run with."""
+    tasks = []
+    for start, stop in bounds:
+        by_rows: dict[int, list[int]] = {}
+        for unit in units:
+            if not sink.done(start, unit):
+                by_rows.setdefault(sink.rows(start, unit), []).append(unit)
+        tasks += [Task(step, start, stop, tuple(found), heads, rows) for rows, found in by_rows.items()]
+    return tasks
