@@ -38,7 +38,7 @@ test: $(INSTALLED_DEV)  ## the whole test suite (BROWSER=0 leaves out what needs
 	@$(run_tests)
 
 lab: $(INSTALLED_LAB)  ## JupyterLab on the notebook in which heads can be clicked
-	$(BIN)/jupyter lab notebooks/01_explore_heads.ipynb $(ARGS)
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_explore_heads.ipynb $(ARGS)
 
 check: style test  ## what CI runs: format, lint, types, then the tests
 
