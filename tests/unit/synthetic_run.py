@@ -77,6 +77,9 @@ def synthetic_run(
         "image_attention": (("prompt", "layer", "head"), rng.uniform(size=(n, layers, heads)).astype(np.float32)),
         "refusal_write": (("prompt", "layer", "head"), rng.normal(size=(n, layers, heads)).astype(np.float32)),
     }
+    # Any lower triangular matrix is the root of some W_O.
+    roots = np.tril(rng.normal(size=(layers, heads, d_head, d_head))) + 2 * np.eye(d_head)
+    variables["write_root"] = (("layer", "head", "d_head", "d_root"), roots.astype(np.float32))
     if keep_states:
         variables["state"] = ((*dims, "d_model"), state.astype(np.float32))
     family = np.array(FAMILIES)[pair % len(FAMILIES)]

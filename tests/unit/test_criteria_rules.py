@@ -101,8 +101,6 @@ def test_the_claim_of_the_literature(scores: pd.DataFrame) -> None:
 def test_every_pair_answers_or_lists_those_that_do(scores: pd.DataFrame) -> None:
     pairs = pairs_table()
     for criterion in list_criteria():
-        if criterion.name == "probe_write":
-            continue
         for rule in RULES:
             if pairs.loc[criterion.name, rule]:
                 assert len(top_heads(scores, criterion=criterion.name, rule=rule, k=2)) == 2

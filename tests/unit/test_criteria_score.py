@@ -34,7 +34,7 @@ def test_one_row_a_head_with_exactly_the_columns(run: xr.Dataset, scores: pd.Dat
     assert not scores.duplicated(["criterion", "projection", "layer", "head"]).any()
     per_projection = scores.groupby(["criterion", "projection"]).size()
     assert (per_projection == run.sizes["layer"] * run.sizes["head"]).all()
-    assert set(scores["criterion"]) == {c.name for c in list_criteria()} - {"probe_write"}
+    assert set(scores["criterion"]) == {c.name for c in list_criteria()}
 
 
 def test_default_criteria_are_the_three_published_ones(run: xr.Dataset) -> None:
@@ -151,6 +151,15 @@ def test_heads_left_out_of_a_sweep_stay_nan_and_do_not_count(run: xr.Dataset) ->
     pd.testing.assert_frame_equal(kept.drop(columns="q_value"), expected.drop(columns="q_value"))
 
 
+def test_heads_that_left_a_race_are_not_scored(run: xr.Dataset) -> None:
+    raced = run.copy(deep=True)
+    raced["deflection"][30:, 0, 1, 2] = np.nan
+    raced["prompts_used"] = raced["deflection"].notnull().sum("prompt")
+    found = score(raced, "deflection", bootstrap=0)
+    assert found.query("projection == 'query' and layer == 1 and head == 2")["unsafe"].isna().all()
+    assert found["unsafe"].isna().sum() == 1
+
+
 def test_holes_and_infinities_are_refused_with_their_place(run: xr.Dataset) -> None:
     broken = run.copy(deep=True)
     broken["kl"][3, 1, 2, 0] = np.nan
@@ -190,8 +199,8 @@ def test_another_schema_another_object_and_missing_variables(run: xr.Dataset) ->
         score({"deflection": 1})  # type: ignore[arg-type]
     with pytest.raises(CriterionError, match=r"'svd_left' needs run\.state.*keep_states=True"):
         score(synthetic_run(keep_states=False), "svd_left")
-    with pytest.raises(CriterionError, match=r"'probe_write' needs run\.head_write.*criterion probe"):
-        score(run, "probe_write")
+    with pytest.raises(CriterionError, match=r"'probe_write' needs run\.write_root.*per query head.*grain='kv_group'"):
+        score(run.drop_vars("write_root"), "probe_write")
     with pytest.raises(RunError, match="also has 'harmful'"):
         score(run.assign_coords(label=("prompt", np.where(run["label"] == "safe", "safe", "harmful"))))
 

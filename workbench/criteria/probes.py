@@ -11,11 +11,13 @@ import numpy as np
 import xarray as xr
 
 from workbench.criteria.logistic import fit_logistic
-from workbench.criteria.registry import TRAINED, Criterion
+from workbench.criteria.registry import TRAINED, Criterion, get_criterion
 from workbench.criteria.stored_run import check_run, prompt_coord, unsafe_mask
+from workbench.criteria.units import strata
 from workbench.errors import CriterionError
 from workbench.shapes import head_name
 
+Features = Callable[[xr.Dataset], np.ndarray]
 FOLDS = 5
 REPEATS = 20  # draws of the few shots
 SHOTS = 2  # prompts of each category, of each class
@@ -24,19 +26,20 @@ SHOTS = 2  # prompts of each category, of each class
 def fold_numbers(unsafe: np.ndarray, pairs: np.ndarray, *, folds: int = FOLDS, seed: int = 0) -> np.ndarray:
     """The fold in which each prompt is held out, [prompt]: balanced over labels, the prompts of a pair in one fold.
 
-    `pairs` holds empty strings where a prompt has no twin. There are fewer folds where a class has fewer prompts (or
-    pairs).
+    `pairs` holds empty strings where a prompt has no twin. There are fewer folds where a class has fewer prompts or
+    pairs.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    alone = np.array([f"alone {i}" for i in range(len(pairs))], dtype=object)
-    groups = np.where(pairs == "", alone, pairs)
-    folds = min(folds, *(len(set(groups[unsafe == side])) for side in (True, False)))
-    paired = len(set(groups)) < len(groups)
-    splitter = (StratifiedGroupKFold if paired else StratifiedKFold)(folds, shuffle=True, random_state=seed)
+    groups = strata(pairs, unsafe.tolist())
+    for side in (True, False):
+        folds = min(folds, sum(len(group) for group in groups if (unsafe[group[0]] == side).any()))
+    rng = np.random.default_rng(seed)
     number = np.empty(len(unsafe), dtype=int)
-    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(unsafe)), unsafe, groups if paired else None)):
-        number[held_out] = fold
+    start = 0
+    for group in groups:
+        # Each stratum goes on where the last one stopped, so that the folds differ by one unit at most.
+        for place, unit in enumerate(rng.permutation(len(group)), start):
+            number[group[unit]] = place % folds
+        start += len(group)
     return number
 
 
@@ -69,24 +72,38 @@ def few_shot_masks(unsafe: np.ndarray, category: np.ndarray, *, shots: int, repe
     return masks
 
 
-def _computed(run: xr.Dataset, variable: str, criterion: str) -> tuple[np.ndarray, np.ndarray]:
+def _output(run: xr.Dataset) -> np.ndarray:
+    """z, [layer, head, prompt, d_head]."""
+    return run["head_output"].transpose("layer", "head", "prompt", "d_head").values.astype(np.float64)
+
+
+def _write(run: xr.Dataset) -> np.ndarray:
+    """z·R, [layer, head, prompt, d_head], R·Rᵀ = W_O·W_Oᵀ of the head.
+
+    A penalised logistic regression sees its features through their inner products only, and those of z·R are those of
+    what the head writes, z·W_O, which is d_model numbers wide and not stored: the decision values are the same.
+    """
+    return _output(run) @ run["write_root"].transpose("layer", "head", "d_head", "d_root").values.astype(np.float64)
+
+
+def _computed(run: xr.Dataset, features_of: Features, criterion: str) -> tuple[np.ndarray, np.ndarray]:
     """Features of the computed heads [head, prompt, d], and which cells [layer, head] they are."""
-    z = run[variable].transpose("layer", "head", "prompt", ...).values.astype(np.float64)
+    z = features_of(run)
     finite = np.isfinite(z).all(-1)  # layer, head, prompt
     absent: np.ndarray = np.asarray(np.isnan(z).all((-1, -2)))
     if (broken := ~finite.all(-1) & ~absent).any():
         layer, head = np.argwhere(broken)[0]
         raise CriterionError(
-            f"Criterion {criterion!r}: run.{variable} holds NaN or infinite numbers for some prompts, first at "
+            f"Criterion {criterion!r}: its features hold NaN or infinite numbers for some prompts, first at "
             f"{head_name(int(run['layer'][layer]), int(run['head'][head]))}. The run is incomplete, or half "
             "precision overflowed: sweep again."
         )
     if absent.all():
-        raise CriterionError(f"Criterion {criterion!r}: run.{variable} is missing for every head of this run.")
+        raise CriterionError(f"Criterion {criterion!r}: its features are missing for every head of this run.")
     features = z[~absent]
     if (features == features[:, :1]).all():
         raise CriterionError(
-            f"Criterion {criterion!r}: run.{variable} is the same for all {features.shape[1]} prompts, so there is "
+            f"Criterion {criterion!r}: its features are the same for all {features.shape[1]} prompts, so there is "
             "nothing to learn. Are the prompts the same to this model (images not passed on, text cut off)?"
         )
     return features, ~absent
@@ -102,10 +119,10 @@ def _as_array(run: xr.Dataset, decisions: np.ndarray, computed: np.ndarray) -> x
     )
 
 
-def _full(variable: str, name: str) -> Callable[..., xr.DataArray]:
+def _full(features_of: Features, name: str) -> Callable[..., xr.DataArray]:
     def values(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
         unsafe = unsafe_mask(run)
-        features, computed = _computed(run, variable, name)
+        features, computed = _computed(run, features_of, name)
         fold = fold_numbers(unsafe, prompt_coord(run, "pair_id"), seed=seed)
         return _as_array(run, cross_validated(features, unsafe, fold)[:, None], computed)
 
@@ -114,7 +131,7 @@ def _full(variable: str, name: str) -> Callable[..., xr.DataArray]:
 
 def _few_shot(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
     unsafe = unsafe_mask(run)
-    features, computed = _computed(run, "head_output", "probe_few_shot")
+    features, computed = _computed(run, _output, "probe_few_shot")
     category = prompt_coord(run, "category")
     if set(category) == {""}:
         category = prompt_coord(run, "family")
@@ -132,10 +149,10 @@ def _few_shot(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
     return _as_array(run, decisions, computed)
 
 
-def _decide(variable: str, name: str) -> Callable[[xr.Dataset, np.ndarray], xr.DataArray]:
+def _decide(features_of: Features, name: str) -> Callable[[xr.Dataset, np.ndarray], xr.DataArray]:
     def decide(run: xr.Dataset, train: np.ndarray) -> xr.DataArray:
-        check_run(run, (variable,), wanted_by=f"Criterion {name!r}")
-        features, computed = _computed(run, variable, name)
+        check_run(run, get_criterion(name).needs, wanted_by=f"Criterion {name!r}")
+        features, computed = _computed(run, features_of, name)
         unsafe = prompt_coord(run, "label") == "unsafe"
         coef, intercept = fit_logistic(features, unsafe, weight=np.asarray(train, dtype=float))
         decisions = np.einsum("hnd,hd->hn", features, coef) + intercept[:, None]
@@ -151,7 +168,7 @@ CRITERIA = (
     Criterion(
         name="probe",
         kind=TRAINED,
-        values=_full("head_output", "probe"),
+        values=_full(_output, "probe"),
         needs=("head_output",),
         unit="share correct",
         label="Probe accuracy",
@@ -160,7 +177,7 @@ CRITERIA = (
         source=_SOURCE,
         quirks="Which tensor SAHs probes was not found; z before W_O is the usual reading. On easy pairs accuracy "
         "saturates and cannot rank heads: read AUROC, or test on harder negatives.",
-        decide=_decide("head_output", "probe"),
+        decide=_decide(_output, "probe"),
     ),
     Criterion(
         name="probe_few_shot",
@@ -171,18 +188,18 @@ CRITERIA = (
         label="Few-shot probe accuracy",
         direction=f"0 to 1, on the prompts not trained on; {SHOTS} shots a category, mean over {REPEATS} seeded draws",
         source=_SOURCE + "; one or two shots a category",
-        decide=_decide("head_output", "probe_few_shot"),
+        decide=_decide(_output, "probe_few_shot"),
     ),
     Criterion(
         name="probe_write",
         kind=TRAINED,
-        values=_full("head_write", "probe_write"),
-        needs=("head_write",),
+        values=_full(_write, "probe_write"),
+        needs=("head_output", "write_root"),
         unit="share correct",
         label="Probe accuracy on the write",
         direction="0 to 1, held-out (5 folds); as probe, on what the head writes to the residual stream, z·W_O",
         source="this project, beside SAHs",
-        quirks="A run stores z only; z·W_O needs the model's weights and d_model numbers a head and prompt.",
-        decide=_decide("head_write", "probe_write"),
+        quirks="The same logistic regression, on z·R with the inner products of z·W_O (R is the run's write_root).",
+        decide=_decide(_write, "probe_write"),
     ),
 )

@@ -8,7 +8,14 @@ import xarray as xr
 
 from workbench.criteria import statistics
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
-from workbench.criteria.stored_run import check_run, prompt_coord, prompt_values, selection_part, unsafe_mask
+from workbench.criteria.stored_run import (
+    check_run,
+    prompt_coord,
+    prompt_values,
+    prompts_of,
+    selection_part,
+    unsafe_mask,
+)
 from workbench.errors import CriterionError
 
 SCORE_COLUMNS = (
@@ -106,8 +113,8 @@ def _score_prompts(
     run: xr.Dataset, criterion: Criterion, bootstrap: int, permutations: int | None, seed: int
 ) -> pd.DataFrame:
     values = prompt_values(run, criterion)
-    run = run.sel(prompt=values["prompt"])
-    unsafe, pairs = unsafe_mask(run), prompt_coord(run, "pair_id")
+    prompts = prompts_of(run, values)
+    unsafe, pairs = unsafe_mask(prompts), prompt_coord(prompts, "pair_id")
     flat = values.values.reshape(len(unsafe), -1)
     computed = ~np.isnan(flat[0])
     raw = flat[:, computed]
@@ -159,16 +166,19 @@ def _score_trained(run: xr.Dataset, criterion: Criterion, unsafe: np.ndarray, se
     columns["unsafe"][computed] = np.mean(accuracy, 0)
     columns["auroc"][computed] = np.mean(area, 0)
     if repeats == 1:
-        hits = np.rint(columns["unsafe"][computed] * len(unsafe)).astype(int)
-        intervals = {h: statistics.rate_interval(h, len(unsafe)) for h in set(hits.tolist())}
-        columns["ci_low"][computed], columns["ci_high"][computed] = np.array([intervals[h] for h in hits.tolist()]).T
+        hits = np.rint(columns["unsafe"][computed] * len(unsafe))
+        columns["ci_low"][computed], columns["ci_high"][computed] = statistics.rate_interval(hits, len(unsafe))
     return _table(criterion, decisions.isel(repeat=0, prompt=0).expand_dims(projection=["none"]), columns)
 
 
 def _table(criterion: Criterion, cells: xr.DataArray, columns: dict[str, np.ndarray]) -> pd.DataFrame:
     """Rows in the order projection, layer, head."""
     index = pd.MultiIndex.from_product(
-        [cells["projection"].values.astype(str), cells["layer"].values.astype(int), cells["head"].values.astype(int)],
+        [
+            cells["projection"].values.astype(object).astype(str),
+            cells["layer"].values.astype(int),
+            cells["head"].values.astype(int),
+        ],
         names=["projection", "layer", "head"],
     )
     table = pd.DataFrame(columns, index=index).reset_index()

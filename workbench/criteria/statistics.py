@@ -5,6 +5,8 @@ Arrays are [prompt, cell]: a cell is one head under one projection. Everything r
 
 import numpy as np
 
+from workbench.criteria.units import strata
+
 CONFIDENCE = 0.95
 NUMBERS_AT_ONCE = 2**24  # of float64 in a resampling block: 128 MB
 
@@ -43,14 +45,8 @@ def bootstrap_weights(unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, 
     together. `pairs` holds empty strings where a prompt has no twin.
     """
     rng = np.random.default_rng(seed)
-    units: dict[str, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        units.setdefault(pair if pair else f"alone {index}", []).append(index)
-    strata: dict[tuple[int, int], list[list[int]]] = {}
-    for members in units.values():
-        strata.setdefault((int(unsafe[members].sum()), len(members)), []).append(members)
     weights = np.zeros((resamples, len(unsafe)))
-    for stratum in strata.values():
+    for stratum in strata(pairs, unsafe.tolist()):
         drawn = rng.multinomial(len(stratum), np.full(len(stratum), 1 / len(stratum)), size=resamples)
         for column, members in enumerate(stratum):
             weights[:, members] = drawn[:, [column]]
@@ -137,17 +133,19 @@ def false_discovery(p: np.ndarray) -> np.ndarray:
     return q
 
 
-def rate_interval(hits: int, of: int) -> tuple[float, float]:
-    """Exact binomial interval (Clopper-Pearson, 95 %) of a rate; NaN where there is nothing to count.
+def rate_interval(hits: np.ndarray | int, of: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact binomial interval (Clopper-Pearson, 95 %) of rates hits/of: low and high; NaN where nothing counts.
 
     Exact rather than bootstrapped: a bootstrap of 30 hits out of 30 would claim no uncertainty at all.
     """
-    if of == 0:
-        return float("nan"), float("nan")
-    from scipy.stats import binomtest
+    from scipy.special import betaincinv
 
-    interval = binomtest(int(hits), int(of)).proportion_ci(CONFIDENCE, method="exact")
-    return float(interval.low), float(interval.high)
+    hits, of = np.asarray(hits, dtype=float), np.asarray(of, dtype=float)
+    tail = (1 - CONFIDENCE) / 2
+    with np.errstate(invalid="ignore"):
+        low = np.where(hits > 0, betaincinv(np.maximum(hits, 1), of - hits + 1, tail), 0.0)
+        high = np.where(hits < of, betaincinv(hits + 1, np.maximum(of - hits, 1), 1 - tail), 1.0)
+    return np.where(of > 0, low, np.nan), np.where(of > 0, high, np.nan)
 
 
 def auroc_interval(

@@ -48,8 +48,8 @@ def _how_to_get(variable: str) -> str:
             "The masked states are kept when they fit the budget: sweep again with keep_states=True "
             "(fewer prompts, one projection, or heads=[...] make it smaller)."
         )
-    if variable == "head_write":
-        return "A head's write z·W_O needs the model's weights, and a run stores z only: use criterion probe, on z."
+    if variable in ("head_output", "write_root", "image_attention", "refusal_write"):
+        return "It is stored per query head: a sweep with grain='kv_group' does not have it."
     return "Sweep again with this version of the workbench."
 
 
@@ -58,7 +58,7 @@ def unsafe_mask(run: xr.Dataset) -> np.ndarray:
 
     Raises: RunError if a label is neither safe nor unsafe, or a class has fewer than three prompts.
     """
-    labels = np.asarray(run["label"].values).astype(str)
+    labels = np.asarray(run["label"].values, dtype=object).astype(str)
     if unknown := sorted(set(labels.tolist()) - set(LABELS)):
         raise RunError(f"A label is {' or '.join(LABELS)}; this run also has {', '.join(map(repr, unknown))}.")
     unsafe = labels == "unsafe"
@@ -123,7 +123,8 @@ def selection_part(run: xr.Dataset) -> tuple[xr.Dataset, str]:
 def prompt_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
     """A per-prompt criterion's values in float64: prompt, projection, layer, head.
 
-    A criterion without masks has the one projection `"none"`. A cell that was not computed is NaN for every prompt; the
+    A criterion without masks has the one projection `"none"`. A cell that was not computed is NaN for every prompt, and
+    so is that of a head which left a race early, since it cannot be compared with those that saw every prompt. The
     prompts may be fewer than the run's where the criterion has no meaning for some (attention to an image, without
     one).
 
@@ -136,8 +137,18 @@ def prompt_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
     if "projection" not in values.dims:
         values = values.expand_dims(projection=["none"], axis=1)
     values = values.transpose("prompt", "projection", "layer", "head").astype(np.float64)
+    if "prompts_used" in run.data_vars:
+        values = values.where(values.notnull().all("prompt"))  # a raced run: heads that left early saw fewer prompts
     _refuse_holes(values, criterion.name)
     return values
+
+
+def prompts_of(run: xr.Dataset, values: xr.DataArray) -> xr.Dataset:
+    """What the run knows about the prompts of `values` (its coordinates along prompt, and no variables)."""
+    known = run.coords.to_dataset()
+    if run.sizes["prompt"] == values.sizes["prompt"]:
+        return known
+    return known.sel(prompt=values["prompt"].values)
 
 
 def _refuse_holes(values: xr.DataArray, name: str) -> None:

@@ -1,0 +1,151 @@
+"""Do criteria agree on heads, and does a head keep its rank when the prompts are drawn again?"""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from workbench.criteria.registry import get_criterion
+from workbench.criteria.rules import anchor_rule, ranked, scored_rows
+from workbench.criteria.score import score
+from workbench.criteria.statistics import bootstrap_weights, percentile_interval
+from workbench.criteria.stored_run import check_run, prompt_coord, selection_part, unsafe_mask
+from workbench.errors import CriterionError
+
+PERSISTENCE = 0.9  # of rank-biased overlap: the first ten ranks carry 86 % of the weight
+
+
+def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: int = 5) -> pd.DataFrame:
+    """How alike the heads are that different criteria, and masks of different projections, put first.
+
+    Args:
+        scores: From `wb.score`, with at least two rankings (criterion × projection).
+        rule: Ranks the heads. Default: selectivity, and sensitivity for criteria that have no safe value. Criteria for
+            which the rule has no meaning are left out.
+        k: Depth of the overlap.
+    Returns: One row a pair of rankings: criterion_a, projection_a, criterion_b, projection_b; `heads`, how many both
+        rank; `spearman` and `kendall` over those, −1 to 1; `overlap`, the share of the first k that they have in
+        common, and `jaccard`, common over all of either's first k, 0-1; `rbo`, rank-biased overlap (extrapolated, p =
+        0.9), 0-1. Where a rule keeps fewer than k heads, its list is that short.
+    Raises: CriterionError if fewer than two rankings are left.
+    """
+    from scipy.stats import kendalltau, spearmanr
+
+    rankings = _rankings(scores, rule)
+    if len(rankings) < 2:
+        raise CriterionError(
+            f"Agreement takes at least two rankings; rule {rule or 'selectivity'} gives {len(rankings)} from this "
+            "table. Score more criteria, or choose a rule that has a meaning for them."
+        )
+    rows = []
+    for (a, first), (b, second) in combinations(rankings.items(), 2):
+        common = first.index.intersection(second.index)
+        x, y = first[common].to_numpy(), second[common].to_numpy()
+        varied = len(common) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
+        top_a, top_b = set(first.index[:k]), set(second.index[:k])
+        rows.append(
+            {
+                "criterion_a": a[0],
+                "projection_a": a[1],
+                "criterion_b": b[0],
+                "projection_b": b[1],
+                "heads": len(common),
+                "spearman": float(spearmanr(x, y).statistic) if varied else np.nan,
+                "kendall": float(kendalltau(x, y).statistic) if varied else np.nan,
+                "overlap": len(top_a & top_b) / k,
+                "jaccard": len(top_a & top_b) / len(top_a | top_b),
+                "rbo": rank_biased_overlap(list(first.index), list(second.index)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def rank_biased_overlap(first: list, second: list, *, p: float = PERSISTENCE) -> float:
+    """Rank-biased overlap of two rankings, extrapolated from their common depth, 0-1; 1 for equal lists.
+
+    Source: Webber, Moffat and Zobel, "A similarity measure for indefinite rankings" (2010), equation 30.
+    """
+    depth = min(len(first), len(second))
+    if depth == 0:
+        return float("nan")
+    seen_a: set = set()
+    seen_b: set = set()
+    total, agreement = 0.0, 0.0
+    for rank in range(1, depth + 1):
+        seen_a.add(first[rank - 1])
+        seen_b.add(second[rank - 1])
+        agreement = len(seen_a & seen_b) / rank
+        total += agreement * p**rank
+    return agreement * p**depth + (1 - p) / p * total
+
+
+def head_stability(
+    run: xr.Dataset,
+    *,
+    criterion: str,
+    rule: str,
+    projection: str | None = None,
+    k: int = 5,
+    resamples: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How often each head is among the first k when the selection prompts are drawn again.
+
+    Prompts are drawn with replacement within each class, pairs together, and everything is computed anew: probes are
+    trained again, with all copies of a prompt in one fold.
+
+    Returns: One row a head, best first by its rank on the prompts as they are: layer, head, `rank` (1 = best; NaN where
+        the rule does not keep it), `top_k` (share of resamples in which it is among the first k, 0-1), `rank_low` and
+        `rank_high` (the middle 95 % of its ranks where the rule kept it), `kept` (share of resamples in which it did).
+    """
+    record = get_criterion(criterion)
+    if rule not in record.rules or rule in ("random", "layer_matched", "magnitude_matched"):
+        raise CriterionError(
+            f"Rule {rule!r} does not rank the heads of {criterion!r}; its rules are {', '.join(record.rules)}."
+        )
+    check_run(run, record.needs, wanted_by=f"Criterion {criterion!r}")
+    part, _ = selection_part(run)
+    part = part[list(record.needs)].load()
+    unsafe, pairs = unsafe_mask(part), prompt_coord(part, "pair_id")
+    heads, baseline = _ranks(part, criterion, rule, projection, seed)
+    ranks = np.full((resamples, len(baseline)), np.nan)
+    unit = np.where(pairs == "", np.array([f"alone {i}" for i in range(len(pairs))], dtype=object), pairs)
+    for index, weights in enumerate(bootstrap_weights(unsafe, pairs, resamples=resamples, seed=seed).astype(int)):
+        drawn = np.repeat(np.arange(len(weights)), weights)
+        again = part.isel(prompt=drawn).assign_coords(
+            prompt=[str(i) for i in range(len(drawn))],
+            pair_id=("prompt", unit[drawn].astype(str)),
+            split=("prompt", np.full(len(drawn), "")),
+        )
+        ranks[index] = _ranks(again, criterion, rule, projection, seed)[1]
+    kept = ~np.isnan(ranks)
+    low, high = np.full(len(baseline), np.nan), np.full(len(baseline), np.nan)
+    for cell in np.flatnonzero(kept.any(0)):
+        low[cell], high[cell] = percentile_interval(ranks[kept[:, cell], cell])
+    table = heads.assign(rank=baseline, top_k=(ranks <= k).mean(0), rank_low=low, rank_high=high, kept=kept.mean(0))
+    return table.sort_values(["rank", "layer", "head"], kind="stable").reset_index(drop=True)
+
+
+def _rankings(scores: pd.DataFrame, rule: str | None) -> dict[tuple[str, str], pd.Series]:
+    """Per (criterion, projection): the rule's values, best first, indexed by (layer, head)."""
+    out = {}
+    for (name, projection), _ in scores.groupby(["criterion", "projection"], sort=False):
+        criterion = get_criterion(str(name))
+        used = rule or anchor_rule(criterion)
+        if used in criterion.rules:
+            rows, _ = scored_rows(scores, criterion, str(projection))
+            best_first = ranked(rows, criterion, used)
+            out[(str(name), str(projection))] = best_first.set_index(["layer", "head"])["value"]
+    return out
+
+
+def _ranks(
+    run: xr.Dataset, criterion: str, rule: str, projection: str | None, seed: int
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The heads in table order, and the rank of each; NaN where the rule does not keep it."""
+    record = get_criterion(criterion)
+    rows, _ = scored_rows(score(run, criterion, bootstrap=0, permutations=0, seed=seed), record, projection)
+    order = ranked(rows, record, rule).index
+    ranks = pd.Series(np.arange(1.0, len(order) + 1), index=order).reindex(rows.index)
+    return rows[["layer", "head"]].reset_index(drop=True), ranks.to_numpy()

@@ -1,0 +1,176 @@
+"""How well single heads detect: chosen on one split, thresholded on another, tested on a third, with intervals."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from workbench.criteria.measures import measures_on
+from workbench.criteria.registry import PER_PROMPT, TRAINED, Criterion, get_criterion
+from workbench.criteria.rules import top_heads
+from workbench.criteria.score import score
+from workbench.criteria.splits import in_split, with_splits
+from workbench.criteria.stored_run import prompt_coord, prompt_values, prompts_of
+from workbench.criteria.thresholds import kde_threshold
+from workbench.errors import CriterionError
+from workbench.shapes import head_name
+
+DETECTION_COLUMNS = (
+    "criterion",
+    "rule",
+    "projection",
+    "layer",
+    "head",
+    "threshold",
+    "measure",
+    "family",
+    "value",
+    "ci_low",
+    "ci_high",
+    "n",
+)
+
+
+def detection_table(
+    run: xr.Dataset,
+    *,
+    criteria: Sequence[str] = ("deflection", "ships", "probe"),
+    rules: Sequence[str] = ("sensitivity", "selectivity", "auroc"),
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What the top head of every criterion × rule × projection detects on prompts it has not seen.
+
+    The head is chosen on the selection split, its threshold set on the threshold split (the published KDE rule), and
+    everything in the table measured on the test split. What is thresholded is the criterion's own value of that head,
+    as a strength; for a criterion of data sets the per-prompt deflection angle (as published: the search uses one
+    quantity, detection another); for a probe the decision value of a fit on the selection split.
+
+    Args:
+        run: As `wb.sweep` returns it.
+        criteria: Names of criteria.
+        rules: Names of rules; pairs without a meaning are left out.
+        bootstrap: Resamples behind the intervals of AUROC and TPR.
+        seed: Of resamples, folds, controls, and splits where the prompts declare none.
+    Returns: One row a (criterion, rule, projection, head) × measure × family.
+
+        | measure | family | value |
+        |---|---|---|
+        | `detection_rate` | an attack family, or `all` | share of its unsafe prompts over the threshold |
+        | `false_positive_rate` | a benign family, or `all` | share of its safe prompts over the threshold |
+        | `auroc` | an attack family, or `all` | its unsafe prompts against all safe ones (pooled) |
+        | `auroc_matched` | an attack family with safe twins | its unsafe prompts against the safe ones of that family |
+        | `tpr_at_fpr_1`, `tpr_at_fpr_5` | `all` | detection rate at 1 % and 5 % false positives of the test split |
+
+        `ci_low`, `ci_high`: 95 %, exact binomial for the two rates, bootstrap for the others. `n`: prompts counted.
+        Pooled AUROC flatters wherever some safe prompts are easy: read the matched one beside it. `.attrs["splits"]`
+        says where the splits come from, `.attrs["left_out"]` which pairs have no row, and why.
+    Raises: RunError if the splits cannot be used; CriterionError if no pair of criterion and rule gives a head.
+    """
+    run, splits = with_splits(run, seed=seed)
+    scores = score(run, criteria, bootstrap=0, permutations=0, seed=seed)
+    rows: list[dict] = []
+    left_out: list[str] = []
+    for name in criteria:
+        criterion = get_criterion(name)
+        values = decision_values(run, criterion)
+        projections = dict.fromkeys(scores.loc[scores["criterion"] == name, "projection"])
+        for rule in (rule for rule in rules if rule in criterion.rules):
+            for projection in projections:
+                try:
+                    top = top_heads(scores, criterion=name, rule=rule, projection=projection, k=1, seed=seed).iloc[0]
+                    cell = _cell(values, projection, int(top["layer"]), int(top["head"]))
+                    threshold, measures = _tested(run, cell, bootstrap, seed)
+                except CriterionError as error:
+                    left_out.append(f"{name} × {rule} × {projection}: {error}")
+                    continue
+                head = {key: top[key] for key in ("criterion", "rule", "projection", "layer", "head")}
+                rows.extend({**head, "threshold": threshold, **measure} for measure in measures)
+    if not rows:
+        raise CriterionError(f"No pair of these criteria and rules gives a head to test. {' '.join(left_out)}".strip())
+    table = pd.DataFrame(rows, columns=list(DETECTION_COLUMNS))
+    table.attrs = {"splits": splits, "left_out": tuple(left_out), "seed": seed}
+    return table
+
+
+def leave_one_family_out(
+    run: xr.Dataset,
+    *,
+    criterion: str,
+    rule: str,
+    projection: str | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """What a head detects of an attack family that neither its choice nor its threshold has seen.
+
+    For every attack family in turn, its prompts (unsafe, and its safe twins) are taken out of the selection and
+    threshold splits; a head is chosen, thresholded, and tested on that family's test prompts and on all safe test
+    prompts.
+
+    Returns: As `detection_table`, with `held_out`, the family, as its first column.
+    Raises: as `detection_table`; CriterionError also if there is one attack family only.
+    """
+    run, splits = with_splits(run, seed=seed)
+    record = get_criterion(criterion)
+    family, unsafe, test = prompt_coord(run, "family"), prompt_coord(run, "label") == "unsafe", in_split(run, "test")
+    attacks = sorted(set(family[unsafe]))
+    if len(attacks) < 2:
+        raise CriterionError(
+            f"Leaving one attack family out needs at least two; the unsafe prompts of this run are of {attacks[0]!r} "
+            "only."
+        )
+    tables = []
+    for held_out in attacks:
+        keep = np.where(test, ~unsafe | (family == held_out), family != held_out)
+        part = run.isel(prompt=np.flatnonzero(keep))
+        scores = score(part, (criterion,), bootstrap=0, permutations=0, seed=seed)
+        top = top_heads(scores, criterion=criterion, rule=rule, projection=projection, k=1, seed=seed).iloc[0]
+        cell = _cell(decision_values(part, record), top["projection"], int(top["layer"]), int(top["head"]))
+        threshold, measures = _tested(part, cell, bootstrap, seed)
+        head = {key: top[key] for key in ("criterion", "rule", "projection", "layer", "head")}
+        tables.append(pd.DataFrame([{"held_out": held_out, **head, "threshold": threshold, **m} for m in measures]))
+    table = pd.concat(tables, ignore_index=True)[["held_out", *DETECTION_COLUMNS]]
+    table.attrs = {"splits": splits, "seed": seed}
+    return table
+
+
+def decision_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
+    """What a detector thresholds, larger = more unsafe: prompt, projection, layer, head.
+
+    Args:
+        run: From `with_splits` (probes are fitted on its selection prompts).
+        criterion: Of any kind; see `detection_table` for what each one gives.
+    """
+    if criterion.kind == TRAINED:
+        if criterion.decide is None:
+            raise CriterionError(f"Criterion {criterion.name!r} is trained and has no `decide`, so it cannot detect.")
+        return criterion.decide(run, in_split(run, "selection")).expand_dims(projection=["none"], axis=1)
+    per_prompt = criterion if criterion.kind == PER_PROMPT else get_criterion("deflection")
+    values = prompt_values(run, per_prompt)
+    return values.copy(data=per_prompt.strength(values.values))
+
+
+def _cell(values: xr.DataArray, projection: str, layer: int, head: int) -> xr.DataArray:
+    cell = values.sel(projection=projection, layer=layer, head=head)
+    if np.isnan(cell.values).all():
+        raise CriterionError(f"{head_name(layer, head)} ({projection}) has no values to set a threshold on.")
+    return cell
+
+
+def _tested(run: xr.Dataset, cell: xr.DataArray, bootstrap: int, seed: int) -> tuple[float, list[dict]]:
+    """A head's threshold, and its measures on the test split; `cell` is [prompt], of all prompts or fewer."""
+    prompts = prompts_of(run, cell)
+    values, unsafe = cell.values, prompt_coord(prompts, "label") == "unsafe"
+    calibration, test = in_split(prompts, "threshold"), in_split(prompts, "test")
+    threshold = kde_threshold(values[calibration & unsafe], values[calibration & ~unsafe]).value
+    return threshold, measures_on(
+        values[test],
+        unsafe[test],
+        family=prompt_coord(prompts, "family")[test],
+        pairs=prompt_coord(prompts, "pair_id")[test],
+        threshold=threshold,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
