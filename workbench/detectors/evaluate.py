@@ -1,0 +1,87 @@
+"""A detector on prompts it has not seen: rates, AUROC and graded scores, by family and category, with intervals."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from workbench.criteria.measures import measures_on
+from workbench.criteria.statistics import rate_interval
+from workbench.detectors.calibration import check_labels, unsafe_array
+from workbench.detectors.detector import Detector, as_prompts
+from workbench.errors import DetectorError
+from workbench.models.hooked import HookedLVLM
+from workbench.prompts.prompt import Prompt
+
+
+def evaluate(
+    detector: Detector, model: HookedLVLM, prompts: Sequence[Prompt], *, bootstrap: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """Detection and false-positive rates, AUROC (pooled and matched) and TPR at 1 % and 5 % FPR, by family.
+
+    Returns: One row a measure × family: measure, family, value, ci_low, ci_high, n, as in
+        `workbench.criteria.detection.detection_table`.
+    Raises: DetectorError if the detector was calibrated on one of the prompts, or a label has fewer than three.
+    """
+    prompts = unseen(detector, prompts)
+    scores = detector.decision_function(model, prompts)
+    rows = measures_on(
+        scores,
+        unsafe_array(prompts),
+        family=np.array([p.family for p in prompts], dtype=object),
+        pairs=np.array([p.pair_id for p in prompts], dtype=object),
+        threshold=detector.threshold,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    return pd.DataFrame(rows)
+
+
+def graded_scores(detector: Detector, model: HookedLVLM, prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """How high each family and category scores, and how much of it is flagged.
+
+    Returns: One row a label × family × category: label, family, category, n, `flagged` (share over the threshold, 0 to
+        1) with its exact 95 % interval `low` and `high`, and the quartiles of the scores (`score_25`, `score_50`,
+        `score_75`) in the detector's unit. Unsafe first, then by median score.
+    """
+    prompts = unseen(detector, prompts)
+    scores = detector.decision_function(model, prompts)
+    table = pd.DataFrame(
+        {
+            "label": [p.label for p in prompts],
+            "family": [p.family for p in prompts],
+            "category": [p.category for p in prompts],
+            "score": scores,
+            "flagged": scores > detector.threshold,
+        }
+    )
+    rows = []
+    for (label, family, category), part in table.groupby(["label", "family", "category"], sort=False):
+        low, high = rate_interval(int(part["flagged"].sum()), len(part))
+        quartiles = np.quantile(part["score"], [0.25, 0.5, 0.75])
+        rows.append(
+            {
+                "label": label,
+                "family": family,
+                "category": category,
+                "n": len(part),
+                "flagged": float(part["flagged"].mean()),
+                "low": float(low),
+                "high": float(high),
+                **dict(zip(("score_25", "score_50", "score_75"), quartiles.tolist(), strict=True)),
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["label", "score_50"], ascending=[False, False], ignore_index=True)
+
+
+def unseen(detector: Detector, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """The prompts, if they can test the detector."""
+    prompts = as_prompts(prompts)
+    check_labels(prompts, "A test set")
+    used = {id_ for part in ("selection_prompts", "threshold_prompts") for id_ in detector.calibration.get(part, ())}
+    if seen := [p.id for p in prompts if p.id in used]:
+        raise DetectorError(
+            f"The detector was calibrated on {len(seen)} of these {len(prompts)} prompts (first: {seen[0]!r}), so it "
+            "cannot be tested on them. Test on other prompts: prompts.where(split='test')."
+        )
+    return prompts
