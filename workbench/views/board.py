@@ -106,7 +106,7 @@ class Board(widgets.VBox):
         self._prompt = widgets.Dropdown(
             options=self._prompt_options(), description="Prompt", layout={"width": "440px"}, **thin
         )
-        unsafe = run["prompt"].values[run["label"].values.astype(str) == "unsafe"]
+        unsafe = run["prompt"].values[run["label"].values == "unsafe"]
         self._prompt.value = str(unsafe[0]) if len(unsafe) else self._prompt.value
         for control in (self._projection, self._column, self._rule, self._top):
             control.observe(lambda change: self._redraw_all(), "value")
@@ -152,9 +152,7 @@ class Board(widgets.VBox):
         """Choose a head in every map and in the panel, as a click does."""
         self.head = (int(head[0]), int(head[1]))
         self._set_head_boxes()
-        for criterion in self._criteria:
-            self._panel.guard(lambda c=criterion: self._maps[c].show(self._map(c)))
-        self._refresh_words()
+        self._frame()
         self._panel.show(self.head, self._choice())
 
     def select_prompt(self, prompt_id: str) -> None:
@@ -172,15 +170,21 @@ class Board(widgets.VBox):
         where = {"criterion": criterion, "projection": shown}
         return rule_heads(self._stored.scores, **where, rule=self._rule.value, k=self._top.value)[0]
 
+    def _frame(self) -> None:
+        for canvas in self._maps.values():
+            canvas.frame(interactive.frames(self._framed()))
+
+    def _framed(self) -> list[Head]:
+        return [self.head, *([self.locked] if self.locked else [])]
+
     def _map(self, criterion: str) -> interactive.go.Figure:
-        frames = [self.head, *([self.locked] if self.locked else [])]
         figure = interactive.heatmap(
             self._stored.scores,
             criterion,
             self._projection.value,
             self._column.value,
             marked=self._marked(criterion),
-            selected=frames,
+            selected=self._framed(),
         )
         wide = _MAP_WIDTH if self._stored.run.sizes["head"] <= 16 else 460
         return figure.update_layout(width=wide, height=round(wide * 0.98))
@@ -213,15 +217,14 @@ class Board(widgets.VBox):
         self._kept.layout.display = None if self.locked else "none"
         if self.locked:
             self._kept.show(self.locked, self._choice(), locked=True)
-        for criterion in self._criteria:
-            self._panel.guard(lambda c=criterion: self._maps[c].show(self._map(c)))
+        self._frame()
 
     def _prompt_options(self) -> list[tuple[str, str]]:
         run = self._stored.run
         keep = np.ones(run.sizes["prompt"], dtype=bool)
         for box, name in ((self._label, "label"), (self._family, "family")):
             if box.value != "all":
-                keep &= run[name].values.astype(str) == box.value
+                keep &= run[name].values == box.value
         ids = [str(i) for i in run["prompt"].values[keep]]
         return [(f"{i}  {self._prompts[i].text[:70]}" if i in self._prompts else i, i) for i in ids]
 

@@ -1,6 +1,6 @@
 """A place for a plotly figure inside a widget: live with `FigureWidget`, redrawn as a plain figure without it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
@@ -24,6 +24,7 @@ class Canvas:
         on_point: Callable[[str], None] | None = None,
     ) -> None:
         self._on_cell, self._on_point = on_cell, on_point
+        self._figure = figure
         try:
             self.widget: widgets.Widget = go.FigureWidget(figure)
         except ImportError:
@@ -51,8 +52,16 @@ class Canvas:
         for index in points.point_inds[:1]:
             self._on_point(str(trace.customdata[index]))
 
+    def frame(self, shapes: Sequence[dict[str, object]]) -> None:
+        """Change nothing but the shapes drawn over the figure."""
+        if self.live:
+            self.widget.layout.shapes = shapes
+        else:
+            self.show(self._figure.update_layout(shapes=shapes))
+
     def show(self, figure: go.Figure) -> None:
         """Replace what is shown by `figure`, which has the same build (the same function made it)."""
+        self._figure = figure
         if not self.live:
             with self.widget:
                 self.widget.clear_output(wait=True)

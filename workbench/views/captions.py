@@ -76,11 +76,8 @@ def rebuild(run: xr.Dataset, folder: Path) -> str:
     if stored:
         return f"Rebuild with `{command}`."
     made = json.loads(run.attrs.get("prompt_source") or "{}")
-    prompts = (
-        f'wb.load_prompts("{made["name"]}", seed={made.get("seed")}, n={made.get("n")})'
-        if made.get("name")
-        else "prompts"
-    )
+    asked = ", ".join(f"{name}={value!r}" for name, value in made.items() if value is not None)
+    prompts = f"wb.load_prompts({asked})" if made else "prompts"
     return (
         f'These were drawn from a run held in memory. Store it with `wb.sweep(model, {prompts}, …, out="run.zarr")`, '
         f"then rebuild with `{command}`."

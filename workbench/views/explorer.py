@@ -9,7 +9,7 @@ import xarray as xr
 
 from workbench.criteria import score
 from workbench.errors import PromptError, WorkbenchError
-from workbench.prompts import load_prompts
+from workbench.prompts import WORLDS, load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet
 
 if TYPE_CHECKING:
@@ -58,9 +58,10 @@ def prompts_of(run: xr.Dataset, prompts: Sequence[Prompt] | None = None) -> Sequ
     recorded = str(run.attrs.get("prompt_hash", ""))
     if prompts is None:
         made = json.loads(run.attrs.get("prompt_source") or "{}")
-        if not made.get("name"):
+        # Only the built-in worlds are drawn again: a stored run may not make us open a file it names.
+        if made.get("name_or_path") not in WORLDS:
             return ()
-        drawn = load_prompts(made["name"], **{k: v for k, v in made.items() if k != "name" and v is not None})
+        drawn = load_prompts(**made)
         # Another version of the world draws other prompts: then none are shown rather than the wrong ones.
         return drawn if drawn.content_hash() == recorded else ()
     ids = [str(i) for i in run["prompt"].values]

@@ -105,12 +105,12 @@ class HeadPanel(widgets.VBox):
 
     def _distribution(self) -> interactive.go.Figure:
         choice = self._choice
+        where = (self._stored.run, choice.criterion, choice.projection)
         return interactive.distributions(
-            self._stored.run,
-            choice.criterion,
-            choice.projection,
+            *where,
             head=self._head,
             by=choice.by,
+            threshold=interactive.threshold(*where, head=self._head),
         )
 
     def _show_prompt(self) -> None:

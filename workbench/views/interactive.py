@@ -12,7 +12,8 @@ import xarray as xr
 from scipy.stats import gaussian_kde
 
 from workbench.criteria import get_criterion, prompt_values
-from workbench.errors import FigureError
+from workbench.criteria.thresholds import kde_threshold
+from workbench.errors import CriterionError, FigureError
 from workbench.shapes import head_name
 from workbench.views import theme
 from workbench.views.picks import Head, Picks
@@ -34,6 +35,7 @@ def _layout(**changes: object) -> go.Layout:
         "hoverlabel": {"font": {"size": 12}},
         "showlegend": False,
         "dragmode": False,
+        "template": "none",
     }
     return go.Layout(**(base | changes))
 
@@ -109,7 +111,7 @@ def heatmap(
             "text": ", ".join(w for w in (theme.title(criterion), theme.projection_words(shown)) if w),
             "font": {"size": 13},
         },
-        shapes=[shape for head in selected for shape in _frame(head)],
+        shapes=frames(selected),
         height=330,
     )
     return figure
@@ -150,12 +152,14 @@ def _ticks(count: int) -> dict[str, object]:
     return {"tickvals": list(range(0, count, step)), "ticks": "", "title_standoff": 4}
 
 
-def _frame(head: Head) -> list[dict[str, object]]:
-    """A head's frame, white under vermilion, so that it shows on every colour."""
-    layer, column = head
-    corner = {"type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
-    lines = ({"color": "#FFFFFF", "width": 5}, {"color": theme.LABEL_COLOURS["unsafe"], "width": 2.5})
-    return [corner | {"line": line} for line in lines]
+def frames(heads: Sequence[Head]) -> list[dict[str, object]]:
+    """A frame around each head, white under vermilion to show on every colour; for `layout.shapes`."""
+    shapes = []
+    for layer, column in heads:
+        corner = {"type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": layer - 0.5, "y1": layer + 0.5}
+        lines = ({"color": "#FFFFFF", "width": 5}, {"color": theme.LABEL_COLOURS["unsafe"], "width": 2.5})
+        shapes += [corner | {"line": line} for line in lines]
+    return shapes
 
 
 def projection_of(scores: pd.DataFrame, criterion: str, projection: str) -> str:
@@ -271,6 +275,25 @@ def _values(run: xr.Dataset, criterion: str, projection: str, head: Head) -> xr.
     values = prompt_values(run, get_criterion(criterion))
     shown = projection if projection in values["projection"].values else "none"
     return values.sel(projection=shown, layer=head[0], head=head[1])
+
+
+def threshold(run: xr.Dataset, criterion: str, projection: str, *, head: Head) -> float | None:
+    """The published threshold of one head: where the two densities cross, from the prompts of the split `threshold`.
+
+    Without such a split, from all of them. None where there is no threshold: a class that is constant or too small, or
+    a criterion of which larger is not stronger.
+    """
+    values = _values(run, criterion, projection, head)
+    if "split" in values.coords and "threshold" in values["split"].values:
+        values = values.isel(prompt=values["split"].values == "threshold")
+    numbers = values.values
+    if not np.array_equal(get_criterion(criterion).strength(numbers), numbers):
+        return None
+    unsafe = values["label"].values == "unsafe"
+    try:
+        return kde_threshold(numbers[unsafe], numbers[~unsafe]).value
+    except CriterionError:
+        return None
 
 
 def _add_density(figure: go.Figure, values: np.ndarray, *, label: str, colour: str) -> None:
