@@ -1,5 +1,6 @@
 """`workbench demo`: the whole path on the embedded model, from masking every head to figures for a paper."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def demo(out: Path, *, model_name: str, n: int, seed: int, mask: Mask, console: 
     )
     out.mkdir(parents=True, exist_ok=True)
     stored = out / RUN_NAME
+    # The demo always begins anew: another seed or mask is another run, and this one takes a minute or two.
+    shutil.rmtree(stored, ignore_errors=True)
     run = sweep(model, prompts, mask=mask, out=stored)
     scores = score(run, CRITERIA)
     detected = detection_table(run, criteria=CRITERIA, rules=RULES, seed=seed)

@@ -96,8 +96,10 @@ def _pretrained(name: str, options: dict[str, Any], weights: dict[str, Any]) -> 
         options = {**options, "local_files_only": True}
     settings = _attempt(name, "its configuration", lambda: PreTrainedConfig.get_config_dict(where, **options)[0])
     family = family_of(settings.get("model_type", ""))
-    before = hf_logging.get_verbosity()
+    before, shows_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
+    if name in EMBEDDED:
+        hf_logging.disable_progress_bar()  # over before it could be read
     try:
         hf: Any = _attempt(
             name,
@@ -114,6 +116,8 @@ def _pretrained(name: str, options: dict[str, Any], weights: dict[str, Any]) -> 
             tokenizer = _attempt(name, "its tokenizer", lambda: AutoTokenizer.from_pretrained(where, **options))
     finally:
         hf_logging.set_verbosity(before)
+        if shows_bars:
+            hf_logging.enable_progress_bar()
     revision = getattr(hf.config, "_commit_hash", None) or options.get("revision") or ""
     return HookedLVLM(hf, family, name=name, tokenizer=tokenizer, processor=processor, revision=str(revision))
 
