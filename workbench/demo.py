@@ -42,8 +42,8 @@ def demo(out: Path, *, model_name: str, n: int, seed: int, mask: Mask, console: 
     prompts = load_prompts("planted" if model_name.startswith("planted") else "pocket", seed=seed, n=n)
     unsafe = sum(p.label == "unsafe" for p in prompts)
     console.print(
-        f"[bold]{model.name}[/bold] ({model.family.name}): {model.n_layers} layers x {model.n_heads} query heads, and "
-        f"{len(prompts)} prompts ({unsafe} unsafe, {len(prompts) - unsafe} safe; seed {seed}).\n"
+        f"[bold]{model.name}[/bold] ({model.family.name}): {model.n_layers} layers x {model.n_heads} query heads, "
+        f"and {len(prompts)} prompts ({unsafe} unsafe, {len(prompts) - unsafe} safe; seed {seed}).\n"
         f"Masking the query and the value projection of every head on every prompt; mask: {mask.form}, {mask.positions} "
         f"positions.",
         highlight=False,
