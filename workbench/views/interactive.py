@@ -16,7 +16,7 @@ from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import CriterionError, FigureError
 from workbench.shapes import head_name
 from workbench.views import theme
-from workbench.views.picks import Head, Picks
+from workbench.views.picks import Head, picks
 
 _FONT = {
     "family": "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif",
@@ -179,15 +179,14 @@ def projection_of(scores: pd.DataFrame, criterion: str, projection: str) -> str:
     )
 
 
-def selectivity(
-    scores: pd.DataFrame, criterion: str, projection: str, *, picks: Picks, selected: Sequence[Head] = ()
-) -> go.Figure:
+def selectivity(scores: pd.DataFrame, criterion: str, projection: str, *, selected: Sequence[Head] = ()) -> go.Figure:
     """Every head by its mean on safe prompts (across) and unsafe prompts (up), with the rule's bound and its picks."""
     shown = projection_of(scores, criterion, projection)
+    chosen = picks(scores, criterion=criterion, projection=shown)
     safe, unsafe = (theme.grid(scores, criterion=criterion, projection=shown, column=c) for c in ("safe", "unsafe"))
     heads = [(int(layer), int(head)) for layer, head in np.argwhere(np.isfinite(safe) & np.isfinite(unsafe))]
-    named = {*picks.selective, picks.sensitive}
-    figure = go.Figure(layout=_layout(height=330))
+    named = {*chosen.selective, chosen.sensitive}
+    figure = go.Figure(layout=_layout(height=380, width=520))
     figure.add_scatter(
         x=[safe[h] for h in heads],
         y=[unsafe[h] for h in heads],
@@ -197,7 +196,7 @@ def selectivity(
         textposition="top center",
         marker={
             "size": [11 if h in selected else 7 for h in heads],
-            "color": [theme.LABEL_COLOURS["unsafe"] if h in picks.selective else theme.NEUTRAL for h in heads],
+            "color": [theme.LABEL_COLOURS["unsafe"] if h in chosen.selective else theme.NEUTRAL for h in heads],
             "line": {"width": [2 if h in selected else 0 for h in heads], "color": theme.PICKED},
         },
         hovertemplate="%{customdata}<br>safe %{x:.3g}, unsafe %{y:.3g}<extra></extra>",
@@ -207,9 +206,9 @@ def selectivity(
         figure.add_shape(
             type="line", x0=0, y0=0, x1=top, y1=top, line={"color": theme.QUIET, "width": 1}, layer="below"
         )
-    if np.isfinite(picks.bound):
+    if np.isfinite(chosen.bound):
         figure.add_vline(
-            x=picks.bound,
+            x=chosen.bound,
             line={"color": theme.INK, "width": 1, "dash": "dash"},
             annotation_text="80th percentile",
             annotation_font_size=11,

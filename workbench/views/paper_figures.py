@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from workbench.criteria.agreement import rank_agreement
 from workbench.views import theme
 from workbench.views.paper_panels import (
     colour_bar,
@@ -157,13 +158,14 @@ def _projection_of(scores: pd.DataFrame, criterion: str, wanted: str) -> str:
     return wanted if wanted in have else have[0]
 
 
-def agreement(scores: pd.DataFrame, *, column: str = "unsafe") -> Figure:
-    """Spearman's rank correlation over heads between every two (criterion, projection) rankings."""
+def agreement(scores: pd.DataFrame) -> Figure:
+    """Spearman's rank correlation over heads between every two rankings by what moves most on unsafe prompts."""
     pairs = list(dict.fromkeys(zip(scores["criterion"], scores["projection"], strict=True)))
-    ranked = pd.DataFrame(
-        {pair: theme.grid(scores, criterion=pair[0], projection=pair[1], column=column).ravel() for pair in pairs}
-    )
-    cells = ranked.corr(method="spearman").to_numpy()
+    place = {pair: i for i, pair in enumerate(pairs)}
+    cells = np.eye(len(pairs))
+    for row in rank_agreement(scores, rule="sensitivity").itertuples():
+        i, j = place[row.criterion_a, row.projection_a], place[row.criterion_b, row.projection_b]
+        cells[i, j] = cells[j, i] = row.spearman
     words = [f"{theme.short_title(c)},\n{p}" if p != "none" else theme.short_title(c) for c, p in pairs]
     side = theme.COLUMN_INCHES if len(pairs) <= 8 else theme.DOUBLE_INCHES
     figure = _new_figure(side, side * 0.82)
