@@ -25,6 +25,12 @@ tokens, a = 3, w = m/n) turns the state by
 and any other head that writes u, orthogonal to the rest of s, and keeps u' of it, by
 
     cos = (|s|² - |u|² + u.u') / (|s| sqrt(|s|² - |u|² + |u'|²)).
+
+The planted head does both: its trace is such a u, of size 1/4, with w = (m + 1)/n under the query mask. In
+`planted-pair` the two heads' signal reaches the state through an MLP, whose output depends a little on the norm of the
+state, so that there all of this holds only nearly; tests take its values from a second implementation instead.
+
+All that a head does, it does at the last position; a mask at that position alone acts as one at all positions.
 """
 
 from dataclasses import dataclass, field
@@ -46,11 +52,8 @@ NOISE = tuple(range(34, 54))  # what the heads of no interest write
 
 TRADED = 3.0  # a of the planted head
 DECOY_TRADED = 4.0
-LAST_SIZE, FLAG_SIZE, HAZARD_SIZE = (
-    4.0,
-    2.0,
-    4.0,
-)  # flags and the constant part; powers of 2
+# Of the flags, and FLAG_SIZE of the constant part too; powers of two, so that float32 holds every weight exactly.
+LAST_SIZE, FLAG_SIZE, HAZARD_SIZE = 4.0, 2.0, 4.0
 TRACE_SIZE = 0.25  # what the planted head writes on every prompt alike
 
 Writes = dict[int, float]
