@@ -44,8 +44,8 @@ def demo(out: Path, *, model_name: str, n: int, seed: int, mask: Mask, console: 
     console.print(
         f"[bold]{model.name}[/bold] ({model.family.name}): {model.n_layers} layers x {model.n_heads} query heads, "
         f"and {len(prompts)} prompts ({unsafe} unsafe, {len(prompts) - unsafe} safe; seed {seed}).\n"
-        f"Masking the query and the value projection of every head on every prompt; mask: {mask.form}, {mask.positions} "
-        f"positions.",
+        f"Masking the query and the value projection of every head on every prompt; mask: {mask.form}, "
+        f"{mask.positions} positions.",
         highlight=False,
     )
     out.mkdir(parents=True, exist_ok=True)
