@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 import workbench as wb
+from workbench.detectors.groups import greedy_groups, head_interactions
 from workbench.models.planted import build_null
 
 PROJECTIONS = ("query", "value")
@@ -95,3 +96,14 @@ def test_it_finds_nothing_on_the_null_model(null_scores):
     assert rows["q_value"].notna().all()
     assert (rows["q_value"] >= FALSE_DISCOVERY_RATE).all()
     assert (null_scores["auroc"] < 0.7).all()
+
+
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_the_group_search_returns_the_pair(planted_pair, few, projection):
+    pair = planted_pair.truth["planted"]
+    found = greedy_groups(planted_pair, few, objective="kl", steps=2, projection=projection)
+    assert sorted(found.attrs["group"]) == sorted(pair)
+    assert found["gain"][1] > 100 * found["gain"][0]
+    row = head_interactions(planted_pair, few, pair, projection=projection, bootstrap=50).iloc[0]
+    assert row["interaction"] > 5
+    assert row["low"] > 4
