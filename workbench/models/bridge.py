@@ -7,10 +7,10 @@ processor fails to load.
 import copy
 from typing import TYPE_CHECKING, Any
 
-from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module, detect_tokenizer_bos_eos
 
 from workbench.errors import ModelError
+from workbench.models.families.adapters import has_adapter
 
 if TYPE_CHECKING:
     from workbench.models.hooked import HookedLVLM
@@ -21,7 +21,7 @@ def build_bridge(model: "HookedLVLM") -> Any:
 
     Raises ModelError when TransformerLens has no adapter for the architecture.
     """
-    if model.family.architecture not in SUPPORTED_ARCHITECTURES:
+    if not has_adapter(model.family.architecture):
         raise ModelError(
             f"TransformerLens has no adapter for {model.family.architecture}, so {model.name!r} has no hook names "
             "there. Sweeps and masks work without it; `workbench models` lists what each family supports."

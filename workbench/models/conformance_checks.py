@@ -20,7 +20,7 @@ from workbench.prompts.prompt import Prompt
 
 LIMIT, HALF, NOTHING = Mask(), Mask(form="scale", factor=0.5), Mask(form="scale", factor=0.0)
 # Above this many layers or heads, a spread of them stands for all, so that a real model is checked in minutes.
-MOST = 8
+MOST = 6
 
 
 class Failed(Exception):
@@ -296,8 +296,10 @@ def check_generation(probe: Probe) -> str:
     wide = max(probe.limit, tolerance_of(torch.float32))  # transformers hands out generation logits in float32
     for projection in ("query", "value"):
         asked: dict[str, Any] = {"heads": heads, "projection": projection, "max_new_tokens": 5, "min_new_tokens": 5}
-        cached = model.generated(probe.prompt, **asked, output_logits=True)
-        anew = model.generated(probe.prompt, **asked, output_logits=True, use_cache=False, past_key_values=None)
+        # A placeholder generated as text would be taken for a picture that is not there.
+        asked |= {"output_logits": True, "suppress_tokens": sorted(set(probe.encoded.input_ids[0].tolist()))}
+        cached = model.generated(probe.prompt, **asked)
+        anew = model.generated(probe.prompt, **asked, use_cache=False, past_key_values=None)
         for step, (ours, theirs) in enumerate(zip(cached.logits, anew.logits, strict=True)):
             worst = max(worst, probe.near(f"{projection} mask, generated token {step}", ours[0], theirs[0], wide))
         first = model.logits(probe.prompt, heads=heads, projection=projection)

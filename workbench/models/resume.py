@@ -368,10 +368,13 @@ def row_arguments(
         batch_axis, pos_axis = _BATCH_AXIS.get(name, -value.ndim), pos_axes.get(name)
         if start and pos_axis is not None and value.shape[pos_axis] == n_pos:
             value = value.narrow(pos_axis, start, n_pos - start)
-        # One prompt's tables and masks broadcast over its rows; what families add besides them may not.
-        shared = name in _POS_AXIS and (n_prompts == 1 or name == "cache_position")
-        if n_rows > 1 and not shared and value.ndim >= -batch_axis and value.shape[batch_axis] == n_prompts:
-            value = value.repeat_interleave(n_rows, dim=batch_axis)
-        return value
+        if n_rows == 1 or name == "cache_position" or value.ndim < -batch_axis:
+            return value
+        if name not in _POS_AXIS:
+            # What families add besides the usual may have several lines a prompt (mllama: its tiles), side by side.
+            lines = value.unflatten(0, (n_prompts, -1)) if value.shape[0] % n_prompts == 0 else None
+            return value if lines is None else lines.repeat_interleave(n_rows, dim=0).flatten(0, 1)
+        # One prompt's tables and masks broadcast over its rows.
+        return value.repeat_interleave(n_rows, dim=batch_axis) if value.shape[batch_axis] == n_prompts > 1 else value
 
     return {name: fit(name, value) for name, value in arguments.items()}
