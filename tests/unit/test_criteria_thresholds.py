@@ -49,6 +49,13 @@ def test_no_crossing_falls_back_to_the_midpoint_of_the_medians() -> None:
     assert (found.method, found.value, found.candidates) == ("midpoint", 3.0, ())
 
 
+def test_a_constant_class_has_no_density_and_is_parted_at_the_midpoint() -> None:
+    found = kde_threshold(np.array([4.0, 6.0, 5.0, 7.0]), np.zeros(4))
+    assert (found.method, found.value, found.balanced_accuracy) == ("midpoint", 2.75, 1.0)
+    assert np.isnan(found.welch_t)
+    assert kde_threshold(np.full(3, 1.6), np.full(3, -1.6)).value == 0
+
+
 def test_threshold_at_a_false_positive_rate_by_hand() -> None:
     safe = np.arange(1.0, 101.0)
     assert fpr_threshold(safe, 0.05) == 95.0  # 96 to 100 exceed it
@@ -67,9 +74,7 @@ def test_bad_values_are_refused() -> None:
         kde_threshold(good[:0], good)
     with pytest.raises(CriterionError, match="1 of 4 unsafe values are NaN"):
         kde_threshold(np.where(good > 3, np.nan, good), good)
-    with pytest.raises(
-        CriterionError, match=r"The 4 safe values are all 0, and the density of a constant does not exist"
-    ):
-        kde_threshold(good, good * 0)
+    with pytest.raises(CriterionError, match="The 4 unsafe and 4 safe values are all 0, and the density"):
+        kde_threshold(good * 0, good * 0)
     with pytest.raises(CriterionError, match="at least 0 and under 1; got 5"):
         fpr_threshold(good, 5)

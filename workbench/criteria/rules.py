@@ -142,7 +142,7 @@ def _effect_size(rows: pd.DataFrame, percentile: float) -> pd.DataFrame:
 
 
 def _ratio(rows: pd.DataFrame, percentile: float) -> pd.DataFrame:
-    """Heads that do something on unsafe prompts; infinite for those that do nothing on safe ones."""
+    """Infinite for heads that do nothing on safe prompts; a head that does next to nothing on either may rank high."""
     rows = rows[(rows["unsafe"] > 0) & (rows["safe"] >= 0)]
     with np.errstate(divide="ignore"):
         return rows.assign(value=rows["unsafe"].to_numpy() / rows["safe"].to_numpy())

@@ -20,7 +20,7 @@ class Threshold:
         method: `"crossing"`, or `"midpoint"` of the medians where the densities do not cross.
         balanced_accuracy: On the values it was found on, 0-1.
         candidates: The best crossings, (value, balanced accuracy), best first; at most three.
-        welch_t: Welch's t of unsafe against safe.
+        welch_t: Welch's t of unsafe against safe; NaN where a class is constant.
         welch_p: Its two-sided p-value.
     """
 
@@ -43,35 +43,45 @@ def kde_threshold(unsafe: np.ndarray, safe: np.ndarray) -> Threshold:
     Args:
         unsafe: [prompt], per-prompt values on unsafe prompts.
         safe: [prompt], the same on safe ones.
-    Raises: CriterionError if a class has fewer than three values, a value is not finite, or a class is constant, since
-        a density of one point does not exist.
+    Raises: CriterionError if a class has fewer than three values, a value is not finite, or all values are the same.
     Source: cirteo/Oh-Defense.
     """
-    from scipy.stats import gaussian_kde, ttest_ind
+    from scipy.stats import ttest_ind
 
     unsafe, safe = _checked(unsafe, "unsafe"), _checked(safe, "safe")
-    for name, values in (("unsafe", unsafe), ("safe", safe)):
-        if np.ptp(values) <= 1e-12 * np.abs(values).max():
-            raise CriterionError(
-                f"The {len(values)} {name} values are all {values[0]:.6g}, and the density of a constant does not "
-                "exist. Set the threshold by a false-positive rate instead (fpr_threshold), or choose another head."
-            )
-    low, high = min(unsafe.min(), safe.min()), max(unsafe.max(), safe.max())
-    grid = np.linspace(low, high, GRID)
-    difference = gaussian_kde(unsafe)(grid) - gaussian_kde(safe)(grid)
-    at = np.flatnonzero(np.diff(np.sign(difference)))
-    share = difference[at] / (difference[at] - difference[at + 1])
-    crossings = grid[at] + share * (grid[at + 1] - grid[at])
+    if _constant(np.concatenate([unsafe, safe])):
+        raise CriterionError(
+            f"The {len(unsafe)} unsafe and {len(safe)} safe values are all {unsafe[0]:.6g}, and the density of a constant "
+            "does not exist: no threshold parts them. Choose another head; all zeros mean that the mask changed nothing."
+        )
+    # A class of one repeated value has no density (the released code fails there), and so no crossing.
+    spread = not (_constant(unsafe) or _constant(safe))
+    crossings = _crossings(unsafe, safe) if spread else np.empty(0)
     scored = [(float(c), balanced_accuracy(unsafe, safe, float(c))) for c in crossings]
     scored.sort(key=lambda candidate: -candidate[1])
-    test = ttest_ind(unsafe, safe, equal_var=False)
+    t, p = ttest_ind(unsafe, safe, equal_var=False) if spread else (np.nan, np.nan)
     if scored:
         value, accuracy = scored[0]
         method = "crossing"
     else:
         value = float((np.median(unsafe) + np.median(safe)) / 2)
         accuracy, method = balanced_accuracy(unsafe, safe, value), "midpoint"
-    return Threshold(value, method, accuracy, tuple(scored[:CANDIDATES]), float(test.statistic), float(test.pvalue))
+    return Threshold(value, method, accuracy, tuple(scored[:CANDIDATES]), float(t), float(p))
+
+
+def _crossings(unsafe: np.ndarray, safe: np.ndarray) -> np.ndarray:
+    """Where the two densities cross, placed linearly between points of the grid."""
+    from scipy.stats import gaussian_kde
+
+    grid = np.linspace(min(unsafe.min(), safe.min()), max(unsafe.max(), safe.max()), GRID)
+    difference = gaussian_kde(unsafe)(grid) - gaussian_kde(safe)(grid)
+    at = np.flatnonzero(np.diff(np.sign(difference)))
+    share = difference[at] / (difference[at] - difference[at + 1])
+    return grid[at] + share * (grid[at + 1] - grid[at])
+
+
+def _constant(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
 
 
 def balanced_accuracy(unsafe: np.ndarray, safe: np.ndarray, threshold: float) -> float:
