@@ -79,6 +79,114 @@ def figures(
 
 
 @app.command()
+def models() -> None:
+    """List the model families: what each supports, and its known limits."""
+    from workbench.models.commands import show_models
+
+    raise typer.Exit(show_models(console))
+
+
+@app.command()
+def check(
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint directory, a Hub id, an embedded name; a family with --tiny.")
+    ],
+    tiny: Annotated[bool, typer.Option("--tiny", help="A random model from a small configuration; offline.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")] = None,
+) -> None:
+    """Prove that masks act on a model as they should; status 1 if it does not conform."""
+    from workbench.models.commands import check_model
+
+    raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, console=console))
+
+
+@app.command()
+def compare(
+    run: RunPath,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="With it, also what masking the heads does to replies.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
+    ] = None,
+    criteria: Annotated[str, typer.Option(help="Comma-separated.")] = "deflection,ships,probe",
+    rules: Annotated[str, typer.Option(help="Comma-separated.")] = "sensitivity,selectivity,auroc,random",
+    n_heads: Annotated[str, typer.Option(help="Numbers of heads, comma-separated.")] = "1,3,5",
+    out: Annotated[Path | None, typer.Option(help="Store the table here: .csv, .parquet or .json.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds."""
+    from workbench.detectors.commands import compare_command
+
+    compare_command(
+        console,
+        run,
+        model=model,
+        prompts=prompts,
+        criteria=criteria.split(","),
+        rules=rules.split(","),
+        n_heads=[_number(n) for n in n_heads.split(",")],
+        out=out,
+        seed=seed,
+    )
+
+
+@app.command()
+def detect(
+    source: Annotated[str, typer.Argument(help="A stored run (a detector is fitted on it), or a stored detector.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="For a stored detector.")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="For a stored detector.")] = None,
+    projection: Annotated[Literal["query", "value"], typer.Option(help="The projection masked.")] = "query",
+    criterion: Annotated[str, typer.Option(help="Whose value is thresholded.")] = "deflection",
+    rule: Annotated[str, typer.Option(help="How the head is chosen.")] = "selectivity",
+    k: Annotated[int, typer.Option(help="Candidate heads, one of which is drawn.")] = 1,
+    save: Annotated[Path | None, typer.Option(help="Store the fitted detector in this folder.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Test a detector by family and category, with graded scores."""
+    from workbench.detectors.commands import detect_command
+
+    detect_command(
+        console,
+        source,
+        model=model,
+        prompts=prompts,
+        projection=projection,
+        criterion=criterion,
+        rule=rule,
+        k=k,
+        save=save,
+        seed=seed,
+    )
+
+
+@app.command()
+def generate(
+    text: Annotated[str, typer.Argument(help="What to ask.")],
+    model: ModelName = "pocket",
+    image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
+    guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
+    on_error: Annotated[Literal["raise", "refuse"], typer.Option(help="When detection itself fails.")] = "raise",
+    show_unguarded: Annotated[bool, typer.Option("--show-unguarded", help="The plain reply beside it.")] = False,
+) -> None:
+    """Print a model's reply to one prompt, guarded by a detector if you give one."""
+    from workbench.detectors.commands import generate_command
+
+    generate_command(
+        console,
+        text,
+        model=model,
+        image=image,
+        guard=guard,
+        max_new_tokens=max_new_tokens,
+        on_error=on_error,
+        show_unguarded=show_unguarded,
+    )
+
+
+@app.command()
 def lab() -> None:
     """Open JupyterLab on the notebook in which heads can be clicked."""
     from workbench.views.commands import lab_command
@@ -97,6 +205,12 @@ def main() -> None:
     except KeyboardInterrupt:
         errors.print("Stopped.", highlight=False)
         sys.exit(130)
+
+
+def _number(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise WorkbenchError(f"Numbers of heads are whole numbers, comma-separated, like 1,3,5; got {text!r}.")
+    return int(text)
 
 
 def _plain(text: str) -> str:
