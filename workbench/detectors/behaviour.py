@@ -85,7 +85,7 @@ def behaviour(
     judge: str | Judge = "exact",
     max_new_tokens: int = 16,
 ) -> pd.DataFrame:
-    """How the model behaves with some heads masked: group, n, complied, low, high, refused, other, as `attack_success`."""
+    """Behaviour with some heads masked: group, n, complied, low, high, refused, other, as `attack_success`."""
     replies = generate_batch(
         model, prompts, max_new_tokens=max_new_tokens, heads=heads, projection=projection, mask=mask
     )

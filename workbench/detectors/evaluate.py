@@ -25,34 +25,39 @@ def evaluate(
     """
     prompts = unseen(detector, prompts)
     scores = detector.decision_function(model, prompts)
+    return score_measures(scores, prompts, detector.threshold, bootstrap=bootstrap, seed=seed)
+
+
+def score_measures(
+    scores: np.ndarray, prompts: Sequence[Prompt], threshold: float, *, bootstrap: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """`evaluate` for scores that are known already, [prompt]."""
     rows = measures_on(
         scores,
         unsafe_array(prompts),
         family=np.array([p.family for p in prompts], dtype=object),
         pairs=np.array([p.pair_id for p in prompts], dtype=object),
-        threshold=detector.threshold,
+        threshold=threshold,
         bootstrap=bootstrap,
         seed=seed,
     )
     return pd.DataFrame(rows)
 
 
-def graded_scores(detector: Detector, model: HookedLVLM, prompts: Sequence[Prompt]) -> pd.DataFrame:
+def graded_scores(scores: np.ndarray, prompts: Sequence[Prompt], threshold: float) -> pd.DataFrame:
     """How high each family and category scores, and how much of it is flagged.
 
     Returns: One row a label × family × category: label, family, category, n, `flagged` (share over the threshold, 0 to
         1) with its exact 95 % interval `low` and `high`, and the quartiles of the scores (`score_25`, `score_50`,
         `score_75`) in the detector's unit. Unsafe first, then by median score.
     """
-    prompts = unseen(detector, prompts)
-    scores = detector.decision_function(model, prompts)
     table = pd.DataFrame(
         {
             "label": [p.label for p in prompts],
             "family": [p.family for p in prompts],
             "category": [p.category for p in prompts],
             "score": scores,
-            "flagged": scores > detector.threshold,
+            "flagged": scores > threshold,
         }
     )
     rows = []

@@ -141,6 +141,16 @@ class OneHeadDetector(Detector):
         self._check_model(model, prompts)
         return self._measure(model, as_prompts(prompts))
 
+    def stored_scores(self, run: xr.Dataset) -> np.ndarray:
+        """`decision_function` on the prompts of a run of the same model and mask, without the model."""
+        self._check_fitted()
+        if run.attrs.get("weight_hash") != self.weight_hash:
+            raise DetectorError(
+                f"This detector was fitted on {self.model_name!r} (weights {self.weight_hash}); the run is of "
+                f"{run.attrs.get('model')!r} (weights {run.attrs.get('weight_hash')})."
+            )
+        return self._values(run)
+
     def _choose(self, run: xr.Dataset, parts: Parts) -> None:
         scores = score(run.drop_vars("split"), (self.criterion,), bootstrap=0, permutations=0, seed=self.seed)
         record = get_criterion(self.criterion)
