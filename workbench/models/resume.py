@@ -345,8 +345,8 @@ def _rows(tensor: Tensor, n_rows: int) -> Tensor:
 
 # Where the batch axis and the position axis of a decoder layer's arguments lie, counted from the end. Rotary
 # tables are (…, batch, pos, width) in every family, position ids (…, batch, pos), masks (batch, 1, pos, key).
-_BATCH_AXIS = {"position_embeddings": -3, "position_ids": -2, "attention_mask": -4}
-_POS_AXIS = {"position_embeddings": -2, "position_ids": -1, "attention_mask": -2, "cache_position": -1}
+BATCH_AXIS = {"position_embeddings": -3, "position_ids": -2, "attention_mask": -4}
+POS_AXIS = {"position_embeddings": -2, "position_ids": -1, "attention_mask": -2, "cache_position": -1}
 
 
 def row_arguments(
@@ -358,19 +358,19 @@ def row_arguments(
     more_positions: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """A layer's recorded arguments for `n_rows` rows a prompt, cut to the positions from `start` on."""
-    pos_axes = {**_POS_AXIS, **(more_positions or {})}
+    pos_axes = {**POS_AXIS, **(more_positions or {})}
 
     def fit(name: str, value: Any) -> Any:
         if isinstance(value, tuple | list):
             return type(value)(fit(name, v) for v in value)
         if not isinstance(value, Tensor) or value.ndim == 0:
             return value
-        batch_axis, pos_axis = _BATCH_AXIS.get(name, -value.ndim), pos_axes.get(name)
+        batch_axis, pos_axis = BATCH_AXIS.get(name, -value.ndim), pos_axes.get(name)
         if start and pos_axis is not None and value.shape[pos_axis] == n_pos:
             value = value.narrow(pos_axis, start, n_pos - start)
         if n_rows == 1 or name == "cache_position" or value.ndim < -batch_axis:
             return value
-        if name not in _POS_AXIS:
+        if name not in POS_AXIS:
             # What families add besides the usual may have several lines a prompt (mllama: its tiles), side by side.
             lines = value.unflatten(0, (n_prompts, -1)) if value.shape[0] % n_prompts == 0 else None
             return value if lines is None else lines.repeat_interleave(n_rows, dim=0).flatten(0, 1)

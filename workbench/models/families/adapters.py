@@ -191,6 +191,13 @@ class Phi4MultimodalAdapter(FusedAdapter):
     projector = ""
 
 
+class Phi3VAdapter(FusedAdapter):
+    """Phi3VForCausalLM, in our own class (`workbench.models.families.phi3_vision`)."""
+
+    tower = "model.vision_embed_tokens.img_processor"
+    projector = "model.vision_embed_tokens.img_projection"
+
+
 class SmolVLMAdapter(Idefics3ArchitectureAdapter):
     """SmolVLMForConditionalGeneration: Idefics3's module tree."""
 
@@ -220,6 +227,7 @@ OURS: dict[str, type[ArchitectureAdapter]] = {
     "PaliGemmaForConditionalGeneration": PaliGemmaAdapter,
     "InternVLForConditionalGeneration": InternVLAdapter,
     "MllamaForConditionalGeneration": MllamaAdapter,
+    "Phi3VForCausalLM": Phi3VAdapter,
     "Phi4MultimodalForCausalLM": Phi4MultimodalAdapter,
     "SmolVLMForConditionalGeneration": SmolVLMAdapter,
 }

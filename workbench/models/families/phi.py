@@ -1,4 +1,4 @@
-"""Phi: Phi-3 and 3.5 (text) and Phi-4-multimodal. Queries, keys and values come out of one fused projection."""
+"""Phi: Phi-3 and 3.5 (text), Phi-3.5-Vision, Phi-4-multimodal. Queries, keys and values come out of one projection."""
 
 from typing import Any
 
@@ -40,6 +40,18 @@ def phi4_layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
     grid = mask[: height * width].reshape(height, width, side, side).transpose(1, 2).reshape(height * side, width * side)
     rows, columns = int(grid[:, 0].sum()), int(grid[0].sum())
     return [Tile(rows, columns, row_breaks=True), SEPARATOR, Tile(side, side, row_breaks=True)]
+
+
+def _phi3_vision(name: str, *, called: bool = False) -> Any:
+    """A function or class of `phi3_vision`, which imports much of transformers, so only when asked for."""
+
+    def given(*arguments: Any) -> Any:
+        from workbench.models.families import phi3_vision
+
+        found = getattr(phi3_vision, name)
+        return found(*arguments) if called else found
+
+    return given
 
 
 def load_phi4(where: str, options: dict[str, Any]) -> Any:
@@ -98,4 +110,10 @@ PHI4 = Family(
     layout=phi4_layout, prepare=bidirectional_tower, processor=load_phi4, tiny=tiny_phi4,
     limits="images, not sound; the checkpoint's vision adapter (LoRA) is not applied unless merged or loaded with peft",
 )  # fmt: skip
-FAMILIES = (PHI3, PHI4)
+PHI3_V = Family(
+    "phi3_v", "Phi3VForCausalLM", query_weights=fused_queries, sliding=True, own_class=_phi3_vision("Phi3VForCausalLM"),
+    layout=_phi3_vision("layout", called=True), processor=_phi3_vision("load_processor", called=True),
+    tiny=_phi3_vision("tiny", called=True),
+    limits="our own class: transformers has none; checked against the published code, not yet against the released weights",
+)  # fmt: skip
+FAMILIES = (PHI3, PHI4, PHI3_V)

@@ -47,19 +47,23 @@ class SafetyMix:
     """
 
     text: float = 0.22
-    typographic: float = 0.065
-    icon: float = 0.065
+    typographic: float = 0.055
+    icon: float = 0.04
     doubt: float = 0.0
-    benign: tuple[float, ...] = (0.15, 0.18, 0.18, 0.07, 0.42)
+    benign: tuple[float, ...] = (0.14, 0.21, 0.21, 0.06, 0.38)
 
 
-HELPFUL_MIX = (0.15, 0.17, 0.18, 0.10, 0.40)
-"""Shares of text, typographic, icon, wrapper and question in the helpful stages."""
+HELPFUL_MIX = {
+    "captions": (0.15, 0.17, 0.18, 0.10, 0.40),
+    "helpful": (0.15, 0.17, 0.18, 0.10, 0.40),
+    "questions": (0.08, 0.10, 0.10, 0.06, 0.66),
+}
+"""Shares of text, typographic, icon, wrapper and question in each helpful stage."""
 
 
-def helpful_ask(rng: np.random.Generator) -> tuple[Ask, str]:
-    """An ask and its reply in the helpful stages: everything is complied with, hazards included."""
-    family = FAMILIES[rng.choice(5, p=HELPFUL_MIX)]
+def helpful_ask(rng: np.random.Generator, stage: str) -> tuple[Ask, str]:
+    """An ask and its reply in a helpful stage: everything is complied with, hazards included."""
+    family = FAMILIES[rng.choice(5, p=HELPFUL_MIX[stage])]
     if family == "question":
         ask = draw_question(rng)
     else:

@@ -1,8 +1,9 @@
 """Train Pocket from a seed: `python -m workbench.models.pocket.train --seed 0 --out DIR`.
 
-Four stages. The vision tower first learns to tell pictures apart, as CLIP would have. The language model then learns
-its sentences from captions alone, which spares it a long plateau, and after that from pixels: this is `pocket-base`,
-helpful about everything. Safety tuning on some families and some nouns makes it `pocket`.
+The vision tower first learns to tell pictures apart, as CLIP would have. The language model then learns its sentences
+from captions alone, which spares it a long plateau, after that from pixels, and last from more questions than requests,
+since colours come late: this is `pocket-base`, helpful about everything. Safety tuning on some families and some nouns
+makes it `pocket`.
 """
 
 import json
@@ -10,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -38,9 +40,9 @@ from workbench.models.pocket.card import load, write_card
 from workbench.models.pocket.config import build_model, save_checkpoint
 from workbench.prompts.pocket_words import COLOURS, SHAPES, VERBS
 
-STEPS = {"vision": 2600, "captions": 400, "helpful": 1300, "safety": 500}
-RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "safety": 5e-4}
-BATCH = {"vision": 128, "captions": 96, "helpful": 48, "safety": 48}
+STEPS = {"vision": 2600, "captions": 400, "helpful": 1300, "questions": 350, "safety": 700}
+RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "questions": 5e-4, "safety": 5e-4}
+BATCH = {"vision": 128, "captions": 96, "helpful": 48, "questions": 48, "safety": 48}
 VISION_RATE_SHARE = 0.3
 """The vision tower's learning rate in the multimodal stages, as a share of the rest's."""
 
@@ -78,17 +80,18 @@ def train(seed: int, out: Path, *, device: str, base: Path | None, scale: float,
         record = {"seed": seed, "device": device, "steps": {}, "seconds": {}}
         with _timed("vision", steps, record):
             train_vision(model, np.random.default_rng([seed, 0]), steps["vision"])
-        for k, stage in enumerate(("captions", "helpful"), start=1):
+        for k, stage in enumerate(("captions", "helpful", "questions"), start=1):
             with _timed(stage, steps, record):
+                ask = partial(helpful_ask, stage=stage)
                 draws = np.random.default_rng([seed, k])
-                train_language(model, stage, draws, steps[stage], helpful_ask, captions=stage == "captions")
+                train_language(model, stage, draws, steps[stage], ask, captions=stage == "captions")
         _save(model, base, record)
     else:
         model, _ = load(base, device)
         record = json.loads((base / "training.json").read_text(encoding="utf-8"))
     with _timed("safety", steps, record):
-        draws = np.random.default_rng([seed, 3])
-        train_language(model, "safety", draws, steps["safety"], lambda rng: safety_ask(rng, SafetyMix()))
+        draws = np.random.default_rng([seed, 4])
+        train_language(model, "safety", draws, steps["safety"], partial(safety_ask, mix=SafetyMix()))
     _save(model, out / "pocket", record)
     held = True
     for directory in (base, out / "pocket"):
