@@ -207,3 +207,21 @@ def test_the_walk_through_to_a_family_works(monkeypatch):
     model = tiny.build_tiny(family.name)
     check_at_load(model)
     assert model.n_kv_heads < model.n_heads
+
+
+def test_the_readmes_python_runs(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    source = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
+    # The same lines on the smaller model, and in one format.
+    for theirs, ours in (
+        ('"pocket"', '"planted"'),
+        ("n=300", "n=48"),
+        ('(run, "figures")', f'(run, {str(tmp_path)!r}, formats=("png",))'),
+    ):
+        assert theirs in source
+        source = source.replace(theirs, ours)
+    shown: dict = {}
+    exec(compile(source, "README.md", "exec"), shown)  # our own document
+    assert len(shown["scores"]) > 0
+    assert (tmp_path / "captions.md").exists()
+    assert shown["guard"].head in shown["model"].truth["planted"]
