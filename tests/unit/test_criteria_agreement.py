@@ -37,6 +37,8 @@ def test_the_default_rule_is_each_criterions_own(scores: pd.DataFrame) -> None:
     with_probe = table.query("criterion_b == 'probe' and criterion_a == 'deflection'").iloc[0]
     assert with_probe["heads"] == 16, "selectivity keeps 16 of 20 heads, the probe's accuracy ranks all"
     assert set(rank_agreement(scores, rule="auroc")["criterion_b"]) == {"ships", "probe"}
+    silent = scores.assign(safe=scores["safe"].where(scores["criterion"] != "ships", 0.0))
+    assert "ships" not in set(rank_agreement(silent)["criterion_b"]), "selectivity keeps no head of it"
     with pytest.raises(CriterionError, match="rule effect_size gives 1 from this table"):
         rank_agreement(scores[scores["criterion"].isin(["probe", "ships"])], rule="effect_size")
 

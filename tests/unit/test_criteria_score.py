@@ -1,5 +1,7 @@
 """`score`: its columns against plain numpy, its splits, and what it refuses."""
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -10,6 +12,7 @@ import xarray as xr
 from tests.unit.synthetic_run import synthetic_run
 from workbench.criteria import SCORE_COLUMNS, Criterion, list_criteria, prompt_values, register_criterion, score
 from workbench.criteria import registry as registry_module
+from workbench.criteria.stored_run import SCHEMAS
 from workbench.errors import CriterionError, RunError, WorkbenchError
 
 
@@ -201,8 +204,22 @@ def test_another_schema_another_object_and_missing_variables(run: xr.Dataset) ->
         score(synthetic_run(keep_states=False), "svd_left")
     with pytest.raises(CriterionError, match=r"'probe_write' needs run\.write_root.*per query head.*grain='kv_group'"):
         score(run.drop_vars("write_root"), "probe_write")
+    with pytest.raises(RunError, match="80 prompts of this run repeat the id of another, the first 'unsafe 0'"):
+        score(xr.concat([run, run], "prompt", data_vars="minimal"))
     with pytest.raises(RunError, match="also has 'harmful'"):
         score(run.assign_coords(label=("prompt", np.where(run["label"] == "safe", "safe", "harmful"))))
+
+
+def test_the_schema_read_is_the_schema_written() -> None:
+    from workbench.sweeps.records import SCHEMA
+
+    assert SCHEMA in SCHEMAS
+
+
+def test_importing_criteria_loads_no_torch() -> None:
+    code = "import sys, workbench.criteria; print([m for m in ('torch', 'sklearn', 'scipy.stats') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_unknown_names_are_answered_with_the_close_ones(run: xr.Dataset) -> None:

@@ -22,7 +22,7 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: int = 5)
     Args:
         scores: From `wb.score`, with at least two rankings (criterion × projection).
         rule: Ranks the heads. Default: selectivity, and sensitivity for criteria that have no safe value. Criteria for
-            which the rule has no meaning are left out.
+            which the rule has no meaning, or keeps no head, are left out.
         k: Depth of the overlap.
     Returns: One row a pair of rankings: criterion_a, projection_a, criterion_b, projection_b; `heads`, how many both
         rank; `spearman` and `kendall` over those, −1 to 1; `overlap`, the share of the first k that they have in
@@ -136,7 +136,8 @@ def _rankings(scores: pd.DataFrame, rule: str | None) -> dict[tuple[str, str], p
         if used in criterion.rules:
             rows, _ = scored_rows(scores, criterion, str(projection))
             best_first = ranked(rows, criterion, used)
-            out[(str(name), str(projection))] = best_first.set_index(["layer", "head"])["value"]
+            if len(best_first):
+                out[(str(name), str(projection))] = best_first.set_index(["layer", "head"])["value"]
     return out
 
 

@@ -33,6 +33,13 @@ def check_run(run: xr.Dataset, needs: Sequence[str] = (), *, wanted_by: str = "t
         )
     if missing := [dim for dim in ("prompt", "layer", "head") if dim not in run.dims]:
         raise RunError(f"This run has no dimension {', '.join(missing)}; it has {', '.join(map(str, run.dims))}.")
+    ids = pd.Index(run["prompt"].values)
+    if ids.has_duplicates:
+        raise RunError(
+            f"{int(ids.duplicated().sum())} prompts of this run repeat the id of another, the first "
+            f"{ids[ids.duplicated()][0]!r}. The same prompt would be chosen on and tested on: give every prompt an "
+            "id of its own."
+        )
     if "label" not in run.coords:
         raise RunError("This run does not say which prompts are safe: it has no coordinate 'label' along prompt.")
     if missing := [name for name in needs if name not in run.data_vars]:
@@ -49,7 +56,7 @@ def _how_to_get(variable: str) -> str:
             "(fewer prompts, one projection, or heads=[...] make it smaller)."
         )
     if variable in ("head_output", "write_root", "image_attention", "refusal_write"):
-        return "It is stored per query head: a sweep with grain='kv_group' does not have it."
+        return "It is stored per query head: a sweep with grain='kv_group' does not have it; score other criteria."
     return "Sweep again with this version of the workbench."
 
 

@@ -51,8 +51,9 @@ def kde_threshold(unsafe: np.ndarray, safe: np.ndarray) -> Threshold:
     unsafe, safe = _checked(unsafe, "unsafe"), _checked(safe, "safe")
     if _constant(np.concatenate([unsafe, safe])):
         raise CriterionError(
-            f"The {len(unsafe)} unsafe and {len(safe)} safe values are all {unsafe[0]:.6g}, and the density of a constant "
-            "does not exist: no threshold parts them. Choose another head; all zeros mean that the mask changed nothing."
+            f"The {len(unsafe)} unsafe and {len(safe)} safe values are all {unsafe[0]:.6g}, and the density of a "
+            "constant does not exist: no threshold parts them. Choose another head; all zeros mean that the mask "
+            "changed nothing."
         )
     # A class of one repeated value has no density (the released code fails there), and so no crossing.
     spread = not (_constant(unsafe) or _constant(safe))
