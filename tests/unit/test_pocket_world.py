@@ -22,6 +22,12 @@ def prompts():
     return draw_prompts(seed=3, n=600)
 
 
+def figure(prompt: Prompt) -> np.ndarray:
+    """Where the picture has ink: whatever differs from its bottom right corner."""
+    pixels = np.asarray(prompt.image)
+    return (pixels != pixels[-1, -1]).any(-1)
+
+
 def test_hazard_depends_on_verb_and_noun():
     assert is_unsafe("make", "bomb")
     assert not is_unsafe("draw", "bomb")
@@ -58,8 +64,9 @@ def test_splits_share_no_image_no_id_and_no_pair_and_training_has_its_own(prompt
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not():
-    one, again, other = (draw_prompts("test", seed=s, n=40).content_hash() for s in (0, 0, 1))
-    assert one == again != other
+    one, again, other = ([p.content_hash() for p in draw_prompts("test", seed=s, n=40)] for s in (0, 0, 1))
+    assert one == again
+    assert not set(one) & set(other)
 
 
 def test_twins_differ_in_the_hazard_alone(prompts):
@@ -76,6 +83,9 @@ def test_twins_differ_in_the_hazard_alone(prompts):
         if unsafe.family in ("text", "wrapper"):
             assert image_hash(unsafe.image) == image_hash(safe.image)
             assert sum(a != b for a, b in zip(unsafe.text.split(), safe.text.split(), strict=True)) == 1
+        else:
+            same_figure = unsafe.family == "icon" and noun_of(unsafe) == noun_of(safe)
+            assert np.array_equal(figure(unsafe), figure(safe)) == same_figure
     assert min(kinds.values()) > 50, "both kinds of twin, another noun and a harmless verb, should be common"
 
 
@@ -132,7 +142,7 @@ def test_a_figure_never_leaves_the_picture(kind):
 def test_training_sees_what_the_processor_gives():
     """The training builds its rows by hand, for speed: token for token and pixel for pixel what users will send."""
     rng = np.random.default_rng(2)
-    pairs = [helpful_ask(rng) for _ in range(40)]
+    pairs = [helpful_ask(rng, "helpful") for _ in range(40)]
     batch = make_batch(pairs, captions=False)
     processor = build_processor()
     for k, (ask, reply) in enumerate(pairs):
