@@ -90,7 +90,7 @@ def stand_ins(run: xr.Dataset) -> PromptSet:
     named: dict[str, Any] = {
         name: prompt_coord(run, name) for name in ("label", "source", "family", "category", "pair_id", "split")
     }
-    ids = run["prompt"].values.astype(str)
+    ids = [str(id_) for id_ in run["prompt"].values]
     return PromptSet(
         Prompt(id=id_, text=id_, **{name: values[i] for name, values in named.items()}) for i, id_ in enumerate(ids)
     )

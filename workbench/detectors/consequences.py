@@ -147,13 +147,13 @@ def run_prompts(run: xr.Dataset, prompts: Sequence[Prompt] | None = None) -> lis
         prompts = load_prompts(**recipe)
     prompts = prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)
     by_id = {p.id: p for p in prompts}
-    ids = run["prompt"].values.astype(str)
+    ids = [str(id_) for id_ in run["prompt"].values]
     if missing := [id_ for id_ in ids if id_ not in by_id]:
         raise DetectorError(
             f"These are not the prompts of the run: {len(missing)} of its {len(ids)} are not among the {len(prompts)} "
             f"given (first: {missing[0]!r})."
         )
-    whole = [id_ for id_ in by_id if id_ in set(ids)] == list(ids) and len(by_id) == len(ids)
+    whole = [id_ for id_ in by_id if id_ in set(ids)] == ids and len(by_id) == len(ids)
     if whole and prompts.content_hash() != run.attrs.get("prompt_hash"):
         raise DetectorError(
             f"The prompts have the ids of the run's and other contents (hash {prompts.content_hash()}, the run's is "

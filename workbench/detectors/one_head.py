@@ -9,6 +9,7 @@ import xarray as xr
 
 from workbench.criteria import get_criterion, list_criteria, prompt_values, score, top_heads
 from workbench.criteria.registry import PER_PROMPT, Criterion
+from workbench.criteria.stored_run import prompt_coord
 from workbench.detectors.calibration import Parts, calibration_parts, run_parts, unsafe_array
 from workbench.detectors.detector import Detector, as_prompts, check_finite, check_is_model
 from workbench.errors import DetectorError, MaskError
@@ -243,4 +244,4 @@ def head_strengths(run: xr.Dataset, criterion: Criterion, heads: Sequence[Head],
 
 def prompt_labels(run: xr.Dataset) -> np.ndarray:
     """True where a run's prompt is labelled unsafe, shape [prompt]."""
-    return run["label"].values.astype(str) == "unsafe"
+    return prompt_coord(run, "label") == "unsafe"
