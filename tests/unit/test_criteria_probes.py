@@ -68,6 +68,14 @@ def test_shapes_follow_the_batch() -> None:
     np.testing.assert_allclose(single, coef[1, 1], atol=1e-7)
 
 
+def test_many_heads_are_solved_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, unsafe = clouds(5, 40, 3)
+    whole = fit_logistic(x, unsafe)
+    monkeypatch.setattr("workbench.criteria.logistic.NUMBERS_AT_ONCE", 40 * 4 * 2)  # two heads at a time
+    for blocked, expected in zip(fit_logistic(x, unsafe), whole, strict=True):
+        np.testing.assert_allclose(blocked, expected, atol=1e-7)
+
+
 def test_bad_fits_are_refused() -> None:
     x, unsafe = clouds(2, 20, 3)
     with pytest.raises(CriterionError, match="one class only"):

@@ -22,6 +22,7 @@ GRADIENT_TOLERANCE = 1e-8  # largest gradient entry at the optimum, against that
 POOLED_STEPS, POOLED_TOLERANCE = 12, 5e-3
 ROUNDS, STEPS_A_ROUND = 6, 4
 DAMPED_STEPS, HALVINGS = 200, 30
+NUMBERS_AT_ONCE = 2**23  # features in one solve: 64 MB
 JITTER = 1e-6  # keeps a float32 Hessian invertible where the intercept's curvature vanishes
 
 
@@ -58,13 +59,17 @@ def fit_logistic(
     batch = features.shape[:-2]
     weights = np.ones(np.shape(labels)) if weight is None else np.asarray(weight, dtype=np.float64)
     _check(features, np.asarray(labels), weights)
-    x = torch.as_tensor(features, dtype=torch.float64, device=device).reshape(-1, *features.shape[-2:])
-    x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+    flat = features.reshape(-1, *features.shape[-2:])
     sign = torch.as_tensor(np.where(np.asarray(labels).astype(bool), 1.0, -1.0), device=device)
     cost = torch.as_tensor(C * np.atleast_2d(weights), device=device)
-    # A sample's sign and features only ever appear multiplied: the problem becomes "push every margin up".
-    theta = _solve(x * sign[:, None], cost).cpu().numpy()
-    theta = theta.reshape(*batch, *weights.shape[:-1], theta.shape[-1])
+    at_once = max(1, NUMBERS_AT_ONCE // (flat.shape[1] * (flat.shape[2] + 1)))
+    parts = []
+    for start in range(0, len(flat), at_once):
+        x = torch.as_tensor(flat[start : start + at_once], dtype=torch.float64, device=device)
+        x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        # A sample's sign and features only ever appear multiplied: the problem becomes "push every margin up".
+        parts.append(_solve(x * sign[:, None], cost).cpu().numpy())
+    theta = np.concatenate(parts).reshape(*batch, *weights.shape[:-1], features.shape[-1] + 1)
     return theta[..., :-1], theta[..., -1]
 
 

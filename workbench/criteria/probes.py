@@ -56,8 +56,8 @@ def cross_validated(features: np.ndarray, unsafe: np.ndarray, fold: np.ndarray, 
     names, number = np.unique(fold, return_inverse=True)
     train = (number != np.arange(len(names))[:, None]).astype(float)
     coef, intercept = fit_logistic(features, unsafe, weight=train, C=C)
-    # The fold of a prompt picks its row of coefficients: head, prompt, d.
-    return np.einsum("hnd,hnd->hn", features, coef[:, number]) + intercept[:, number]
+    of_every_fold = features @ coef.swapaxes(1, 2) + intercept[:, None]  # head, prompt, fold
+    return of_every_fold[:, np.arange(len(number)), number]
 
 
 def few_shot_masks(unsafe: np.ndarray, category: np.ndarray, *, shots: int, repeats: int, seed: int) -> np.ndarray:
