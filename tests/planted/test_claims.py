@@ -14,6 +14,7 @@ from workbench.models.planted import build_null
 
 PROJECTIONS = ("query", "value")
 MEASURES = ("deflection", "ships", "js", "tv", "l2")
+SET_ANGLES = ("svd_right", "mean_vector")
 FALSE_DISCOVERY_RATE = 0.05
 
 
@@ -25,7 +26,7 @@ def run() -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def scores(run) -> pd.DataFrame:
-    return wb.score(run, criteria=(*MEASURES, "probe"), bootstrap=50)
+    return wb.score(run, criteria=(*MEASURES, *SET_ANGLES, "svd_left", "first_coordinate", "probe"), bootstrap=50)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,23 @@ def test_sensitivity_picks_the_decoy_and_contrast_the_planted_head(planted, scor
         assert [first(scores, criterion, rule, projection)] == planted.truth["planted"], rule
 
 
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("criterion", SET_ANGLES)
+def test_angles_between_data_sets_agree(planted, scores, criterion, projection):
+    assert first(scores, criterion, "sensitivity", projection) == planted.truth["decoy"]
+    for rule in ("selectivity", "ratio"):
+        assert [first(scores, criterion, rule, projection)] == planted.truth["planted"], rule
+
+
+def test_two_published_angles_barely_see_what_a_head_does_to_all_prompts_alike(scores):
+    """The left singular vector and the first coordinate live in the space of prompts: a turn that all states share,
+    40 degrees of it, leaves them where they were."""
+    decoy = scores[(scores["layer"] == 0) & (scores["head"] == 2)].groupby("criterion")["unsafe"]
+    assert decoy.min()["svd_right"] > 35
+    assert decoy.max()["svd_left"] < 0.1
+    assert decoy.max()["first_coordinate"] < 0.5
+
+
 def test_the_margins_are_wide(planted, scores):
     """Otherwise the test above could be won by rounding."""
     ours = planted_rows(scores, planted.truth)
@@ -86,7 +104,9 @@ def test_the_probe_finds_the_planted_head_alone(planted, scores):
 
 
 def test_the_permutation_test_finds_the_planted_head_and_nothing_else(planted, scores):
-    for (criterion, projection), rows in scores[scores["criterion"] != "probe"].groupby(["criterion", "projection"]):
+    for (criterion, projection), rows in scores[scores["criterion"].isin(MEASURES)].groupby(
+        ["criterion", "projection"]
+    ):
         found = rows["q_value"] < FALSE_DISCOVERY_RATE
         assert (found == planted_rows(rows, planted.truth)).all(), (criterion, projection)
 

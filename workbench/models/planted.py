@@ -227,10 +227,6 @@ def _write_head(weights: dict[str, Tensor], head: w.WrittenHead) -> None:
     query[first + head.rotary, w.LAST] = 48 / w.LAST_SIZE
     for flag, level in head.keys.items():
         key[first + head.rotary, flag] = level * tier / w.flag_size(flag)
-    # From anywhere else: every token has the constant part, so this query is 48, but 0 at the last position.
-    query[first + w.SINK_CHANNEL, w.CONST] = 48 / w.FLAG_SIZE
-    query[first + w.SINK_CHANNEL, w.LAST] = -48 / w.LAST_SIZE
-    key[first + w.SINK_CHANNEL, w.BOS] = 6.0 / w.FLAG_SIZE
     for k, channel in enumerate(head.channels):
         for dim, amount in channel.reads.items():
             value[first + k, dim] = amount

@@ -7,10 +7,10 @@ Everything here is a table of small numbers; `workbench.models.planted` puts the
   before that (`<end>`), of layer 3 the first token, the words and the patches; and causal attention carries no write
   backwards. So no mask on one head changes what another head reads.
 - **Saturated attention.** From the last position a head's scores are about 72 times a small whole number (the tier of
-  the key), and from anywhere else it looks at the first token. The softmax therefore splits evenly over the tokens of
-  the highest tier and gives all others less than 1e-25. Queries and keys live in the rotary pair that turns by 1e-14
-  a position, so content decides. Two heads of layer 0 are soft instead, since real heads are and half a query mask must
-  show: one weighs the last token by e^3, the other every token at distance k by e^(3 cos k) through the fastest pair.
+  the key), and 0 from anywhere else. The softmax therefore splits evenly over the tokens of the highest tier and gives
+  all others less than 1e-25. Queries and keys live in the rotary pair that turns by 1e-14 a position, so that content
+  decides. Two heads of layer 0 are soft instead, since real heads are and half a query mask must show: one weighs the
+  last token by e^3, the other every token at distance k by e^(3 cos k), through the fastest rotary pair.
 - **Balanced classes.** A hazard replaces the harmless component by one of the same size, and the planted head replaces
   the compliance component of the last position by refusal of the same size. A safe prompt and its unsafe twin then
   have final states of the same norm that differ in two coordinates, and every other head moves both by the same angle.
@@ -37,7 +37,7 @@ from dataclasses import dataclass, field
 
 D_MODEL, N_LAYERS, N_HEADS, D_HEAD, D_MLP = 64, 4, 4, 16, 4
 ROPE_THETA = 1e16  # the slowest rotary pair, channels 7 and 15 of a head, turns by theta^(-14/16) = 1e-14 a position
-CONTENT_CHANNEL, SINK_CHANNEL, DISTANCE_CHANNEL = 7, 15, 0
+CONTENT_CHANNEL, DISTANCE_CHANNEL = 7, 0
 
 # Dimensions of the residual stream.
 CONST, HAZARD, HARMLESS, COMPLY, REFUSE = 0, 1, 2, 3, 4
