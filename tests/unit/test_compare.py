@@ -14,14 +14,14 @@ from tests.unit.planted_parts import model, prompts, split
 from tests.unit.synthetic_run import synthetic_run
 from workbench.detectors import OneHeadDetector
 from workbench.detectors.behaviour import attack_success, draw_controls
+from workbench.detectors.breakdown import COLUMNS, Breakdown, compare
 from workbench.detectors.commands import compare_command, detect_command, generate_command
-from workbench.detectors.compare import COLUMNS, Breakdown, compare
 from workbench.detectors.consequences import run_prompts
 from workbench.detectors.contenders import resampled_areas
-from workbench.detectors.evaluate import evaluate, graded_scores
+from workbench.detectors.evaluation import evaluate, graded_scores
 from workbench.detectors.findings import findings
 from workbench.detectors.groups import greedy_groups, head_interactions
-from workbench.detectors.suppress import suppress, suppress_and_reselect
+from workbench.detectors.suppression import suppress, suppress_and_reselect
 from workbench.errors import CriterionError, DetectorError, PromptError, RunError
 from workbench.prompts.prompt import PromptSet
 from workbench.sweeps.run import sweep

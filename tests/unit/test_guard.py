@@ -1,4 +1,4 @@
-"""Guarded generation on the planted model: what is flagged is refused, the rest is untouched, and failure is never safe."""
+"""Guarded generation on the planted model: what is flagged is refused, all else is untouched, failure is never safe."""
 
 import pytest
 

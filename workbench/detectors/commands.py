@@ -11,10 +11,10 @@ from rich.console import Console
 from workbench.criteria.detection import leave_one_family_out
 from workbench.criteria.splits import in_split, with_splits
 from workbench.detectors import load_detector
+from workbench.detectors.breakdown import WRITERS, Breakdown, compare
 from workbench.detectors.calibration import stand_ins
-from workbench.detectors.compare import WRITERS, Breakdown, compare
 from workbench.detectors.detector import DESCRIPTION, Detector
-from workbench.detectors.evaluate import graded_scores, score_measures, unseen
+from workbench.detectors.evaluation import graded_scores, score_measures, unseen
 from workbench.detectors.findings import findings
 from workbench.detectors.guard import Reply, generate
 from workbench.detectors.one_head import OneHeadDetector

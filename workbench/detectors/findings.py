@@ -3,7 +3,7 @@
 import pandas as pd
 
 from workbench.criteria.controls import CONTROLS
-from workbench.detectors.compare import Breakdown
+from workbench.detectors.breakdown import Breakdown
 
 PUBLISHED = {"criterion": "deflection", "rule": "selectivity", "projection": "query", "n_heads": 1}
 SHIPS = {"criterion": "ships", "rule": "sensitivity", "projection": "query"}

@@ -6,7 +6,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from workbench.detectors.compare import Breakdown
+from workbench.detectors.breakdown import Breakdown
 from workbench.detectors.contenders import KEYS
 
 SEPARATION = {

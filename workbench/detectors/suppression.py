@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from workbench.detectors.evaluate import evaluate
+from workbench.detectors.evaluation import evaluate
 from workbench.detectors.one_head import OneHeadDetector
 from workbench.errors import DetectorError, ModelError
 from workbench.models.hooked import HookedLVLM
