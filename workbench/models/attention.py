@@ -73,13 +73,17 @@ class LastPosition(Exception):
 
 @dataclass
 class Site:
-    """The state of one self-attention module: what to edit, and what to keep."""
+    """The state of one self-attention module: what to edit, and what to keep.
+
+    `tap` is added to z: zeros through which a gradient can be read.
+    """
 
     layer: int
     edit: HeadEdit | None = None
     recording: Recording | None = None
     record: bool = False
     last_only: bool = False
+    tap: Tensor | None = None
     calls: int = field(default=0)
 
 
@@ -113,6 +117,8 @@ def head_attention(
     z = edited_attention(module, site.edit, query, key, value, attention_mask, scaling, kwargs)
     if site.record:
         site.recording = Recording(query, key, value, attention_mask, scaling, kwargs, z)
+    if site.tap is not None:
+        z = z + site.tap
     if site.last_only:
         raise LastPosition(z)
     return z, None

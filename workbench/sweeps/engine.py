@@ -82,10 +82,10 @@ def layer_cells(model: HookedLVLM, base: BasePass, layer: int, job: Job, most_ro
     cells = {
         name: torch.cat(value, dim=1).unflatten(1, (len(job.projections), len(rows))) for name, value in parts.items()
     }
-    return _at_heads(cells, heads, len(all_rows))
+    return at_heads(cells, heads, len(all_rows))
 
 
-def _at_heads(cells: dict[str, Tensor], heads: tuple[int, ...], n_rows: int) -> dict[str, Tensor]:
+def at_heads(cells: dict[str, Tensor], heads: tuple[int, ...], n_rows: int) -> dict[str, Tensor]:
     """Spread the measured heads over the full head axis; what was not computed is NaN."""
     if len(heads) == n_rows:
         return cells

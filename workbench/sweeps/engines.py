@@ -9,27 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import MaskError, WorkbenchError
-from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
+from workbench.sweeps import race, sketch
 from workbench.sweeps.job import Job
-from workbench.sweeps.memory import BASE, Memory, unit_of
+from workbench.sweeps.memory import BASE, unit_of
 from workbench.sweeps.plan import BLOCK
-from workbench.sweeps.store import Store
-from workbench.sweeps.tasks import Encoder, Task, layer_tasks
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """One sweep, as an engine sees it. `bounds` are its blocks of prompts."""
-
-    model: HookedLVLM
-    prompts: PromptSet
-    encode: Encoder
-    job: Job
-    sink: Memory | Store
-    options: Mapping[str, Any]
-    seed: int
-    bounds: tuple[tuple[int, int], ...]
+from workbench.sweeps.tasks import Sweep, Task, layer_tasks
 
 
 @dataclass(frozen=True)
@@ -39,17 +24,19 @@ class Engine:
     Attributes:
         phases: From the sweep to lists of tasks; each list is done before the next is asked for.
         defaults: The options it takes, with their defaults.
-        estimates: Whether it also stores estimates.
         block: Most prompts in a block.
         groups: Whether it can mask head sets.
+        order: In which order it takes (and stores) the prompts; the returned run has the order they were given in.
+        check_options: Raises a WorkbenchError for options that have no meaning.
     """
 
     phases: Callable[[Sweep], Iterator[list[Task]]]
     defaults: Mapping[str, Any]
-    estimates: bool = False
     block: int = BLOCK
     groups: bool = False
     name: str = ""
+    order: Callable[[PromptSet, int], list[int]] | None = None
+    check_options: Callable[[Mapping[str, Any]], None] = lambda options: None
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options of the engine; a WorkbenchError for one it does not take."""
@@ -58,7 +45,11 @@ class Engine:
                 f"Engine {self.name!r} takes no option {', '.join(unknown)}; it takes "
                 f"{', '.join(f'{k} (default {v!r})' for k, v in self.defaults.items()) or 'none'}."
             )
-        return {**self.defaults, **given}
+        options = {**self.defaults, **given}
+        if options.get("screen"):
+            options["estimates"] = [options["by"]]
+        self.check_options(options)
+        return options
 
     def check(self, job: Job) -> None:
         """MaskError for a job that the engine cannot do."""
@@ -80,4 +71,10 @@ def _one_phase(step: str) -> Callable[[Sweep], Iterator[list[Task]]]:
 ENGINES = {
     "exact": Engine(_one_phase("exact"), {}, groups=True, name="exact"),
     "naive": Engine(_one_phase("naive"), {}, name="naive"),
+    "sketch": Engine(sketch.phases, sketch.DEFAULTS, name="sketch", check_options=sketch.check_options),
+    "race": Engine(
+        race.phases, race.DEFAULTS, block=race.BLOCK, name="race", order=race.order, check_options=race.check_options
+    ),
+    # Prompts are shared within a block, so its blocks are larger.
+    "prefix": Engine(_one_phase("prefix"), {}, block=8 * BLOCK, name="prefix"),
 }

@@ -22,6 +22,9 @@ class Job:
         heads: Masked (layer, head) cells by layer; every cell of a layer when None. Heads are rows of the grain.
         keep_states: Keep masked final states too.
         groups: Head sets masked together, in place of single cells.
+        estimates: What a sketch estimates.
+        directions: How many directions it draws for each.
+        seed: Of what is drawn.
     """
 
     projections: tuple[str, ...]
@@ -29,6 +32,9 @@ class Job:
     heads: Cells | None
     keep_states: bool
     groups: Groups | None = None
+    estimates: tuple[str, ...] = ()
+    directions: int = 0
+    seed: int = 0
 
     def layers(self, model: HookedLVLM) -> tuple[int, ...]:
         """Layers with cells to measure."""

@@ -25,7 +25,6 @@ from workbench.sweeps.measure import MEASURES
 from workbench.sweeps.plan import Partition
 
 SCHEMA = "1"
-ESTIMATES = ("deflection_estimate", "kl_estimate")
 BASE_DIMS = {
     "head_output": ("prompt", "layer", "head", "d_head"),
     "base_state": ("prompt", "d_model"),
@@ -71,7 +70,7 @@ class Variable:
 
 
 def layout(
-    model: HookedLVLM, n_prompts: int, job: Job, block: int, *, estimates: bool = False, n_groups: int | None = None
+    model: HookedLVLM, n_prompts: int, job: Job, block: int, *, n_groups: int | None = None
 ) -> dict[str, Variable]:
     """The variables of a run that are computed block by block."""
     exact = "float64" if model.dtype == torch.float64 else "float32"  # float64 is for whoever compares two roads
@@ -89,9 +88,8 @@ def layout(
     if job.keep_states:
         width = model.d_model
         variables["state"] = Variable((*HEAD_DIMS, "d_model"), (*shape, width), (*chunks, width), exact, by_layer=True)
-    if estimates:
-        whole = (block, *shape[1:])
-        variables |= {name: Variable(HEAD_DIMS, shape, whole, "float32", by_layer=False) for name in ESTIMATES}
+    whole = Variable(HEAD_DIMS, shape, (block, *shape[1:]), "float32", by_layer=False)
+    variables |= {f"{name}_estimate": whole for name in job.estimates}
     size_of = {"layer": model.n_layers, "head": model.n_heads, "d_head": model.d_head, "d_model": model.d_model}
     # With grain kv_group a row is a key/value head, and what is known per query head would not line up with it.
     names = list(BASE_DIMS) if job.mask.grain == "query_head" else ["base_state"]

@@ -18,13 +18,13 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.shapes import PROJECTIONS
-from workbench.sweeps.engines import ENGINES, Sweep
+from workbench.sweeps.engines import ENGINES
 from workbench.sweeps.job import Job, blocks, check_groups, check_heads
 from workbench.sweeps.memory import Memory
 from workbench.sweeps.plan import Partition, plan
 from workbench.sweeps.records import layout, provenance, recipe, skeleton
 from workbench.sweeps.store import Store, open_store
-from workbench.sweeps.tasks import Encoder, run_here
+from workbench.sweeps.tasks import Encoder, Sweep, run_here
 
 # Masked final states are kept by default when all of them together are at most this large.
 STATE_BUDGET = 512 * 2**20
@@ -72,14 +72,20 @@ def sweep(
     mask = mask or Mask()
     prompts = prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)
     projections = _check(model, prompts, projections, engine, heads, groups)
+    options = ENGINES[engine].options(engine_options or {})
     job = Job(
         projections,
         mask,
         None if heads is None else check_heads(model, heads, mask),
         groups is None and _keeps_states(keep_states, model, len(prompts), len(projections), mask),
         None if groups is None else check_groups(model, groups, mask),
+        tuple(options.get("estimates", ())),
+        options.get("directions", 0),
+        seed,
     )
-    options = ENGINES[engine].options(engine_options or {})
+    given, order = prompts, ENGINES[engine].order
+    if order is not None:
+        prompts = PromptSet((given[i] for i in order(given, seed)), name=given.name, recipe=given.recipe)
     encode = Encoder(model, prompts)
     encoded = list(encode.all())
     naive = job.naive_work(model, encoded)
@@ -90,7 +96,7 @@ def sweep(
         if not sink.attrs.get("complete"):
             bounds = tuple(blocks(len(prompts), sink.partition.block))
             _carry_out(Sweep(model, prompts, encode, job, sink, options, seed, bounds), engine, naive, progress)
-        run = sink.finish()
+        run = sink.finish().sel(prompt=[prompt.id for prompt in given])
     finally:
         sink.close()
     if progress:
@@ -154,7 +160,6 @@ def _open_sink(
         len(prompts),
         job,
         partition.block,
-        estimates=ENGINES[engine].estimates,
         n_groups=None if job.groups is None else len(job.groups),
     )
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

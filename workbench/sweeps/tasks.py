@@ -4,10 +4,11 @@ What a task computes depends on the task alone, so it does not matter which proc
 what interruption.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from workbench.errors import RunError
@@ -19,6 +20,8 @@ from workbench.sweeps.groups import GroupBlock
 from workbench.sweeps.job import Cells, Job
 from workbench.sweeps.memory import BASE, Memory
 from workbench.sweeps.naive import NaiveBlock
+from workbench.sweeps.prefix import PrefixBlock
+from workbench.sweeps.screen import SketchBlock
 from workbench.sweeps.store import Store
 
 # Encoded prompts are kept for the whole sweep while they are at most this large.
@@ -39,6 +42,8 @@ STEPS: dict[str, Callable[[HookedLVLM, Sequence[Encoded], Job, int], Block]] = {
     "exact": ExactBlock,
     "naive": NaiveBlock,
     "groups": GroupBlock,
+    "prefix": PrefixBlock,
+    "sketch": SketchBlock,
 }
 
 
@@ -81,6 +86,25 @@ class Encoder:
 
     def all(self) -> Iterator[Encoded]:
         return (self(index) for index in range(len(self.prompts)))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One sweep, as an engine sees it. `bounds` are its blocks of prompts."""
+
+    model: HookedLVLM
+    prompts: PromptSet
+    encode: Encoder
+    job: Job
+    sink: Memory | Store
+    options: Mapping[str, Any]
+    seed: int
+    bounds: tuple[tuple[int, int], ...]
+
+    @property
+    def unsafe(self) -> np.ndarray:
+        """Which prompts are labelled unsafe, `[prompt]`."""
+        return np.array([prompt.label == "unsafe" for prompt in self.prompts])
 
 
 def compute(model: HookedLVLM, encode: Encoder, job: Job, task: Task) -> Iterator[tuple[int, Arrays]]:
