@@ -7,6 +7,29 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 
+class _Live(go.FigureWidget):
+    """A `FigureWidget` that is announced to the browser once, complete.
+
+    The original is announced empty and filled by a second message; where the browser is slow, it draws what it has
+    after the first and never looks again.
+    """
+
+    _complete = False
+
+    def __init__(self, figure: go.Figure) -> None:
+        super().__init__(figure)
+        self._config = {"displayModeBar": False}
+        self._complete = True
+        self.open()
+
+    def open(self) -> None:
+        if self._complete:
+            super().open()
+
+    def __repr__(self) -> str:
+        return f"Figure({len(self.data)} traces)"
+
+
 class Canvas:
     """Shows one figure and changes it in place.
 
@@ -26,14 +49,13 @@ class Canvas:
         self._on_cell, self._on_point = on_cell, on_point
         self._figure = figure
         try:
-            self.widget: widgets.Widget = go.FigureWidget(figure)
+            self.widget: widgets.Widget = _Live(figure)
         except ImportError:
             self.live = False
             self.widget = widgets.Output()
             self.show(figure)
             return
         self.live = True
-        self.widget._config = {"displayModeBar": False, "responsive": True}
         self._listen()
 
     def _listen(self) -> None:
