@@ -20,11 +20,13 @@ def show_models(console: Console | None = None) -> int:
         table.add_column(name, overflow="fold")
     for name, family in sorted(FAMILIES.items()):
         bridge = "our adapter" if family.architecture in OURS else "yes" if has_adapter(family.architecture) else "no"
-        table.add_row(name, _yes(family.has_images), _yes(family.query_norm), _yes(family.sliding), bridge, family.limits)
+        table.add_row(
+            name, _yes(family.has_images), _yes(family.query_norm), _yes(family.sliding), bridge, family.limits
+        )
     console.print(table)
     console.print(
-        "Every family takes query and value masks in all forms. A query norm makes the published mask (W_q x 1e-5) a different "
-        "intervention from the limit; windows mean that a head sees only part of the prompt in some layers."
+        "Every family takes query and value masks in all forms. A query norm makes the published mask (W_q x 1e-5) a "
+        "different intervention from the limit; windows mean that a head sees only part of the prompt in some layers."
     )
     return 0
 
@@ -58,9 +60,14 @@ def _model(name: str, tiny: bool, dtype: str, device: str | None) -> HookedLVLM:
         return load_model(name, dtype=dtype or "float32", device=device, check=False)
     from workbench.models.tiny import build_tiny
 
-    return build_tiny(name, dtype=DTYPES[dtype] if dtype in DTYPES else torch.float64)
+    return build_tiny(name, dtype=DTYPES.get(dtype, torch.float64))
 
 
 def family_facts(family: Family) -> dict[str, str | bool]:
     """The facts of the table, for a notebook or a test."""
-    return {"images": family.has_images, "query_norm": family.query_norm, "sliding": family.sliding, "limits": family.limits}
+    return {
+        "images": family.has_images,
+        "query_norm": family.query_norm,
+        "sliding": family.sliding,
+        "limits": family.limits,
+    }

@@ -57,7 +57,8 @@ class Report:
         if self.ok:
             return f"{self.model} ({self.family}, {self.dtype}): conforms, {passed} checks passed"
         failed = ", ".join(f.check for f in self.failures)
-        return f"{self.model} ({self.family}, {self.dtype}): DOES NOT CONFORM, {len(self.failures)} checks failed: {failed}"
+        which = f"{self.model} ({self.family}, {self.dtype})"
+        return f"{which}: DOES NOT CONFORM, {len(self.failures)} checks failed: {failed}"
 
     def table(self) -> Table:
         table = Table(title=f"{self.model} ({self.family}, {self.dtype})", title_justify="left")
@@ -98,5 +99,13 @@ def _run(name: str, check: object, probe: Probe) -> Finding:
     except Failed as reason:
         return Finding(name, "failed", str(reason))
     # A check that cannot even be carried out is a failed check, whatever transformers or torch raised in it.
-    except (WorkbenchError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError) as error:
+    except (
+        WorkbenchError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+    ) as error:
         return Finding(name, "failed", f"{type(error).__name__}: {error}")

@@ -91,7 +91,9 @@ def check_logits(probe: Probe) -> str:
     """Our final state, unembedded, gives the logits of transformers' own forward with eager attention."""
     with eager_attention(probe.model), torch.no_grad():
         theirs = probe.model.hf(**probe.encoded.model_inputs, use_cache=False).logits[0, -1]
-    return f"largest difference {probe.near('logits', probe.model.logits(probe.prompt), theirs.to(probe.model.dtype)):.1e}"
+    return (
+        f"largest difference {probe.near('logits', probe.model.logits(probe.prompt), theirs.to(probe.model.dtype)):.1e}"
+    )
 
 
 def check_states(probe: Probe) -> str:
@@ -118,13 +120,15 @@ def check_states(probe: Probe) -> str:
 
 
 def check_sites(probe: Probe) -> str:
-    """Each maskable layer's attention passes the door once; z has the heads it should and W_O turns it into the output."""
+    """Each maskable layer's attention passes the door once; z has its heads, and W_O turns it into the output."""
     model, base = probe.model, probe.base
     before = {number: site.calls for number, site in model.sites.items()}
     probe.full()
     for number, site in model.sites.items():
         if site.calls - before[number] != 1:
-            raise Failed(f"the attention of layer {number} ran {site.calls - before[number]} times in one forward, wanted 1")
+            raise Failed(
+                f"the attention of layer {number} ran {site.calls - before[number]} times in one forward, wanted 1"
+            )
         recorded = base.recordings[number]
         wanted = (1, base.n_pos, model.n_heads, model.d_head)
         if tuple(recorded.z.shape) != wanted or recorded.value.shape[1] != model.n_kv_heads:
@@ -160,8 +164,8 @@ def check_edits(probe: Probe) -> str:
                 least = min(least, moved)
                 if not moved > bound:
                     raise Failed(
-                        f"the {projection} mask (factor {mask.factor}) on every other head of layer {layer} moves the final "
-                        f"state by {moved:.1e} of its size, wanted more than {bound:.1e}"
+                        f"the {projection} mask (factor {mask.factor}) on every other head of layer {layer} moves "
+                        f"the final state by {moved:.1e} of its size, wanted more than {bound:.1e}"
                     )
     return f"smallest movement {least:.1e}"
 
@@ -170,7 +174,9 @@ def check_resume(probe: Probe) -> str:
     """Going on from any layer gives the state of the whole forward."""
     model, base = probe.model, probe.base
     whole = probe.full()
-    worst = max(probe.near(f"from layer {n}", resume(model, base, n, 1)[0, 0], whole) for n in spread(range(model.n_layers)))
+    worst = max(
+        probe.near(f"from layer {n}", resume(model, base, n, 1)[0, 0], whole) for n in spread(range(model.n_layers))
+    )
     return f"{model.n_layers} depths, largest difference {worst:.1e}"
 
 
@@ -236,7 +242,7 @@ def check_query_limit(probe: Probe) -> str:
 
 
 def check_query_norm(probe: Probe) -> str:
-    """Halving W_q halves the scores where no norm follows, and does next to nothing where one does, as the family says."""
+    """Halving W_q halves the scores where no norm follows, and does next to nothing where the family says one does."""
     model, base = probe.model, probe.base
     if probe.model.family.query_weights is None and not hasattr(model.attentions[model.masked_layers[0]], "q_proj"):
         raise NotApplicable("no query projection to scale")
@@ -251,7 +257,8 @@ def check_query_norm(probe: Probe) -> str:
             probe.near(f"half of W_q in layer {layer}", published, halved)
     if bool(undone) != model.family.query_norm:
         raise Failed(
-            f"a norm undoes half of W_q in layers {undone or 'none'}, but the family says query_norm={model.family.query_norm}"
+            f"a norm undoes half of W_q in layers {undone or 'none'}, but the family says "
+            f"query_norm={model.family.query_norm}"
         )
     return f"a norm undoes weight scaling in layers {undone}" if undone else "weight scaling is score scaling"
 
@@ -323,7 +330,9 @@ def check_image(probe: Probe) -> str:
     placed = encoded.image_positions
     moved = (base.inputs[0] != changed.inputs[0]).any(-1)[0].cpu()
     if (moved & ~placed).any():
-        raise Failed(f"the picture reaches positions {(moved & ~placed).nonzero().flatten().tolist()} that are no placeholders")
+        raise Failed(
+            f"the picture reaches positions {(moved & ~placed).nonzero().flatten().tolist()} that are no placeholders"
+        )
     if encoded.patch_boxes is None:
         if moved.any():
             raise Failed("the family's layout does not account for the image tokens")
@@ -334,7 +343,8 @@ def check_image(probe: Probe) -> str:
             f"{int(moved.sum())} positions carry the picture, but {int(placed.sum())} placeholders less "
             f"{int((~in_picture).sum())} separators were laid out"
         )
-    return f"{int(placed.sum())} placeholders from {encoded.image_span[0]} to {encoded.image_span[1]}, {int((~in_picture).sum())} separators"
+    start, stop = encoded.image_span
+    return f"{int(placed.sum())} placeholders from {start} to {stop}, {int((~in_picture).sum())} separators"
 
 
 def check_text(probe: Probe) -> str:
@@ -348,7 +358,8 @@ def check_text(probe: Probe) -> str:
     except ModelError as error:
         raise NotApplicable(f"refused: {error}") from error
     base, whole = base_pass(model, [encoded]), probe.full(prompt)
-    return f"largest difference {max(probe.near(f'from layer {n}', resume(model, base, n, 1)[0, 0], whole) for n in probe.layers):.1e}"
+    errors = [probe.near(f"from layer {n}", resume(model, base, n, 1)[0, 0], whole) for n in probe.layers]
+    return f"largest difference {max(errors):.1e}"
 
 
 def check_bridge(probe: Probe) -> str:
@@ -359,7 +370,7 @@ def check_bridge(probe: Probe) -> str:
     except ModelError as error:
         raise NotApplicable(str(error)) from error
     logits = model.run_with_hooks(probe.prompt)[0, -1]
-    error = probe.near("bridge logits", logits, model.logits(probe.prompt).to(logits))
+    difference = probe.near("bridge logits", logits, model.logits(probe.prompt).to(logits))
     layer, head = model.masked_layers[-1], model.n_heads - 1
     calls = []
 
@@ -374,7 +385,7 @@ def check_bridge(probe: Probe) -> str:
         raise Failed(f"the bridge's hook blocks.{layer}.attn.o.hook_in did not run")
     ours = model.logits(probe.prompt, heads=[(layer, head)], projection="value")
     probe.near(f"value mask on L{layer}H{head} through the bridge", masked, ours.to(masked))
-    return f"{type(bridge.adapter).__name__}: largest difference {error:.1e}"
+    return f"{type(bridge.adapter).__name__}: largest difference {difference:.1e}"
 
 
 CHECKS: dict[str, Callable[[Probe], str]] = {

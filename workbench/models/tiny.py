@@ -15,10 +15,40 @@ from workbench.models.families import FAMILIES, family_of
 from workbench.models.families.family import TinyParts
 from workbench.models.hooked import HookedLVLM
 
-WORDS = (
-    "what is this i cannot sorry sure a the how do you make of in picture cat dog bomb red square here to step one two "
-    "USER ASSISTANT : ? . ,"
-).split()
+WORDS = [
+    "what",
+    "is",
+    "this",
+    "i",
+    "cannot",
+    "sorry",
+    "sure",
+    "a",
+    "the",
+    "how",
+    "do",
+    "you",
+    "make",
+    "of",
+    "in",
+    "picture",
+    "cat",
+    "dog",
+    "bomb",
+    "red",
+    "square",
+    "here",
+    "to",
+    "step",
+    "one",
+    "two",
+    "USER",
+    "ASSISTANT",
+    ":",
+    "?",
+    ".",
+    ",",
+]
 # No divisor in common on purpose: 6 query heads on 2 key/value heads, heads wider than hidden_size / heads.
 TEXT = {
     "hidden_size": 48,
@@ -32,7 +62,12 @@ D_HEAD = 12
 
 
 def tiny_tokenizer(
-    specials: Sequence[str] = (), *, image: str = "", before: str = "", after: str = "", named: dict[str, str] | None = None
+    specials: Sequence[str] = (),
+    *,
+    image: str = "",
+    before: str = "",
+    after: str = "",
+    named: dict[str, str] | None = None,
 ) -> Any:
     """A word-level tokenizer with a chat template.
 
@@ -59,7 +94,8 @@ def tiny_tokenizer(
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<s> USER : ' }}"
         "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-        f"{{% if c['type'] == 'image' %}}{{{{ {before + image + after + ' '!r} }}}}{{% else %}}{{{{ c['text'] }}}}{{% endif %}}"
+        f"{{% if c['type'] == 'image' %}}{{{{ {before + image + after + ' '!r} }}}}"
+        "{% else %}{{ c['text'] }}{% endif %}"
         "{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT :' }}{% endif %}"
     )
     return tokenizer
@@ -67,7 +103,11 @@ def tiny_tokenizer(
 
 def text_sizes(tokenizer: Any, **other: Any) -> dict[str, Any]:
     """Keyword arguments of a tiny text configuration."""
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     return {**TEXT, "vocab_size": len(tokenizer), **ids, **other}
 
 
@@ -103,7 +143,10 @@ def build_tiny(name: str, *, dtype: torch.dtype = torch.float32) -> HookedLVLM:
     """
     family = family_of(name)
     if family.tiny is None:
-        raise ModelError(f"Family {name!r} has no tiny model. Those that have: {', '.join(n for n, f in FAMILIES.items() if f.tiny)}.")
+        raise ModelError(
+            f"Family {name!r} has no tiny model. Those that have: "
+            f"{', '.join(n for n, f in FAMILIES.items() if f.tiny)}."
+        )
     parts: TinyParts = family.tiny()
     _cast(randomise(parts.hf), dtype)
     return HookedLVLM(parts.hf, family, name=f"tiny {name}", tokenizer=parts.tokenizer, processor=parts.processor)

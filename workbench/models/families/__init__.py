@@ -1,7 +1,19 @@
 """Which architectures the workbench can mask, by transformers' model type: `FAMILIES`, `family_of`."""
 
 from workbench.errors import ModelError
-from workbench.models.families import cohere, gemma, idefics, internvl, llama4, llava, mistral3, mllama, phi, qwen_vl, text
+from workbench.models.families import (
+    cohere,
+    gemma,
+    idefics,
+    internvl,
+    llama4,
+    llava,
+    mistral3,
+    mllama,
+    phi,
+    qwen_vl,
+    text,
+)
 from workbench.models.families.family import Family
 
 FAMILIES: dict[str, Family] = {

@@ -30,7 +30,9 @@ def command_a_layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | Non
     from workbench.models.families.pil_images import least_scaling_canvas
 
     images = model.processor.image_processor
-    return tiles_and_whole(*least_scaling_canvas(picture.size, images.size["height"], images.max_patches), tokens_across(model))
+    return tiles_and_whole(
+        *least_scaling_canvas(picture.size, images.size["height"], images.max_patches), tokens_across(model)
+    )
 
 
 def tokens_across(model: Any) -> int:
@@ -71,7 +73,12 @@ def _vision() -> Any:
 
 
 def tiny_aya() -> TinyParts:
-    from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration, AyaVisionProcessor, GotOcr2ImageProcessorPil
+    from transformers import (
+        AyaVisionConfig,
+        AyaVisionForConditionalGeneration,
+        AyaVisionProcessor,
+        GotOcr2ImageProcessorPil,
+    )
 
     from workbench.models.tiny import tiny_tokenizer
 
@@ -106,7 +113,9 @@ def tiny_command_a() -> TinyParts:
     return TinyParts(Cohere2VisionForConditionalGeneration(config), tokenizer, processor)
 
 
-_LOGITS = "transformers leaves out Cohere2's logit scale in this class, so logits (and KL) are at its unscaled temperature"
+_LOGITS = (
+    "transformers leaves out Cohere2's logit scale in this class, so logits (and KL) are at its unscaled temperature"
+)
 AYA = Family(
     "aya_vision", "AyaVisionForConditionalGeneration", sliding=True, logits=unscaled_logits, layout=aya_layout,
     tiny=tiny_aya, limits=_LOGITS,

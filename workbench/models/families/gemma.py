@@ -22,7 +22,13 @@ def _siglip() -> Any:
 
 def tiny_gemma3() -> TinyParts:
     """A window shorter than the image block."""
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessorPil, Gemma3Processor, Gemma3TextConfig
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        Gemma3ImageProcessorPil,
+        Gemma3Processor,
+        Gemma3TextConfig,
+    )
 
     from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
 
@@ -43,7 +49,13 @@ def tiny_gemma3() -> TinyParts:
 
 def tiny_paligemma() -> TinyParts:
     """PaliGemma 2: Gemma 2 text."""
-    from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor, SiglipImageProcessorPil
+    from transformers import (
+        Gemma2Config,
+        PaliGemmaConfig,
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor,
+        SiglipImageProcessorPil,
+    )
 
     from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
 
@@ -56,7 +68,11 @@ def tiny_paligemma() -> TinyParts:
         **text_sizes(tokenizer, head_dim=D_HEAD, query_pre_attn_scalar=D_HEAD, sliding_window=8, layer_types=LAYERS)
     )
     config = PaliGemmaConfig(
-        text_config=text, vision_config=_siglip(), image_token_index=tokenizer.image_token_id, projection_dim=48, hidden_size=48
+        text_config=text,
+        vision_config=_siglip(),
+        image_token_index=tokenizer.image_token_id,
+        projection_dim=48,
+        hidden_size=48,
     )
     return TinyParts(PaliGemmaForConditionalGeneration(config), tokenizer, processor)
 
@@ -68,7 +84,9 @@ def tiny_gemma2() -> TinyParts:
 
     tokenizer = tiny_tokenizer()
     sizes = text_sizes(tokenizer, head_dim=D_HEAD, query_pre_attn_scalar=D_HEAD, sliding_window=4, layer_types=LAYERS)
-    return TinyParts(Gemma2ForCausalLM(Gemma2Config(**sizes, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)), tokenizer)
+    return TinyParts(
+        Gemma2ForCausalLM(Gemma2Config(**sizes, attn_logit_softcapping=2.0, final_logit_softcapping=3.0)), tokenizer
+    )
 
 
 def tiny_gemma3_text() -> TinyParts:
@@ -91,9 +109,11 @@ GEMMA3 = Family(
     limits="one view of the picture: pan and scan stays off, as in transformers",
 )  # fmt: skip
 PALIGEMMA = Family(
-    "paligemma", "PaliGemmaForConditionalGeneration", sliding=True, chat_template=PALIGEMMA_TEMPLATE, tiny=tiny_paligemma,
-    limits="needs a picture with every prompt (its processor does)",
+    "paligemma", "PaliGemmaForConditionalGeneration", sliding=True, chat_template=PALIGEMMA_TEMPLATE,
+    tiny=tiny_paligemma, limits="needs a picture with every prompt (its processor does)",
 )  # fmt: skip
 GEMMA2 = Family("gemma2", "Gemma2ForCausalLM", has_images=False, sliding=True, tiny=tiny_gemma2)
-GEMMA3_TEXT = Family("gemma3_text", "Gemma3ForCausalLM", has_images=False, query_norm=True, sliding=True, tiny=tiny_gemma3_text)
+GEMMA3_TEXT = Family(
+    "gemma3_text", "Gemma3ForCausalLM", has_images=False, query_norm=True, sliding=True, tiny=tiny_gemma3_text
+)
 FAMILIES = (GEMMA3, PALIGEMMA, GEMMA2, GEMMA3_TEXT)

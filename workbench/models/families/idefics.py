@@ -27,7 +27,9 @@ def smolvlm_processor_class() -> Any:
     original = images_only(named_class("smolvlm.processing_smolvlm", "SmolVLMProcessor"))
 
     class SmolVLMImages(original):  # type: ignore[misc, valid-type]
-        def __init__(self, image_processor: Any, tokenizer: Any, image_seq_len: int = 169, chat_template: Any = None, **_: Any):
+        def __init__(
+            self, image_processor: Any, tokenizer: Any, image_seq_len: int = 169, chat_template: Any = None, **_: Any
+        ):
             self.fake_image_token = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
             self.image_token = getattr(tokenizer, "image_token", "<image>")
             self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)

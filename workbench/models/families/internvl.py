@@ -20,12 +20,20 @@ def layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
 
 def load_processor(where: str, options: dict[str, Any]) -> Any:
     """The processor without its video slot, which alone needs torchvision."""
-    return images_only(named_class("internvl.processing_internvl", "InternVLProcessor")).from_pretrained(where, **options)
+    return images_only(named_class("internvl.processing_internvl", "InternVLProcessor")).from_pretrained(
+        where, **options
+    )
 
 
 def tiny() -> TinyParts:
     """Qwen2 text; a picture becomes up to four tiles and a thumbnail."""
-    from transformers import GotOcr2ImageProcessorPil, InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
+    from transformers import (
+        GotOcr2ImageProcessorPil,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLVisionConfig,
+        Qwen2Config,
+    )
 
     from workbench.models.tiny import text_sizes, tiny_tokenizer
 
@@ -35,7 +43,12 @@ def tiny() -> TinyParts:
     }  # fmt: skip
     tokenizer = tiny_tokenizer(list(named.values()), image="<IMG_CONTEXT>", named=named)
     vision = InternVLVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=[32, 32], patch_size=[8, 8]
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=[32, 32],
+        patch_size=[8, 8],
     )
     text = Qwen2Config(**text_sizes(tokenizer))
     config = InternVLConfig(

@@ -67,7 +67,10 @@ def seen_region(model: Any, picture: Any) -> tuple[float, float, float, float]:
     if not getattr(images, "do_center_crop", False) or "shortest_edge" not in (getattr(images, "size", None) or {}):
         return WHOLE
     scale = images.size["shortest_edge"] / min(picture.size)
-    width, height = (kept / (side * scale) for kept, side in zip((images.crop_size["width"], images.crop_size["height"]), picture.size, strict=True))
+    width, height = (
+        kept / (side * scale)
+        for kept, side in zip((images.crop_size["width"], images.crop_size["height"]), picture.size, strict=True)
+    )
     return (0.5 - width / 2, 0.5 - height / 2, 0.5 + width / 2, 0.5 + height / 2)
 
 

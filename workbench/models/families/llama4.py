@@ -6,7 +6,14 @@ from workbench.models.families.family import Family, TinyParts
 from workbench.models.families.layout import Tile, tiles_of
 from workbench.models.families.processors import named_class
 
-SPECIALS = ("<|image|>", "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>")
+SPECIALS = (
+    "<|image|>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|patch|>",
+    "<|tile_x_separator|>",
+    "<|tile_y_separator|>",
+)
 
 
 def layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
@@ -56,8 +63,8 @@ def tiny() -> TinyParts:
 
     tokenizer = tiny_tokenizer(SPECIALS, image="<|image|>")
     text = Llama4TextConfig(
-        **text_sizes(tokenizer, head_dim=D_HEAD, intermediate_size_mlp=64, num_local_experts=4, interleave_moe_layer_step=2),
-        num_experts_per_tok=2, attention_chunk_size=8, floor_scale=4, attn_scale=0.5, no_rope_layer_interval=4,
+        **text_sizes(tokenizer, head_dim=D_HEAD, intermediate_size_mlp=64, num_local_experts=4),
+        interleave_moe_layer_step=2, num_experts_per_tok=2, attention_chunk_size=8, floor_scale=4, attn_scale=0.5, no_rope_layer_interval=4,
     )  # fmt: skip
     vision = Llama4VisionConfig(
         hidden_size=32, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
@@ -77,7 +84,8 @@ def tiny() -> TinyParts:
 
 FAMILIES = (
     Family(
-        "llama4", "Llama4ForConditionalGeneration", query_norm=True, sliding=True, layout=layout, processor=load_processor,
-        tiny=tiny, limits="the query norm is absent in checkpoints that switch it off, and in layers without rotary positions",
+        "llama4", "Llama4ForConditionalGeneration", query_norm=True, sliding=True, layout=layout,
+        processor=load_processor, tiny=tiny,
+        limits="the query norm is absent in checkpoints that switch it off, and in layers without rotary positions",
     ),
 )  # fmt: skip

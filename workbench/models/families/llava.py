@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from workbench.models.families.family import Family, TinyParts
-from workbench.models.families.layout import SEPARATOR, Tile
+from workbench.models.families.layout import Tile
 from workbench.models.families.processors import images_only
 
 
@@ -35,7 +35,14 @@ def onevision_processor(where: str, options: dict[str, Any]) -> Any:
 
 def tiny_llava() -> TinyParts:
     """CLIP tower, Llama text with heads wider than hidden_size / heads."""
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
 
     from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
 
@@ -74,7 +81,9 @@ def tiny_llava_next() -> TinyParts:
     )
     text = MistralConfig(**text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=16))
     image_id = tokenizer.convert_tokens_to_ids("<image>")
-    config = LlavaNextConfig(vision_config=vision, text_config=text, image_token_index=image_id, image_grid_pinpoints=pinpoints)
+    config = LlavaNextConfig(
+        vision_config=vision, text_config=text, image_token_index=image_id, image_grid_pinpoints=pinpoints
+    )
     images = LlavaNextImageProcessorPil(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=pinpoints
     )
@@ -87,7 +96,13 @@ def tiny_llava_next() -> TinyParts:
 
 def tiny_llava_onevision() -> TinyParts:
     """SigLIP tower, Qwen2 text (biases on queries, keys and values)."""
-    from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, LlavaOnevisionImageProcessorPil, Qwen2Config, SiglipVisionConfig
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionImageProcessorPil,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
     from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
     from workbench.models.tiny import text_sizes, tiny_tokenizer
@@ -106,7 +121,11 @@ def tiny_llava_onevision() -> TinyParts:
     )  # fmt: skip
     images = LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=pinpoints)
     processor = images_only(LlavaOnevisionProcessor)(
-        images, tokenizer, num_image_tokens=16, vision_feature_select_strategy="full", chat_template=tokenizer.chat_template
+        images,
+        tokenizer,
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=tokenizer.chat_template,
     )
     return TinyParts(LlavaOnevisionForConditionalGeneration(config), tokenizer, processor)
 

@@ -38,11 +38,17 @@ def processor_class() -> Any:
         ) -> None:
             super().__init__(image_processor, tokenizer, chat_template=chat_template)
             self.patch_size, self.spatial_merge_size = patch_size, spatial_merge_size
-            self.image_token, self.image_break_token, self.image_end_token = image_token, image_break_token, image_end_token
+            self.image_token, self.image_break_token, self.image_end_token = (
+                image_token,
+                image_break_token,
+                image_end_token,
+            )
             self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
 
         def _process_images(self, images: Any, **options: Any) -> Any:
-            return super()._process_images(images, **{**options, "patch_size": self.patch_size * self.spatial_merge_size})
+            return super()._process_images(
+                images, **{**options, "patch_size": self.patch_size * self.spatial_merge_size}
+            )
 
         def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
             side = self.patch_size * self.spatial_merge_size
@@ -62,7 +68,13 @@ def load_processor(where: str, options: dict[str, Any]) -> Any:
 
 
 def tiny() -> TinyParts:
-    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralImageProcessorPil, PixtralVisionConfig
+    from transformers import (
+        Mistral3Config,
+        Mistral3ForConditionalGeneration,
+        MistralConfig,
+        PixtralImageProcessorPil,
+        PixtralVisionConfig,
+    )
 
     from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
 
@@ -72,13 +84,16 @@ def tiny() -> TinyParts:
     )
     text = MistralConfig(**text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=None))
     config = Mistral3Config(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"), spatial_merge_size=2
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        spatial_merge_size=2,
     )
     images = PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size={"height": 8, "width": 8})
-    processor = processor_class()(images, tokenizer, patch_size=8, spatial_merge_size=2, chat_template=tokenizer.chat_template)
+    processor = processor_class()(
+        images, tokenizer, patch_size=8, spatial_merge_size=2, chat_template=tokenizer.chat_template
+    )
     return TinyParts(Mistral3ForConditionalGeneration(config), tokenizer, processor)
 
 
-FAMILIES = (
-    Family("mistral3", "Mistral3ForConditionalGeneration", layout=layout, processor=load_processor, tiny=tiny),
-)
+FAMILIES = (Family("mistral3", "Mistral3ForConditionalGeneration", layout=layout, processor=load_processor, tiny=tiny),)

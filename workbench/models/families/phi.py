@@ -32,14 +32,18 @@ def phi4_image_token(hf: nn.Module) -> int:
 
 
 def phi4_layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
-    """The crops as one grid without its padding, a separator, then the whole picture; separators end all rows."""
-    images = model.processor.image_processor
+    """The crops as one grid without its padding, a separator, then the whole canvas; separators end all rows."""
+    crop = model.processor.image_processor.size["height"]
     mask = encoded.model_inputs["image_attention_mask"][0, 1:, 0::2, 0::2]
-    height, width = (int(side) // images.size["height"] for side in encoded.model_inputs["image_sizes"][0])
-    side = mask.shape[-1]
+    canvas_height, canvas_width = (int(pixels) for pixels in encoded.model_inputs["image_sizes"][0])
+    height, width, side = canvas_height // crop, canvas_width // crop, mask.shape[-1]
     grid = mask[: height * width].reshape(height, width, side, side).transpose(1, 2).reshape(height * side, width * side)
     rows, columns = int(grid[:, 0].sum()), int(grid[0].sum())
-    return [Tile(rows, columns, row_breaks=True), SEPARATOR, Tile(side, side, row_breaks=True)]
+    # The picture lies in the canvas's top left corner; what lies past 1 is padding.
+    scale = min(canvas_width / picture.width, canvas_height / picture.height)
+    right, bottom = canvas_width / (picture.width * scale), canvas_height / (picture.height * scale)
+    crops = (0.0, 0.0, right * columns / (width * side), bottom * rows / (height * side))
+    return [Tile(rows, columns, crops, row_breaks=True), SEPARATOR, Tile(side, side, (0.0, 0.0, right, bottom), row_breaks=True)]
 
 
 def _phi3_vision(name: str, *, called: bool = False) -> Any:

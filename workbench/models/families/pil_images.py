@@ -64,7 +64,9 @@ class Cohere2VisionImages(GotOcr2ImageProcessorPil):
         columns, rows = least_scaling_canvas((image.shape[-1], image.shape[-2]), height, max_patches)
         enlarged = self.resize(image, SizeDict(height=height * rows, width=width * columns), resample=resample)
         tiles = [
-            enlarged[..., r * height : (r + 1) * height, c * width : (c + 1) * width] for r in range(rows) for c in range(columns)
+            enlarged[..., r * height : (r + 1) * height, c * width : (c + 1) * width]
+            for r in range(rows)
+            for c in range(columns)
         ]
         return tiles if len(tiles) == 1 else [*tiles, self.resize(image, patch_size, resample=resample)]
 
@@ -81,7 +83,9 @@ class Llama4Images(PilBackend):
     max_patches = 16
     resize_to_max_canvas = False
 
-    def _preprocess(self, images: list[np.ndarray], *, size: SizeDict, return_tensors: Any, **options: Any) -> BatchFeature:  # type: ignore[override]
+    def _preprocess(
+        self, images: list[np.ndarray], *, size: SizeDict, return_tensors: Any, **options: Any
+    ) -> BatchFeature:  # type: ignore[override]
         tiles, ratios = [], []
         for image in images:
             canvas, kept = self.place((image.shape[-1], image.shape[-2]), size.height, options)
@@ -96,10 +100,14 @@ class Llama4Images(PilBackend):
             ratios.append([rows, columns])
         return BatchFeature({"pixel_values": torch.stack(tiles), "aspect_ratios": ratios}, tensor_type=return_tensors)
 
-    def place(self, picture: tuple[int, int], tile: int, options: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+    def place(
+        self, picture: tuple[int, int], tile: int, options: dict[str, Any]
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
         """(width, height) of the canvas and of the resized picture on it."""
         most = options.get("max_patches", self.max_patches)
-        canvases = [(c * tile, r * tile) for n in range(most, 0, -1) for r in range(1, n + 1) for c in [n // r] if c * r == n]
+        canvases = [
+            (c * tile, r * tile) for n in range(most, 0, -1) for r in range(1, n + 1) for c in [n // r] if c * r == n
+        ]
         scales = [min(canvas[0] / picture[0], canvas[1] / picture[1]) for canvas in canvases]
         growing = [scale for scale in scales if scale >= 1]
         whole = options.get("resize_to_max_canvas", self.resize_to_max_canvas)
@@ -107,7 +115,9 @@ class Llama4Images(PilBackend):
         fitting = [canvas for canvas, scale in zip(canvases, scales, strict=True) if scale == chosen]
         canvas = min(fitting, key=lambda c: c[0] * c[1])
         # A small picture is enlarged to one tile at most.
-        width, height = canvas if whole else (min(max(side, tile), limit) for side, limit in zip(picture, canvas, strict=True))
+        width, height = (
+            canvas if whole else (min(max(side, tile), limit) for side, limit in zip(picture, canvas, strict=True))
+        )
         across, down = width / picture[0], height / picture[1]
         if across < down:
             return canvas, (max(width, 1), max(min(math.floor(picture[1] * across), height), 1))
@@ -116,7 +126,9 @@ class Llama4Images(PilBackend):
     def _scaled(self, image: np.ndarray, options: dict[str, Any]) -> torch.Tensor:
         # In bfloat16, as the original does.
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(torch.bfloat16) * options["rescale_factor"]
-        mean, std = (torch.tensor(options[name], dtype=torch.bfloat16)[:, None, None] for name in ("image_mean", "image_std"))
+        mean, std = (
+            torch.tensor(options[name], dtype=torch.bfloat16)[:, None, None] for name in ("image_mean", "image_std")
+        )
         return (pixels - mean) / std
 
 
@@ -133,7 +145,9 @@ class Phi4Images(PilBackend):
     dynamic_hd = 36
     do_rescale = do_normalize = do_convert_rgb = True
 
-    def _preprocess(self, images: list[np.ndarray], *, size: SizeDict, return_tensors: Any, **options: Any) -> BatchFeature:  # type: ignore[override]
+    def _preprocess(
+        self, images: list[np.ndarray], *, size: SizeDict, return_tensors: Any, **options: Any
+    ) -> BatchFeature:  # type: ignore[override]
         side, patches = size.height, size.height // options["patch_size"]
         pictures, masks, counts, sizes = [], [], [], []
         for image in images:
@@ -146,11 +160,21 @@ class Phi4Images(PilBackend):
             if blank := (rows * side - kept[1]) // options["patch_size"]:
                 mask[-blank:] = 0
             pixels = torch.from_numpy(np.ascontiguousarray(canvas)).float() * options["rescale_factor"]
-            pixels = (pixels - torch.tensor(options["image_mean"])[:, None, None]) / torch.tensor(options["image_std"])[:, None, None]
-            whole = torch.nn.functional.interpolate(pixels[None], size=(side, side), mode="bicubic", align_corners=False)
+            pixels = (pixels - torch.tensor(options["image_mean"])[:, None, None]) / torch.tensor(options["image_std"])[
+                :, None, None
+            ]
+            whole = torch.nn.functional.interpolate(
+                pixels[None], size=(side, side), mode="bicubic", align_corners=False
+            )
             crops = pixels.reshape(3, rows, side, columns, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
             crop_masks = mask.reshape(rows, patches, columns, patches).transpose(1, 2).reshape(-1, patches, patches)
-            halved = crop_masks[:, 0::2, 0::2].reshape(rows, columns, (patches + 1) // 2, -1).transpose(1, 2).flatten(2).flatten(0, 1)
+            halved = (
+                crop_masks[:, 0::2, 0::2]
+                .reshape(rows, columns, (patches + 1) // 2, -1)
+                .transpose(1, 2)
+                .flatten(2)
+                .flatten(0, 1)
+            )
             pictures.append(torch.cat([whole, crops]))
             masks.append(torch.cat([torch.ones(1, patches, patches), crop_masks]))
             # The whole picture is 16 x 16 tokens, each row with a separator; one more separates it from the crops.

@@ -16,7 +16,9 @@ def images_only(processor_class: type) -> type:
         return ["image_processor", "tokenizer"]
 
     name = processor_class.__name__
-    return type(name, (processor_class,), {"get_attributes": classmethod(attributes), "__doc__": processor_class.__doc__})
+    return type(
+        name, (processor_class,), {"get_attributes": classmethod(attributes), "__doc__": processor_class.__doc__}
+    )
 
 
 def named_class(module: str, name: str) -> Any:

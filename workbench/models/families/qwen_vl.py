@@ -61,11 +61,14 @@ def _tiny(model_type: str, vision: dict[str, Any], text: dict[str, Any]) -> Tiny
     start, end, image, video = tokenizer.convert_tokens_to_ids(list(SPECIALS))
     config = AutoConfig.for_model(
         model_type,
-        vision_config={"depth": 3, "num_heads": 2, "in_channels": 3, "patch_size": 8, "temporal_patch_size": 2, **vision},
+        vision_config={"depth": 3, "num_heads": 2, "in_channels": 3, "patch_size": 8, "temporal_patch_size": 2}
+        | vision,
         text_config=text_sizes(tokenizer, **text),
         image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end,
     )  # fmt: skip
-    images = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64})
+    images = Qwen2VLImageProcessorPil(
+        patch_size=8, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
+    )
     processor = _processor_class(model_type)(images, tokenizer, chat_template=tokenizer.chat_template)
     # Plain experts: the grouped product has no float64.
     hf = AutoModelForImageTextToText.from_config(config, experts_implementation="eager")
@@ -84,7 +87,13 @@ def tiny_qwen2_vl() -> TinyParts:
 
 def tiny_qwen2_5_vl() -> TinyParts:
     """Windowed attention in the image tower."""
-    vision = {"hidden_size": 32, "out_hidden_size": 48, "intermediate_size": 64, "window_size": 32, "fullatt_block_indexes": [1]}
+    vision = {
+        "hidden_size": 32,
+        "out_hidden_size": 48,
+        "intermediate_size": 64,
+        "window_size": 32,
+        "fullatt_block_indexes": [1],
+    }
     return _tiny("qwen2_5_vl", vision, _rope([2, 1, 1]))
 
 
@@ -115,5 +124,7 @@ _DEEPSTACK: dict[str, Any] = {
 QWEN2_VL = Family("qwen2_vl", "Qwen2VLForConditionalGeneration", sliding=True, tiny=tiny_qwen2_vl, **_SHARED)
 QWEN2_5_VL = Family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", sliding=True, tiny=tiny_qwen2_5_vl, **_SHARED)
 QWEN3_VL = Family("qwen3_vl", "Qwen3VLForConditionalGeneration", tiny=tiny_qwen3_vl, **_SHARED, **_DEEPSTACK)
-QWEN3_VL_MOE = Family("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", tiny=tiny_qwen3_vl_moe, **_SHARED, **_DEEPSTACK)
+QWEN3_VL_MOE = Family(
+    "qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", tiny=tiny_qwen3_vl_moe, **_SHARED, **_DEEPSTACK
+)
 FAMILIES = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE)
