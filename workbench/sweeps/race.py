@@ -130,7 +130,8 @@ def phases(this: Sweep) -> Iterator[list[Task]]:
         first = this.bounds[:2]
         yield layer_tasks("sketch", first, (BASE,), None, sink)
         stop = first[-1][1]
-        guess = rule_values(sink.read(f"{by}_estimate")[:stop], this.unsafe[:stop], rule)
+        estimate = sink.read(f"{by}_estimate")[:stop]
+        guess = rule_values(estimate, this.unsafe[:stop], rule, percentile=SAFE_PERCENTILE + 10)
         for number, value in enumerate(guess):
             chosen = best_cells(value, options["screen"])
             alive[number] &= np.isin(np.arange(value.size), [a * value.shape[1] + b for a, b in chosen]).reshape(

@@ -15,11 +15,11 @@ RULES = ("selectivity", "sensitivity")
 SAFE_PERCENTILE = 80.0
 
 
-def rule_values(cells: np.ndarray, unsafe: np.ndarray, rule: str, *, bounded: bool = True) -> np.ndarray:
+def rule_values(cells: np.ndarray, unsafe: np.ndarray, rule: str, *, percentile: float = SAFE_PERCENTILE) -> np.ndarray:
     """Value of the rule, `[projection, layer, head]`, from `[prompt, projection, layer, head]`.
 
-    Minus infinity for heads that the rule leaves out (unless not `bounded`), NaN for heads that were not computed.
-    Without prompts of both classes every rule is the mean over all.
+    Minus infinity for heads that the rule leaves out, NaN for heads that were not computed. Without prompts of both
+    classes every rule is the mean over all. A `percentile` of 100 leaves none out.
     """
     if unsafe.all() or not unsafe.any():
         return cells.mean(0, dtype=np.float64)
@@ -27,11 +27,26 @@ def rule_values(cells: np.ndarray, unsafe: np.ndarray, rule: str, *, bounded: bo
     if rule == "sensitivity":
         return high
     low = cells[~unsafe].mean(0, dtype=np.float64)
-    value = high - low
-    if bounded:
-        bound = np.nanpercentile(low, SAFE_PERCENTILE, axis=(1, 2), keepdims=True)
-        value = np.where(low < bound, value, np.where(np.isnan(low), np.nan, -np.inf))
-    return value
+    bound = np.nanpercentile(low, percentile, axis=(1, 2), keepdims=True)
+    keeps = (low < bound) | (percentile >= 100) | np.isnan(low)
+    return np.where(keeps, high - low, -np.inf)
+
+
+def completed(exact: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+    """Exact cells where there are any, estimates elsewhere, brought to the exact ones' scale head by head.
+
+    Estimates of large changes are too small (they are linear); the line through the heads known both ways says by how
+    much. `[prompt, projection, layer, head]`.
+    """
+    known = ~np.isnan(exact).any(0)
+    filled = np.where(known, exact, estimate).astype(np.float64)
+    for number in range(exact.shape[1]):
+        at = known[number]
+        if at.sum() < 3:
+            continue
+        slope, offset = np.polyfit(estimate[:, number, at].mean(0), exact[:, number, at].mean(0), 1)
+        filled[:, number, ~at] = np.maximum(0, slope * estimate[:, number, ~at] + offset)
+    return filled
 
 
 def best_cells(values: np.ndarray, k: int) -> list[tuple[int, int]]:
@@ -52,11 +67,11 @@ def sketched_top(
     if f"{by}_estimate" not in run:
         raise RunError(f"This run has no {by}_estimate; sweep with engine='sketch' first.")
     unsafe = run.label.values.astype(str) == "unsafe"
-    estimate = run[f"{by}_estimate"].sel(projection=projection).values[:, None]
-    exact = run[by].sel(projection=projection).values[:, None]
+    estimate = run[f"{by}_estimate"].sel(projection=[projection]).values
+    exact = run[by].sel(projection=[projection]).values
     known = ~np.isnan(exact[0, 0])
-    value = rule_values(np.where(known, exact, estimate), unsafe, rule)[0]
+    value = rule_values(completed(exact, estimate), unsafe, rule)[0]
     rows = best_cells(np.where(known, value, -np.inf), k)
-    guess = rule_values(estimate, unsafe, rule, bounded=False)[0]
+    guess = rule_values(estimate, unsafe, rule, percentile=100)[0]
     columns = [(layer, head, value[layer, head], guess[layer, head]) for layer, head in rows]
     return pd.DataFrame(columns, columns=["layer", "head", "value", "estimate"])

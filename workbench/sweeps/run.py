@@ -3,8 +3,9 @@
 import datetime
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def sweep(
     engine_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     repair: bool = False,
+    cluster: str | None = None,
 ) -> xr.Dataset:
     """Mask the projections of every head on every prompt and measure what changes at the last prompt position.
 
@@ -64,6 +66,7 @@ def sweep(
         engine_options: What the engine takes besides; its module says what.
         seed: Of what an engine draws.
         repair: Recompute parts of the store at `out` that are damaged, in place of stopping at them.
+        cluster: Compute on a Ray cluster: "local", "local:N" (N workers), or an address (`workbench.sweeps.cluster`).
 
     Returns: The run. Dimensions prompt, projection, layer, head; variables with units in their attributes.
 
@@ -95,7 +98,9 @@ def sweep(
     try:
         if not sink.attrs.get("complete"):
             bounds = tuple(blocks(len(prompts), sink.partition.block))
-            _carry_out(Sweep(model, prompts, encode, job, sink, options, seed, bounds), engine, naive, progress)
+            _carry_out(
+                Sweep(model, prompts, encode, job, sink, options, seed, bounds), engine, naive, progress, cluster
+            )
         run = sink.finish().sel(prompt=[prompt.id for prompt in given])
     finally:
         sink.close()
@@ -174,7 +179,7 @@ def _open_sink(
     return store
 
 
-def _carry_out(this: Sweep, engine: str, naive: tuple[int, int], progress: bool) -> None:
+def _carry_out(this: Sweep, engine: str, naive: tuple[int, int], progress: bool, cluster: str | None) -> None:
     """Run the engine's tasks, counting the work and the time of this session on top of those before it."""
     model, sink = this.model, this.sink
     before = {name: sink.attrs.get(name, 0) for name in ("wall_s", "layer_tokens", "vision_passes")}
@@ -190,14 +195,12 @@ def _carry_out(this: Sweep, engine: str, naive: tuple[int, int], progress: bool)
         )
 
     try:
-        with _bar(progress) as bar, _threads(sink):
+        with _bar(progress) as bar, _threads(sink), _runner(this, cluster) as run:
             line, total = bar.add_task(f"sweep ({engine})"), 0
             for tasks in ENGINES[engine].phases(this):
                 total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
                 bar.update(line, total=total)
-                for task in tasks:
-                    run_here(model, this.encode, this.job, [task], sink, lambda n: bar.advance(line, n))
-                    count()
+                run(tasks, sink, lambda n: bar.advance(line, n), count)
         count(complete=True)
     except KeyboardInterrupt:
         kept = "Nothing is stored; with out=PATH the same call could go on from here."
@@ -215,6 +218,23 @@ def _bar(shown: bool) -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True), disable=not shown)
+
+
+@contextmanager
+def _runner(this: Sweep, cluster: str | None) -> Iterator[Callable[..., None]]:
+    """What carries out tasks: this process, or the workers of a cluster."""
+    if cluster is None:
+        yield partial(run_here, this.model, this.encode, this.job)
+        return
+    try:
+        from workbench.sweeps.cluster import Cluster
+    except ImportError as error:
+        raise WorkbenchError("cluster=… needs Ray: pip install 'lvlm-workbench[cluster]'.") from error
+    workers = Cluster(cluster, this.model, this.prompts, this.job, int(this.sink.attrs["threads"]))
+    try:
+        yield workers.run
+    finally:
+        workers.close()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ in closed form for both projections. Averages over k directions are estimates:
 
 - u normal in the plane across the state: the mean of (uᵀJΔz)² estimates the squared length of the part of the change
   that turns the state; `deflection_estimate` is the angle that belongs to it;
-- u = ∇ log p(y) with y drawn from the next-token distribution p: half the mean estimates the KL in its Fisher form.
+- u with the covariance of ∇ log p(y), y drawn from the next-token distribution p: half the mean estimates the KL in
+  its Fisher form.
 """
 
 import zlib
@@ -146,10 +147,15 @@ def _across(state: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
 
 def _score_directions(model: HookedLVLM, base: BasePass, generators: Sequence[torch.Generator]) -> Tensor:
-    """Gradients of log p(y) in each state, y drawn from p."""
+    """Directions u in each state with E[(u·δ)²] = δᵀFδ, F the Fisher matrix of the next-token distribution.
+
+    A normal draw with the covariance that ∇ log p(y), y ~ p, has: where p is peaked, single tokens drawn from it would
+    almost always be the same one.
+    """
     leaf = base.state.detach().clone().requires_grad_()
-    log_p = model.unembed(leaf).log_softmax(-1)
-    p = log_p.detach().double().exp().cpu()
-    drawn = torch.stack([torch.multinomial(row, 1, generator=g)[0] for row, g in zip(p, generators, strict=True)])
-    chosen = log_p[torch.arange(len(p)), drawn.to(log_p.device)]
-    return torch.autograd.grad(chosen.sum(), leaf)[0]
+    logits = model.unembed(leaf)
+    p = wide(logits.detach()).softmax(-1)
+    draws = torch.stack([torch.randn(p.shape[-1], generator=g, dtype=torch.float64) for g in generators])
+    root = p.sqrt() * draws.to(p.device, p.dtype)
+    weights = root - p * root.sum(-1, keepdim=True)  # covariance diag(p) - p pᵀ
+    return torch.autograd.grad((wide(logits) * weights).sum(), leaf)[0]

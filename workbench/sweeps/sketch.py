@@ -14,7 +14,7 @@ import numpy as np
 from workbench.errors import WorkbenchError
 from workbench.sweeps.job import Cells
 from workbench.sweeps.memory import BASE, unit_of
-from workbench.sweeps.rule import RULES, best_cells, rule_values
+from workbench.sweeps.rule import RULES, SAFE_PERCENTILE, best_cells, completed, rule_values
 from workbench.sweeps.tasks import Sweep, Task, layer_tasks
 
 DEFAULTS: Mapping[str, Any] = {
@@ -58,7 +58,8 @@ def chosen_cells(this: Sweep) -> tuple[list[tuple[int, int]], list[tuple[int, in
     """(the best heads by the estimate, heads drawn at random from all)."""
     options = this.options
     estimate = this.sink.read(f"{options['by']}_estimate")
-    values = rule_values(estimate, this.unsafe, options["rule"])
+    # Who is under the bound on safe prompts is itself an estimate, so the screen's bound is a little wider.
+    values = rule_values(estimate, this.unsafe, options["rule"], percentile=SAFE_PERCENTILE + 10)
     best = sorted({cell for value in values for cell in best_cells(value, options["best"])})
     every = [(layer, head) for layer in this.job.layers(this.model) for head in range(estimate.shape[3])]
     picked = np.random.default_rng(this.seed).permutation(len(every))[: options["sample"]]
@@ -76,16 +77,18 @@ def screen_report(this: Sweep, best: list[tuple[int, int]], drawn: list[tuple[in
     from scipy.stats import spearmanr
 
     options = this.options
-    exact = rule_values(this.sink.read(options["by"]), this.unsafe, options["rule"], bounded=False)
-    guess = rule_values(this.sink.read(f"{options['by']}_estimate"), this.unsafe, options["rule"], bounded=False)
+    exact, estimate = this.sink.read(options["by"]), this.sink.read(f"{options['by']}_estimate")
+    values = rule_values(completed(exact, estimate), this.unsafe, options["rule"])
+    plain = [rule_values(cells, this.unsafe, options["rule"], percentile=100) for cells in (exact, estimate)]
     n_cells = sum(len(this.job.heads_of(this.model, layer)) for layer in this.job.layers(this.model))
     others = [cell for cell in drawn if cell not in best]
+    at = tuple(np.array(drawn).T)
     spearman, missed, recall = {}, {}, {}
-    for name, value, estimate in zip(this.job.projections, exact, guess, strict=True):
-        at = tuple(np.array(drawn).T) if drawn else ()
-        spearman[name] = round(float(spearmanr(value[at], estimate[at]).statistic), 4) if len(drawn) > 2 else None
-        top = sorted((value[cell] for cell in best), reverse=True)[:5]
-        missed[name] = sum(bool(value[cell] > top[-1]) for cell in others)
+    for number, name in enumerate(this.job.projections):
+        if len(drawn) > 2:
+            spearman[name] = round(float(spearmanr(*(value[number][at] for value in plain)).statistic), 4)
+        top = sorted((values[number][cell] for cell in best), reverse=True)[:5]
+        missed[name] = sum(bool(values[number][cell] > top[-1]) for cell in others)
         scaled = missed[name] * (n_cells - len(best)) / len(others) if others else 0.0
         recall[name] = round(len(top) / (len(top) + scaled), 4)
     return {

@@ -122,10 +122,11 @@ def run_here(
     tasks: Iterable[Task],
     sink: Memory | Store,
     tick: Callable[[int], Any],
+    pause: Callable[[], Any],
 ) -> None:
     """Run tasks in this process; when the device runs out of memory, halve the rows, record that, and go on.
 
-    `tick` is called with the number of prompts after each unit.
+    `tick` is called with the number of prompts after each unit, `pause` after each task.
     """
     for planned in tasks:
         task = replace(planned, rows=sink.rows(planned.start, planned.units[0]))  # fewer, if an earlier one did not fit
@@ -141,6 +142,7 @@ def run_here(
                 task = replace(task, rows=halved(sink, task))
                 if model.device.type == "cuda":
                     torch.cuda.empty_cache()
+        pause()
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,0 +1,59 @@
+"""A sweep on Ray equals the sweep in one process, also when a worker is killed midway."""
+
+import os
+import signal
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import workbench as wb
+from workbench.models.tiny import build_tiny
+
+pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model that workers can load by name."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    model = build_tiny("llava")
+    model.hf.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    return wb.load_model(folder, device="cpu")
+
+
+@pytest.mark.timeout(240)
+def test_two_workers_one_killed_midway_equal_one_process(saved, tmp_path, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, on import and start
+        from workbench.sweeps import cluster
+
+        words = ["what is this", "a bomb", "is this a cat ?", "the red square here"]
+        prompts = [wb.Prompt(id=f"p{i}", text=words[i % 4], label=("safe", "unsafe")[i % 2]) for i in range(40)]
+        alone = wb.sweep(saved, prompts, rows=24, progress=False)
+        killed: list[int] = []
+        run = cluster.Cluster.run
+
+        def deadly(self, tasks, sink, tick, pause):
+            def kill() -> None:
+                pause()
+                if not killed:
+                    victim = cluster.ray.get(self.workers[0].pid.remote())
+                    os.kill(victim, signal.SIGKILL)
+                    killed.append(victim)
+
+            run(self, tasks, sink, tick, kill)
+
+        monkeypatch.setattr(cluster.Cluster, "run", deadly)
+        monkeypatch.setattr(cluster, "UNITS_A_TASK", 1)
+        began = time.time()
+        both = wb.sweep(saved, prompts, rows=24, progress=False, out=tmp_path / "run.zarr", cluster="local:2")
+    assert killed
+    assert both.attrs["layer_tokens"] > alone.attrs["layer_tokens"]
+    for name in alone.variables:
+        np.testing.assert_array_equal(both[name].values, alone[name].values, err_msg=str(name))
+    assert time.time() - began < 200

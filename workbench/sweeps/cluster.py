@@ -1,0 +1,143 @@
+"""A sweep on a Ray cluster: actors that hold one model each, and one driver that stores what they compute.
+
+What a task computes depends on the task alone (its prompts, layers, and rows a batch), so the run equals a
+single-process one bit for bit on like machines. Ray starts a dead worker anew and gives its task to it again; workers
+are added while the sweep runs when the cluster grows. Only the driver writes, so the store needs no lock but its own.
+
+Each worker loads the model by its name (weights are loaded once a worker; the files are read from the node's cache),
+and refuses to work when its weights are not the driver's.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import ray
+import torch
+
+from workbench.errors import RunError
+from workbench.models.hooked import HookedLVLM
+from workbench.models.loading import load_model
+from workbench.prompts.prompt import PromptSet
+from workbench.sweeps.engine import Arrays
+from workbench.sweeps.job import Job
+from workbench.sweeps.memory import Memory
+from workbench.sweeps.store import Store
+from workbench.sweeps.tasks import Encoder, Task, compute, halved, out_of_memory
+
+# Units a task holds at most, so that a dead worker loses little and the last task does not keep all others waiting.
+UNITS_A_TASK = 8
+
+
+class Worker:
+    """One model in one process; made an actor by `Cluster`."""
+
+    def __init__(self, load: dict[str, Any], weight_hash: str, threads: int, prompts: PromptSet, job: Job) -> None:
+        torch.set_num_threads(threads)
+        self.model = load_model(**load, check=False)
+        if self.model.weight_hash != weight_hash:
+            raise RunError(
+                f"{load['name']!r} has other weights on this node (hash {self.model.weight_hash}) than on the driver "
+                f"({weight_hash}). Bring the same files to every node."
+            )
+        self.encode, self.job = Encoder(self.model, prompts), job
+
+    def pid(self) -> int:
+        """The process, for whoever wants to look at it."""
+        return os.getpid()
+
+    def run(self, task: Task) -> tuple[list[tuple[int, Arrays]], tuple[int, int], bool]:
+        """(arrays by unit, work done, whether it fitted into memory) of a task."""
+        before = self.model.work.layer_tokens, self.model.work.vision_passes
+        try:
+            found = list(compute(self.model, self.encode, self.job, task))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return [], (0, 0), False
+        work = self.model.work.layer_tokens - before[0], self.model.work.vision_passes - before[1]
+        return found, work, True
+
+
+class Cluster:
+    """A connection to Ray, and as many workers as it has room for.
+
+    Args:
+        address: "local" starts Ray on this machine, "local:N" with N workers; anything else is the address of a
+            running cluster ("auto" finds the one of this machine).
+    """
+
+    def __init__(self, address: str, model: HookedLVLM, prompts: PromptSet, job: Job, threads: int) -> None:
+        self.model, self.threads = model, threads
+        self.most: int | None = None
+        kind, _, count = address.partition(":")
+        if kind == "local":
+            self.most = int(count) if count.isdigit() else None
+            cpus = None if self.most is None else self.most * threads
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        needs = {"num_gpus": 1} if model.device.type == "cuda" else {"num_cpus": threads}
+        make = ray.remote(Worker).options(max_restarts=-1, max_task_retries=-1, **needs)
+        load = {"name": model.name, "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
+        if model.revision:
+            load["revision"] = model.revision
+        shared = ray.put(prompts)
+        self._start: Callable[[], Any] = lambda: make.remote(load, model.weight_hash, threads, shared, job)
+        self.workers: list[Any] = []
+
+    def close(self) -> None:
+        """Let go of the workers."""
+        ray.shutdown()
+
+    def _grow(self, wanted: int) -> None:
+        """Start workers until the cluster is full or there is one for each task."""
+        kind, each = ("GPU", 1) if self.model.device.type == "cuda" else ("CPU", self.threads)
+        room = int(ray.cluster_resources().get(kind, 0) // each)
+        room = max(1, room if self.most is None else min(room, self.most))
+        while len(self.workers) < min(room, wanted):
+            self.workers.append(self._start())
+
+    def run(
+        self, tasks: Iterable[Task], sink: Memory | Store, tick: Callable[[int], Any], pause: Callable[[], Any]
+    ) -> None:
+        """Have the tasks computed, in any order, and store what comes back; the tasks that do not fit go again."""
+        waiting = [part for task in tasks for part in pieces(task)]
+        busy: dict[Any, tuple[Any, Task]] = {}
+        idle: list[Any] = list(self.workers)
+        while waiting or busy:
+            known = len(self.workers)
+            self._grow(len(waiting) + len(busy))
+            idle += self.workers[known:]
+            while waiting and idle:
+                worker, task = idle.pop(), waiting.pop(0)
+                busy[worker.run.remote(task)] = worker, task
+            # The timeout is for workers that join: a cluster that grew is looked at again.
+            done, _ = ray.wait(list(busy), timeout=5)
+            for ref in done:
+                worker, task = busy.pop(ref)
+                found, work, fitted = ray.get(ref)
+                idle.append(worker)
+                if not fitted:
+                    waiting.append(replace(task, rows=halved(sink, task)))
+                    continue
+                self.model.work.layer_tokens += work[0]
+                self.model.work.vision_passes += work[1]
+                for unit, arrays in found:
+                    sink.write(task.start, task.stop, unit, arrays, task.rows)
+                    tick(task.stop - task.start)
+                pause()
+
+
+def pieces(task: Task) -> list[Task]:
+    """A task as several of few units each; every one of them makes the block's base pass again."""
+    units = task.units
+    return [replace(task, units=units[i : i + UNITS_A_TASK]) for i in range(0, len(units), UNITS_A_TASK)]

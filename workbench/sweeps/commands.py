@@ -1,0 +1,46 @@
+"""`workbench sweep`: what the command prints and does."""
+
+from rich.console import Console
+
+from workbench.models.loading import load_model
+from workbench.models.masks import Mask
+from workbench.prompts import load_prompts
+from workbench.sweeps.run import sweep
+
+
+def sweep_command(
+    console: Console,
+    *,
+    model: str,
+    prompts: str,
+    out: str,
+    projections: list[str],
+    engine: str = "exact",
+    mask: Mask | None = None,
+    split: str | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str | None = None,
+    cluster: str | None = None,
+    repair: bool = False,
+) -> None:
+    """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
+
+    Raises: WorkbenchError, as `sweep`, `load_model` and `load_prompts` do.
+    """
+    chosen = load_prompts(prompts, split=split, seed=seed, n=n)
+    loaded = load_model(model, dtype=dtype, device=device)
+    run = sweep(
+        loaded,
+        chosen,
+        projections=projections,
+        mask=mask,
+        engine=engine,
+        out=out,
+        seed=seed,
+        cluster=cluster,
+        repair=repair,
+    )
+    sizes = ", ".join(f"{size} {name}s" for name, size in run.sizes.items() if not name.startswith("d_"))
+    console.print(f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}", highlight=False, markup=False)
