@@ -12,6 +12,7 @@ from workbench.models.resume import base_pass
 from workbench.models.tiny import build_tiny
 from workbench.prompts.prompt import Prompt
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
 SEEING = [name for name, family in FAMILIES.items() if family.has_images and name != "mllama"]
 OUTPUTS = ("out_proj", "proj", "projection_layer", "o_proj")
 
@@ -64,7 +65,9 @@ def test_a_grid_is_a_grid_of_boxes(tiny):
 
 
 def test_tiles_come_before_the_whole_picture(tiny):
-    boxes = tiny("internvl").encode(Prompt(id="square", text="what", image=Image.new("RGB", (64, 64), "red"))).patch_boxes
+    boxes = (
+        tiny("internvl").encode(Prompt(id="square", text="what", image=Image.new("RGB", (64, 64), "red"))).patch_boxes
+    )
     assert len(boxes) == 4 * 4 + 4, "four tiles and a thumbnail of 2 x 2 tokens each"
     assert boxes[4].tolist() == [0.5, 0.0, 0.75, 0.25], "the second tile is the top right one"
     assert boxes[-1].tolist() == [0.5, 0.5, 1.0, 1.0], "the last token is the thumbnail's"

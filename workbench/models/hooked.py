@@ -100,7 +100,10 @@ class HookedLVLM:
         self.n_layers, self.n_heads = len(self.layers), int(text.num_attention_heads)
         self.n_kv_heads = int(getattr(text, "num_key_value_heads", None) or self.n_heads)
         self.d_model = int(text.hidden_size)
-        self.d_head = int(getattr(text, "head_dim", None) or self.d_model // self.n_heads)
+        # The module knows; a config's head_dim is not heeded by every family, and the quotient is wrong for many.
+        attention = next(iter(self.attentions.values()))
+        width = getattr(attention, "head_dim", None) or getattr(text, "head_dim", None)
+        self.d_head = int(width or self.d_model // self.n_heads)
         self.d_vocab = int(hf.get_output_embeddings().weight.shape[0])
         self.masked_layers = tuple(self.attentions)
         self.work = Work()

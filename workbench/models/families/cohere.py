@@ -12,7 +12,7 @@ AYA_SPECIALS = ("<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>"
 COMMAND_A_SPECIALS = ("<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>")
 
 
-def unscaled_logits(hf: nn.Module, state: Tensor) -> Tensor:
+def unscaled_logits(hf: Any, state: Tensor) -> Tensor:
     """Unembedding alone: transformers' vision classes leave out Cohere2's logit scale, and we follow them."""
     return hf.get_output_embeddings()(state)
 
@@ -57,10 +57,12 @@ def load_command_a(where: str, options: dict[str, Any]) -> Any:
 def _text(tokenizer: Any) -> Any:
     from transformers import Cohere2Config
 
-    from workbench.models.tiny import text_sizes
+    from workbench.models.tiny import D_HEAD, text_sizes
 
     layers = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
-    return Cohere2Config(**text_sizes(tokenizer, sliding_window=8, layer_types=layers, logit_scale=0.25))
+    return Cohere2Config(
+        **text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=8, layer_types=layers, logit_scale=0.25)
+    )
 
 
 def _vision() -> Any:

@@ -16,7 +16,7 @@ from workbench.errors import ModelError
 from workbench.models.families.layout import Tile, one_square
 
 
-def logits_from_state(hf: nn.Module, state: Tensor) -> Tensor:
+def logits_from_state(hf: Any, state: Tensor) -> Tensor:
     """Logits from final states (after the final norm): unembedding, then the logit scale or cap of the config."""
     text = hf.config.get_text_config(decoder=True)
     logits = hf.get_output_embeddings()(state)
@@ -68,7 +68,7 @@ class Family:
         after_layer: What the decoder adds between layers: `(layer, hidden, recorded, n_rows, start) -> hidden`, where
             `recorded` holds the decoder arguments named in `decoder_record`.
         decoder_record: Names of the decoder's keyword arguments that `after_layer` needs.
-        position_arguments: Arguments of decoder layers with a position axis, beyond the usual ones: name to axis, counted
+        position_arguments: Arguments of decoder layers with a position axis beyond the usual ones: name to axis, counted
             from the end.
         skips_layer: Layers whose self-attention heads are not masked (cross-attention), from the decoder's layer.
         chat_template: Used when the checkpoint's tokenizer has none.

@@ -35,7 +35,7 @@ def tiny() -> TinyParts:
         Qwen2Config,
     )
 
-    from workbench.models.tiny import text_sizes, tiny_tokenizer
+    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
 
     named = {
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
@@ -50,7 +50,7 @@ def tiny() -> TinyParts:
         image_size=[32, 32],
         patch_size=[8, 8],
     )
-    text = Qwen2Config(**text_sizes(tokenizer))
+    text = Qwen2Config(**text_sizes(tokenizer, head_dim=D_HEAD))
     config = InternVLConfig(
         vision_config=vision, text_config=text, image_token_id=tokenizer.context_image_token_id, image_seq_length=4
     )

@@ -63,7 +63,7 @@ def one_square(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
 
 def seen_region(model: Any, picture: Any) -> tuple[float, float, float, float]:
     """The part of the picture left by an image processor that crops the centre (CLIP's); else the whole."""
-    images = getattr(model.processor, "image_processor", None)
+    images: Any = getattr(model.processor, "image_processor", None)
     if not getattr(images, "do_center_crop", False) or "shortest_edge" not in (getattr(images, "size", None) or {}):
         return WHOLE
     scale = images.size["shortest_edge"] / min(picture.size)

@@ -64,7 +64,8 @@ def tiny() -> TinyParts:
     tokenizer = tiny_tokenizer(SPECIALS, image="<|image|>")
     text = Llama4TextConfig(
         **text_sizes(tokenizer, head_dim=D_HEAD, intermediate_size_mlp=64, num_local_experts=4),
-        interleave_moe_layer_step=2, num_experts_per_tok=2, attention_chunk_size=8, floor_scale=4, attn_scale=0.5, no_rope_layer_interval=4,
+        interleave_moe_layer_step=2, num_experts_per_tok=2, attention_chunk_size=8, floor_scale=4, attn_scale=0.5,
+        no_rope_layer_interval=4,
     )  # fmt: skip
     vision = Llama4VisionConfig(
         hidden_size=32, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and every model saved in its classes (CLIP or SigLIP tower; Llama-like text), LLaVA-NeXT, LLaVA-OneVision."""
+"""LLaVA-1.5 and what is saved in its classes (CLIP or SigLIP tower; Llama-like text), LLaVA-NeXT, LLaVA-OneVision."""
 
 from typing import Any
 
@@ -105,7 +105,7 @@ def tiny_llava_onevision() -> TinyParts:
     )
     from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
-    from workbench.models.tiny import text_sizes, tiny_tokenizer
+    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(["<image>", "<video>"], image="<image>")
     pinpoints = [[32, 64], [64, 32], [64, 64]]
@@ -113,7 +113,7 @@ def tiny_llava_onevision() -> TinyParts:
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
         vision_use_head=False,
     )  # fmt: skip
-    text = Qwen2Config(**text_sizes(tokenizer))
+    text = Qwen2Config(**text_sizes(tokenizer, head_dim=D_HEAD))
     config = LlavaOnevisionConfig(
         vision_config=vision, text_config=text, image_grid_pinpoints=pinpoints,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),

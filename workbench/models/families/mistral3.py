@@ -1,4 +1,4 @@
-"""Mistral 3 (Mistral Small 3.1 and later, with a Pixtral tower): a grid as the picture's shape, a token after each row."""
+"""Mistral 3 (Mistral Small 3.1 and later; Pixtral tower): a grid as the picture's shape, a token after each row."""
 
 from typing import Any
 

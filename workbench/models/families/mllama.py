@@ -33,8 +33,8 @@ def tiny() -> TinyParts:
     sizes = text_sizes(tokenizer, num_hidden_layers=5, cross_attention_layers=[1, 3])
     sizes["vocab_size"] = len(tokenizer) - 1
     vision = MllamaVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_global_layers=1, attention_heads=2, image_size=32,
-        patch_size=8, max_num_tiles=4, intermediate_layers_indices=[0, 1], vision_output_dim=96,
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_global_layers=1, attention_heads=2,
+        image_size=32, patch_size=8, max_num_tiles=4, intermediate_layers_indices=[0, 1], vision_output_dim=96,
     )  # fmt: skip
     config = MllamaConfig(
         vision_config=vision, text_config=MllamaTextConfig(**sizes),

@@ -37,13 +37,19 @@ def phi4_layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
     mask = encoded.model_inputs["image_attention_mask"][0, 1:, 0::2, 0::2]
     canvas_height, canvas_width = (int(pixels) for pixels in encoded.model_inputs["image_sizes"][0])
     height, width, side = canvas_height // crop, canvas_width // crop, mask.shape[-1]
-    grid = mask[: height * width].reshape(height, width, side, side).transpose(1, 2).reshape(height * side, width * side)
+    grid = (
+        mask[: height * width].reshape(height, width, side, side).transpose(1, 2).reshape(height * side, width * side)
+    )
     rows, columns = int(grid[:, 0].sum()), int(grid[0].sum())
     # The picture lies in the canvas's top left corner; what lies past 1 is padding.
     scale = min(canvas_width / picture.width, canvas_height / picture.height)
     right, bottom = canvas_width / (picture.width * scale), canvas_height / (picture.height * scale)
     crops = (0.0, 0.0, right * columns / (width * side), bottom * rows / (height * side))
-    return [Tile(rows, columns, crops, row_breaks=True), SEPARATOR, Tile(side, side, (0.0, 0.0, right, bottom), row_breaks=True)]
+    return [
+        Tile(rows, columns, crops, row_breaks=True),
+        SEPARATOR,
+        Tile(side, side, (0.0, 0.0, right, bottom), row_breaks=True),
+    ]
 
 
 def _phi3_vision(name: str, *, called: bool = False) -> Any:
@@ -76,19 +82,22 @@ def load_phi4(where: str, options: dict[str, Any]) -> Any:
 def tiny_phi3() -> TinyParts:
     from transformers import Phi3Config, Phi3ForCausalLM
 
-    from workbench.models.tiny import text_sizes, tiny_tokenizer
+    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
-    return TinyParts(Phi3ForCausalLM(Phi3Config(**text_sizes(tokenizer, sliding_window=4))), tokenizer)
+    return TinyParts(Phi3ForCausalLM(Phi3Config(**text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=4))), tokenizer)
 
 
 def tiny_phi4() -> TinyParts:
     """The whole picture must be 16 x 16 tokens, a number its processor has written in."""
     from transformers import Phi4MultimodalConfig, Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausalLM
-    from transformers.models.phi4_multimodal.configuration_phi4_multimodal import Phi4MultimodalAudioConfig, Phi4MultimodalVisionConfig
+    from transformers.models.phi4_multimodal.configuration_phi4_multimodal import (
+        Phi4MultimodalAudioConfig,
+        Phi4MultimodalVisionConfig,
+    )
 
     from workbench.models.families.pil_images import Phi4Images
-    from workbench.models.tiny import text_sizes, tiny_tokenizer
+    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
 
     image, audio = PHI4_SPECIALS
     tokenizer = tiny_tokenizer(PHI4_SPECIALS, image=image, named={"image_token": image, "audio_token": audio})
@@ -100,7 +109,7 @@ def tiny_phi4() -> TinyParts:
         hidden_size=16, intermediate_size=16, num_blocks=1, num_attention_heads=2, ext_pw_out_channel=16,
         depthwise_separable_out_channel=16, nemo_conv_channels=16, input_size=80, audio_token_id=tokenizer.audio_token_id,
     )  # fmt: skip
-    config = Phi4MultimodalConfig(**text_sizes(tokenizer), vision_config=vision, audio_config=hearing)
+    config = Phi4MultimodalConfig(**text_sizes(tokenizer, head_dim=D_HEAD), vision_config=vision, audio_config=hearing)
     images = Phi4Images(size={"height": 64, "width": 64}, patch_size=2, dynamic_hd=4)
     processor = named_class("phi4_multimodal.processing_phi4_multimodal", "Phi4MultimodalProcessor")(
         images, Phi4MultimodalFeatureExtractor(), tokenizer, chat_template=tokenizer.chat_template

@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, Phi3Config, Phi3ForCausalLM, Phi3Model
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Phi3Model,
+)
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, make_flat_list_of_images
@@ -87,7 +95,11 @@ class Phi3ImageEmbedding(nn.Module):
         embedded = []
         for picture, (height, width) in zip(features, image_sizes.tolist(), strict=True):
             rows, columns = height // self.crop, width // self.crop
-            embedded += [self._grid(picture[1 : 1 + rows * columns], rows, columns), self.glb_GN[0], self._grid(picture[:1], 1, 1)]
+            embedded += [
+                self._grid(picture[1 : 1 + rows * columns], rows, columns),
+                self.glb_GN[0],
+                self._grid(picture[:1], 1, 1),
+            ]
         return self.img_projection(torch.cat(embedded))
 
     def _grid(self, crops: Tensor, rows: int, columns: int) -> Tensor:
@@ -174,7 +186,9 @@ class Phi3VImageProcessor(PilBackend):
         pictures, sizes, counts = [], [], []
         for image in make_flat_list_of_images(images):
             canvas = self.place(image.convert("RGB"))
-            pixels = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(canvas.height, canvas.width, 3)
+            pixels = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(
+                canvas.height, canvas.width, 3
+            )
             pixels = (pixels.permute(2, 0, 1).float() / 255 - mean) / std
             rows, columns = canvas.height // self.crop, canvas.width // self.crop
             whole = nn.functional.interpolate(pixels[None], size=(self.crop, self.crop), mode="bicubic")
@@ -273,7 +287,7 @@ def load_processor(where: str, options: dict[str, Any]) -> Any:
 
 def tiny() -> TinyParts:
     """Crops of 56 pixels, which are 2 x 2 tokens; two side by side."""
-    from workbench.models.tiny import text_sizes, tiny_tokenizer
+    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer([IMAGE_TOKEN])
     vision = {
@@ -281,6 +295,10 @@ def tiny() -> TinyParts:
         "patch_size": 14, "hidden_act": "quick_gelu",
     }  # fmt: skip
     image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    config = Phi3VConfig(**text_sizes(tokenizer), vision_config=vision, image_token_id=image_id)
+    config = Phi3VConfig(
+        **text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=16), vision_config=vision, image_token_id=image_id
+    )
     images = Phi3VImageProcessor(num_crops=4, crop=56)
-    return TinyParts(Phi3VForCausalLM(config), tokenizer, Phi3VProcessor(images, tokenizer, chat_template=tokenizer.chat_template))
+    return TinyParts(
+        Phi3VForCausalLM(config), tokenizer, Phi3VProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
+    )

@@ -79,10 +79,12 @@ def _rope(sections: list[int], **other: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, **other}}
 
 
+# A sliding window in the upper half of the decoder.
+_QWEN2_TEXT = _rope([2, 1, 1]) | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+
+
 def tiny_qwen2_vl() -> TinyParts:
-    """A sliding window in the upper half of the decoder."""
-    text = _rope([2, 1, 1]) | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
-    return _tiny("qwen2_vl", {"embed_dim": 32, "hidden_size": 48}, text)
+    return _tiny("qwen2_vl", {"embed_dim": 32, "hidden_size": 48}, _QWEN2_TEXT)
 
 
 def tiny_qwen2_5_vl() -> TinyParts:
@@ -94,7 +96,7 @@ def tiny_qwen2_5_vl() -> TinyParts:
         "window_size": 32,
         "fullatt_block_indexes": [1],
     }
-    return _tiny("qwen2_5_vl", vision, _rope([2, 1, 1]))
+    return _tiny("qwen2_5_vl", vision, _QWEN2_TEXT)
 
 
 _QWEN3_VISION = {

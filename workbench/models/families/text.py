@@ -24,7 +24,7 @@ def tiny_mistral() -> TinyParts:
 
 
 def tiny_qwen2() -> TinyParts:
-    return _tiny("Qwen2Config", use_sliding_window=True, sliding_window=4, max_window_layers=2)
+    return _tiny("Qwen2Config", head_dim=12, use_sliding_window=True, sliding_window=4, max_window_layers=2)
 
 
 def tiny_qwen3() -> TinyParts:
@@ -33,7 +33,7 @@ def tiny_qwen3() -> TinyParts:
 
 def tiny_cohere2() -> TinyParts:
     layers = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
-    return _tiny("Cohere2Config", sliding_window=4, layer_types=layers, logit_scale=0.25)
+    return _tiny("Cohere2Config", head_dim=12, sliding_window=4, layer_types=layers, logit_scale=0.25)
 
 
 LLAMA = Family("llama", "LlamaForCausalLM", has_images=False, tiny=tiny_llama)
