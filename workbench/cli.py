@@ -30,6 +30,10 @@ PromptsName = Annotated[
     str, typer.Option("--prompts", "-p", help="pocket or planted, or a .jsonl, .csv or .parquet file.")
 ]
 RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
+Form = Annotated[
+    Literal["limit", "as_published", "scale"], typer.Option("--form", "--mask-form", help="Form of the mask.")
+]
+Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form scale changes nothing.")]
 Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
 
 
@@ -39,14 +43,63 @@ def demo(
     model: Annotated[str, typer.Option(help="pocket, pocket-base, planted or planted-pair.")] = "pocket",
     n: Annotated[int, typer.Option("--n", "-n", help="Prompts, over three splits.")] = 300,
     seed: Seed = 0,
-    form: Annotated[Literal["limit", "as_published", "scale"], typer.Option(help="Form of the mask.")] = "limit",
-    factor: Annotated[float, typer.Option(help="Factor of the mask; 1 with --form scale changes nothing.")] = 0.0,
+    form: Form = "limit",
+    factor: Factor = 0.0,
 ) -> None:
     """Mask every head of the embedded model, rank the heads three ways, draw the figures."""
     from workbench.demo import demo as run_demo
     from workbench.models.masks import Mask
 
     run_demo(out, model_name=model, n=n, seed=seed, mask=Mask(form=form, factor=factor), console=console)
+
+
+@app.command()
+def sweep(
+    model: ModelName,
+    prompts: PromptsName,
+    out: Annotated[str, typer.Option(help="Store the run here: a folder (RUN.zarr) or an fsspec URL.")],
+    projection: Annotated[
+        list[str] | None,
+        typer.Option(help="The projection masked; give it twice for both, the default."),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="exact, prefix (shared beginnings), sketch and race (estimates first), or naive (reference)."
+        ),
+    ] = "exact",
+    form: Form = "limit",
+    factor: Factor = 0.0,
+    grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
+    positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
+    split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="local, or the address of a Ray cluster.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Recompute what is damaged in the store.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Mask every head on every prompt and store the run. Stopped at any moment, the same command goes on."""
+    from workbench.models.masks import Mask
+    from workbench.sweeps.commands import sweep_command
+
+    sweep_command(
+        console,
+        model=model,
+        prompts=prompts,
+        out=out,
+        projections=list(projection or ("query", "value")),
+        engine=engine,
+        mask=Mask(form=form, factor=factor, grain=grain, positions=positions),
+        split=split,
+        n=n,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        cluster=cluster,
+        repair=repair,
+    )
 
 
 @app.command()
