@@ -120,9 +120,9 @@ def _check(model: "HookedLVLM") -> None:
                     break
             else:
                 raise SelfCheckError(
-                    f"{model.name!r}: masking the {projection} projection of every other head ({form}, factor {factor}) "
-                    f"moves the final state by {moved:.1e} of its size in the most sensitive layer, less than the rounding "
-                    f"bound {bound:.1e}. "
+                    f"{model.name!r}: masking the {projection} projection of every other head ({form}, factor "
+                    f"{factor}) moves the final state by {moved:.1e} of its size in the most sensitive layer, less "
+                    f"than the rounding bound {bound:.1e}. "
                     "A sweep would report zeros for the wrong reason, so this model is refused."
                 )
 

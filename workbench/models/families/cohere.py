@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from workbench.models.families.family import Family, TinyParts
 from workbench.models.families.layout import Tile, tiles_and_whole
@@ -23,7 +23,8 @@ def aya_layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
     images = model.processor.image_processor
     tile = (images.size["height"], images.size["width"])
     canvas = get_optimal_tiled_canvas((picture.height, picture.width), tile, images.min_patches, images.max_patches)
-    return tiles_and_whole(*canvas, tokens_across(model))
+    columns, rows = canvas
+    return tiles_and_whole(columns, rows, tokens_across(model))
 
 
 def command_a_layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:

@@ -68,8 +68,8 @@ class Family:
         after_layer: What the decoder adds between layers: `(layer, hidden, recorded, n_rows, start) -> hidden`, where
             `recorded` holds the decoder arguments named in `decoder_record`.
         decoder_record: Names of the decoder's keyword arguments that `after_layer` needs.
-        position_arguments: Arguments of decoder layers with a position axis beyond the usual ones: name to axis, counted
-            from the end.
+        position_arguments: Arguments of decoder layers with a position axis beyond the usual ones: name to axis,
+            counted from the end.
         skips_layer: Layers whose self-attention heads are not masked (cross-attention), from the decoder's layer.
         chat_template: Used when the checkpoint's tokenizer has none.
         query_norm: True when a norm follows the query projection, so that scaling weights is not scaling scores.

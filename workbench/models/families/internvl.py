@@ -15,7 +15,8 @@ def layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
     tile = (images.size["height"], images.size["width"])
     canvas = get_optimal_tiled_canvas((picture.height, picture.width), tile, images.min_patches, images.max_patches)
     side = config.vision_config.image_size[0] // config.vision_config.patch_size[0] * config.downsample_ratio
-    return tiles_and_whole(*canvas, int(side))
+    columns, rows = canvas
+    return tiles_and_whole(columns, rows, int(side))
 
 
 def load_processor(where: str, options: dict[str, Any]) -> Any:

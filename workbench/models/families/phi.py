@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import nn
-
 from workbench.models.families.family import Family, TinyParts
 from workbench.models.families.layout import SEPARATOR, Tile
 from workbench.models.families.processors import named_class
@@ -11,24 +9,24 @@ from workbench.models.families.processors import named_class
 PHI4_SPECIALS = ("<|image|>", "<|audio|>")
 
 
-def fused_queries(attention: nn.Module) -> tuple[nn.Module, int]:
+def fused_queries(attention: Any) -> tuple[Any, int]:
     """The queries are the first channels of `qkv_proj`."""
-    return attention.qkv_proj, attention.config.num_attention_heads * attention.head_dim  # type: ignore[return-value, union-attr, operator]
+    return attention.qkv_proj, attention.config.num_attention_heads * attention.head_dim
 
 
-def bidirectional_tower(hf: nn.Module) -> None:
+def bidirectional_tower(hf: Any) -> None:
     """Let the image tower look both ways under SDPA as it does under eager attention.
 
     transformers 5.23 marks its layers causal, and SDPA takes that at its word whenever no patch is padding.
     """
-    tower = hf.model.embed_tokens_extend.image_embed.img_processor  # type: ignore[union-attr]
-    for module in tower.modules():  # type: ignore[union-attr, operator]
+    tower = hf.model.embed_tokens_extend.image_embed.img_processor
+    for module in tower.modules():
         if hasattr(module, "is_causal"):
             module.is_causal = False
 
 
-def phi4_image_token(hf: nn.Module) -> int:
-    return int(hf.config.vision_config.image_token_id)  # type: ignore[union-attr]
+def phi4_image_token(hf: Any) -> int:
+    return int(hf.config.vision_config.image_token_id)
 
 
 def phi4_layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
@@ -107,7 +105,8 @@ def tiny_phi4() -> TinyParts:
     )  # fmt: skip
     hearing = Phi4MultimodalAudioConfig(
         hidden_size=16, intermediate_size=16, num_blocks=1, num_attention_heads=2, ext_pw_out_channel=16,
-        depthwise_separable_out_channel=16, nemo_conv_channels=16, input_size=80, audio_token_id=tokenizer.audio_token_id,
+        depthwise_separable_out_channel=16, nemo_conv_channels=16, input_size=80,
+        audio_token_id=tokenizer.audio_token_id,
     )  # fmt: skip
     config = Phi4MultimodalConfig(**text_sizes(tokenizer, head_dim=D_HEAD), vision_config=vision, audio_config=hearing)
     images = Phi4Images(size={"height": 64, "width": 64}, patch_size=2, dynamic_hd=4)
@@ -127,6 +126,6 @@ PHI3_V = Family(
     "phi3_v", "Phi3VForCausalLM", query_weights=fused_queries, sliding=True, own_class=_phi3_vision("Phi3VForCausalLM"),
     layout=_phi3_vision("layout", called=True), processor=_phi3_vision("load_processor", called=True),
     tiny=_phi3_vision("tiny", called=True),
-    limits="our own class: transformers has none; checked against the published code, not yet against the released weights",
+    limits="our own class, as transformers has none; not yet held against the released weights",
 )  # fmt: skip
 FAMILIES = (PHI3, PHI4, PHI3_V)

@@ -36,8 +36,8 @@ from workbench.models.families.layout import SEPARATOR, Tile
 
 # The tower of the released checkpoints (openai/clip-vit-large-patch14-336); their config names it but does not hold it.
 CLIP_LARGE = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336,
-    "patch_size": 14, "hidden_act": "quick_gelu", "projection_dim": 768,
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "image_size": 336, "patch_size": 14, "hidden_act": "quick_gelu", "projection_dim": 768,
 }  # fmt: skip
 IMAGE_TOKEN, IMAGE_TAG = "<|image|>", re.compile(r"<\|image_\d+\|>")
 
@@ -120,7 +120,7 @@ class Phi3VModel(Phi3Model):
         super().__init__(config)
         self.vision_embed_tokens = Phi3ImageEmbedding(config, self.embed_tokens)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -150,7 +150,7 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
         self.model = Phi3VModel(config)
         self.post_init()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -163,7 +163,7 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
         return CausalLMOutputWithPast(logits=logits, past_key_values=out.past_key_values)
 
 
-class Phi3VArguments(ImagesKwargs, total=False):
+class Phi3VArguments(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """`num_crops`: most crops a picture is cut into. `crop`: side of one, in pixels."""
 
     num_crops: int
@@ -181,7 +181,7 @@ class Phi3VImageProcessor(PilBackend):
     num_crops = 1
     crop = 336
 
-    def preprocess(self, images: Any, return_tensors: Any = None, **_: Any) -> BatchFeature:  # type: ignore[override]
+    def preprocess(self, images: Any, return_tensors: Any = None, **_: Any) -> BatchFeature:
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         pictures, sizes, counts = [], [], []
         for image in make_flat_list_of_images(images):
@@ -220,14 +220,14 @@ class Phi3VImageProcessor(PilBackend):
 
 
 class Phi3VProcessor(ProcessorMixin):
-    """Text with `<|image_1|>` tags, and pictures. The text between tags is tokenized piece by piece, as the original does."""
+    """Text with `<|image_1|>` tags, and pictures. Text between tags is tokenized piece by piece, as in the original."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
-    def __call__(self, text: str, images: Any = None, **_: Any) -> BatchFeature:  # type: ignore[override]
+    def __call__(self, text: str, images: Any = None, **_: Any) -> BatchFeature:
         pieces = [self.tokenizer(piece).input_ids for piece in IMAGE_TAG.split(text)]
         pixels: dict[str, Any] = dict(self.image_processor(images)) if images else {}
         crops = pixels.pop("crops", [])
@@ -246,7 +246,7 @@ class Phi3VProcessor(ProcessorMixin):
         """Tokens along one side of a crop: two patches of 14 pixels each in the released tower."""
         return self.image_processor.crop // 28
 
-    def apply_chat_template(self, conversation: Any, chat_template: Any = None, **options: Any) -> Any:  # type: ignore[override]
+    def apply_chat_template(self, conversation: Any, chat_template: Any = None, **options: Any) -> Any:
         """Pictures become `<|image_1|>`, `<|image_2|>`, … each on a line of its own before the text."""
         pictures, flat = [], []
         for message in conversation:
@@ -259,7 +259,8 @@ class Phi3VProcessor(ProcessorMixin):
                     words += f"<|image_{len(pictures)}|>\n"
             flat.append({"role": message["role"], "content": words})
         text = self.tokenizer.apply_chat_template(
-            flat, chat_template=chat_template or self.chat_template, add_generation_prompt=options.get("add_generation_prompt", False),
+            flat, chat_template=chat_template or self.chat_template,
+            add_generation_prompt=options.get("add_generation_prompt", False),
             tokenize=False,
         )  # fmt: skip
         return self(text, pictures) if options.get("tokenize") else text
@@ -269,7 +270,7 @@ AutoConfig.register("phi3_v", Phi3VConfig, exist_ok=True)
 
 
 def layout(encoded: Any, model: Any, picture: Any) -> list[Tile]:
-    """The crops as one grid, a separator, the whole; rows end with separators, and the canvas reaches past the picture."""
+    """The crops as one grid, a separator, the whole; rows end with separators; the canvas reaches past the picture."""
     images = model.processor.image_processor
     side = model.processor.image_processor_side
     resized, size, corner = images.canvas(picture.size)

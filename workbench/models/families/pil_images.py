@@ -31,7 +31,7 @@ def least_scaling_canvas(picture: tuple[int, int], tile: int, most: int) -> tupl
     return grids[scales.index(min(holding) if holding else max(scales))]
 
 
-class TileArguments(ImagesKwargs, total=False):
+class TileArguments(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """What the processors here take besides the usual."""
 
     crop_to_patches: bool
@@ -50,7 +50,7 @@ class Cohere2VisionImages(GotOcr2ImageProcessorPil):
     crop_to_patches = True
     patch_size = 16
 
-    def crop_image_to_patches(  # type: ignore[override]
+    def crop_image_to_patches(
         self,
         image: np.ndarray,
         min_patches: int,
@@ -85,7 +85,7 @@ class Llama4Images(PilBackend):
 
     def _preprocess(
         self, images: list[np.ndarray], *, size: SizeDict, return_tensors: Any, **options: Any
-    ) -> BatchFeature:  # type: ignore[override]
+    ) -> BatchFeature:
         tiles, ratios = [], []
         for image in images:
             canvas, kept = self.place((image.shape[-1], image.shape[-2]), size.height, options)
@@ -147,7 +147,7 @@ class Phi4Images(PilBackend):
 
     def _preprocess(
         self, images: list[np.ndarray], *, size: SizeDict, return_tensors: Any, **options: Any
-    ) -> BatchFeature:  # type: ignore[override]
+    ) -> BatchFeature:
         side, patches = size.height, size.height // options["patch_size"]
         pictures, masks, counts, sizes = [], [], [], []
         for image in images:

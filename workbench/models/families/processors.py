@@ -9,7 +9,7 @@ from typing import Any
 
 
 @cache
-def images_only(processor_class: type) -> type:
+def images_only(processor_class: Any) -> Any:
     """The same processor class without its video slot."""
 
     def attributes(cls: type) -> list[str]:
