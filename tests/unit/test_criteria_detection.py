@@ -97,8 +97,12 @@ def test_a_probe_is_fitted_on_the_selection_split(run: xr.Dataset, table: pd.Dat
     z = run["head_output"].sel(layer=found["layer"], head=found["head"]).values.astype(float)
     unsafe, split = run["label"].values == "unsafe", run["split"].values
     chosen, test = split == "selection", split == "test"
-    model = LogisticRegression(tol=1e-10).fit(z[chosen], unsafe[chosen])
-    assert found["value"] == pytest.approx(roc_auc_score(unsafe[test], model.decision_function(z[test])))
+    decision = LogisticRegression(tol=1e-10).fit(z[chosen], unsafe[chosen]).decision_function(z)
+    between = split == "threshold"
+    assert found["threshold"] == pytest.approx(
+        kde_threshold(decision[between & unsafe], decision[between & ~unsafe]).value
+    )
+    assert found["value"] == pytest.approx(roc_auc_score(unsafe[test], decision[test]))
 
 
 def test_the_test_split_decides_nothing(run: xr.Dataset, table: pd.DataFrame) -> None:

@@ -60,6 +60,16 @@ def test_the_slow_road_reaches_the_optimum_too() -> None:
     assert np.abs(miss.sum(1)).max() < 1e-6
 
 
+def test_steps_that_overshoot_are_halved() -> None:
+    """Six samples with a weak penalty on which plain Newton steps never settle."""
+    x = np.array([[-357.0, 149], [107, 171], [-28, 273], [791, -97], [569, -5], [780, -80]])
+    unsafe = np.array([True, False, False, True, False, False])
+    coef, intercept = fit_logistic(x, unsafe, C=17_000)
+    decision = x @ coef + intercept
+    miss = unsafe / (1 + np.exp(decision)) - ~unsafe / (1 + np.exp(-decision))
+    assert np.abs(coef - 17_000 * miss @ x).max() < 1e-8 * 17_000 * 6 * 791
+
+
 def test_shapes_follow_the_batch() -> None:
     x, unsafe = clouds(6, 40, 3)
     coef, intercept = fit_logistic(x.reshape(2, 3, 40, 3), unsafe)
