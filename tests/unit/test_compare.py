@@ -51,6 +51,7 @@ def breakdown(run) -> Breakdown:
         criteria=("deflection", "ships"),
         rules=("sensitivity", "selectivity"),
         n_heads=(1, 2),
+        second_judge="ships-2025",
         **QUICK,
     )
 
@@ -90,6 +91,13 @@ def test_every_head_set_says_what_masking_it_does_beside_random_heads(breakdown)
     assert value(table, "benign_exact", **planted) == 1
     assert value(table, "attack_success", **decoy) == 0
     assert "auroc_missed" not in set(table["measure"])  # the planted model refuses every unsafe prompt
+
+
+def test_two_judges_are_compared_on_the_unmasked_replies(breakdown):
+    # The planted replies are so short that the released list takes all of them for refusals.
+    assert breakdown.agreement["n"] == len(split("test"))
+    assert breakdown.agreement["rate"] == 0.5
+    assert breakdown.agreement["kappa"] == 0
 
 
 def test_what_each_ingredient_adds_is_a_paired_difference(breakdown):
@@ -164,6 +172,10 @@ def test_findings_say_what_the_table_says(breakdown):
     assert "Masking the top 1 by selectivity over deflection (L3H1): complies with 100 %" in told
     assert "Masking the top 1 by Ships (L0H2): complies with 0 %" in told
     assert "The two sets of 1 share 0: none." in told
+    causes = [line for line in told.splitlines() if "more compliance than any draw of random heads" in line]
+    assert causes
+    assert all("selectivity over deflection" in line for line in causes)
+    assert "not told apart from random heads" in told
     worse = breakdown.table.assign(ci_low=np.minimum(breakdown.table["ci_low"], 0.6))
     told = "\n".join(findings(replace(breakdown, table=worse)))
     assert "a single head detects" not in told

@@ -19,7 +19,7 @@ from workbench.criteria.splits import in_split, with_splits
 from workbench.criteria.stored_run import prompt_coord
 from workbench.detectors.consequences import Consequences
 from workbench.detectors.contenders import KEYS, Contender, contenders
-from workbench.detectors.judging import Judge
+from workbench.detectors.judging import Judge, judge_agreement
 from workbench.errors import CriterionError, DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
@@ -45,12 +45,15 @@ class Breakdown:
             difference of AUROC (a − b), ci_low and ci_high (95 %, paired bootstrap).
         left_out: Detectors without a row, and why.
         splits: Where the splits come from.
+        agreement: With two judges, how far they agree on the replies to the test prompts, no head masked: see
+            `workbench.detectors.judging.judge_agreement`. None otherwise.
     """
 
     table: pd.DataFrame
     ingredients: pd.DataFrame
     left_out: tuple[str, ...]
     splits: str
+    agreement: dict[str, float] | None = None
 
     def save(self, path: str | Path) -> list[Path]:
         """Write the table to `path` (.csv, .parquet or .json) and the ingredients beside it; returns both paths."""
@@ -77,6 +80,7 @@ def compare(
     n_heads: Sequence[int] = N_HEADS,
     controls: int = 3,
     judge: str | Judge = "exact",
+    second_judge: str | Judge | None = None,
     max_new_tokens: int = 16,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -92,6 +96,7 @@ def compare(
         n_heads: How many heads detect together.
         controls: Draws of random heads beside each masked set.
         judge, max_new_tokens: Of the causal measures, as in `workbench.detectors.behaviour.attack_success`.
+        second_judge: Judges the replies of the unmasked model too; how far the two agree is part of the result.
         bootstrap: Resamples behind the intervals of AUROC, TPR and differences.
         seed: Of splits, controls, folds and resamples.
     Raises: CriterionError if no combination gives a detector; DetectorError if model or prompts are not the run's;
@@ -122,7 +127,10 @@ def compare(
         nothing = {"criterion": "", "rule": "", "projection": "", "n_heads": 0, "heads": "", "threshold": np.nan}
         rows.extend({**nothing, **measure} for measure in consequences.unmasked())
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return Breakdown(table, _ingredients(found), tuple(left_out), splits)
+    agreement = None
+    if consequences is not None and second_judge is not None:
+        agreement = judge_agreement(consequences.verdicts, consequences.judged_by(second_judge))
+    return Breakdown(table, _ingredients(found), tuple(left_out), splits, agreement)
 
 
 def _measured(run: xr.Dataset, contender: Contender, test: np.ndarray, bootstrap: int, seed: int) -> list[dict]:

@@ -36,11 +36,17 @@ def compare_command(
     rules: Sequence[str],
     n_heads: Sequence[int] = (1, 3, 5),
     controls: int = 3,
+    judges: Sequence[str] = ("exact",),
     bootstrap: int = 1000,
     out: Path | None = None,
     seed: int = 0,
 ) -> Breakdown:
-    """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does."""
+    """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does.
+
+    The first of `judges` decides what counts as an answer; with a second one, their agreement is printed.
+    """
+    if not 1 <= len(judges) <= 2:
+        raise DetectorError(f"One judge or two; got {len(judges)}.")
     if out is not None and out.suffix not in WRITERS:
         raise DetectorError(f"The breakdown can be written as {', '.join(WRITERS)}; got {out.name!r}.")
     found = compare(
@@ -51,6 +57,8 @@ def compare_command(
         rules=rules,
         n_heads=n_heads,
         controls=controls,
+        judge=judges[0],
+        second_judge=judges[1] if len(judges) > 1 else None,
         bootstrap=bootstrap,
         seed=seed,
     )
@@ -61,6 +69,10 @@ def compare_command(
     )
     for sentence in findings(found):
         console.print(f"- {sentence}", markup=False, highlight=False)
+    if found.agreement is not None:
+        console.print(
+            "- {} and {} agree on {rate:.0%} of {n} replies, kappa {kappa:.2f}.".format(*judges, **found.agreement)
+        )
     for why in found.left_out:
         console.print(f"Left out: {why}", style="dim", markup=False, highlight=False)
     if out is not None:

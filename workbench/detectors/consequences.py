@@ -73,9 +73,13 @@ class Consequences:
         self.test = in_split(run, "test")
         self.prompts = [p for p, kept in zip(run_prompts(run, prompts), self.test, strict=True) if kept]
         self.pairs = prompt_coord(run, "pair_id")[self.test]
-        replies = generate_batch(model, self.prompts, max_new_tokens=max_new_tokens)
-        self.verdicts = judge_replies(self.prompts, replies, judge)
+        self.replies = generate_batch(model, self.prompts, max_new_tokens=max_new_tokens)
+        self.verdicts = self.judged_by(judge)
         self.known: dict[tuple[frozenset[Head], str], pd.DataFrame] = {}
+
+    def judged_by(self, judge: str | Judge) -> np.ndarray:
+        """A judge's verdicts on the replies of the unmasked model, [test prompt]."""
+        return judge_replies(self.prompts, self.replies, judge)
 
     def unmasked(self) -> list[dict]:
         """The measures of the model as it is."""

@@ -41,8 +41,8 @@ def _family(table: pd.DataFrame, family: str) -> str:
     best = rows.sort_values("value", ascending=False, kind="stable").iloc[0]
     verdict = "a single head detects" if best["ci_low"] > DETECTS else "no single head's interval shows that it detects"
     return (
-        f"{begin}{verdict} {which}, against matched safe prompts. Best of {len(rows)} single heads: {_name(best)}, "
-        f"AUROC {_interval(best)}."
+        f"{begin}{verdict} {which}, against matched safe prompts. Best of {len(rows)} single heads, which flatters it: "
+        f"{_name(best)}, AUROC {_interval(best)}."
     )
 
 
@@ -85,11 +85,22 @@ def _monitors_and_causes(table: pd.DataFrame) -> list[str]:
                 said += f", with matched random heads {low:.0f} to {high:.0f} %"
             if len(benign):
                 said += f"; safe requests answered as expected {_share(benign.iloc[0])}"
+            if len(control):
+                said += f". {_verdict(success.iloc[0], control.iloc[0])}"
             told.append(f"{said}.")
         if len(sets) == 2:
             shared = set.intersection(*sets.values())
             told.append(f"The two sets of {k} share {len(shared)}: {' '.join(sorted(shared)) or 'none'}.")
     return told
+
+
+def _verdict(success: pd.Series, control: pd.Series) -> str:
+    """Whether masking does more than masking random heads: its interval against the range of their draws."""
+    if success["ci_low"] > control["ci_high"]:
+        return "That is more compliance than any draw of random heads gives: these heads are a cause of refusing"
+    if success["ci_high"] < control["ci_low"]:
+        return "That is less compliance than any draw of random heads gives"
+    return "That is not told apart from random heads"
 
 
 def _pick(table: pd.DataFrame, **keys: object) -> pd.DataFrame:
