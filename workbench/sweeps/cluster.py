@@ -75,14 +75,7 @@ class Cluster:
         kind, _, count = address.partition(":")
         if kind == "local":
             self.most = int(count) if count.isdigit() else None
-            cpus = None if self.most is None else self.most * threads
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            _start_here(None if self.most is None else self.most * threads)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         needs = {"num_gpus": 1} if model.device.type == "cuda" else {"num_cpus": threads}
@@ -135,6 +128,26 @@ class Cluster:
                     sink.write(task.start, task.stop, unit, arrays, task.rows)
                     tick(task.stop - task.start)
                 pause()
+
+
+def _start_here(cpus: int | None) -> None:
+    """Start Ray on this machine. It gives itself 30 seconds, which a busy machine may need more than once."""
+    for last in (False, False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if last:
+                raise RunError("Ray did not start on this machine in three attempts; is it overloaded?") from error
 
 
 def pieces(task: Task) -> list[Task]:

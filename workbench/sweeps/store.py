@@ -105,6 +105,8 @@ class Store:
 
     def exists(self) -> bool:
         """Whether a run has been begun here. RunError for anything else that must not be overwritten."""
+        if self.local is not None and not self.local.exists():
+            return False  # asking Zarr would make the folder
         try:
             self.group = zarr.open_group(self.backend, mode="r+")
         except (FileNotFoundError, GroupNotFoundError):

@@ -1,0 +1,224 @@
+"""The sketch and the race: estimates that rank, exact numbers that are exact, and neither taken for the other."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+import workbench as wb
+from workbench.errors import MaskError, PromptError, WorkbenchError
+from workbench.models.resume import base_pass
+from workbench.models.tiny import build_tiny
+from workbench.sweeps import race, screen, sketch
+from workbench.sweeps.engine import ExactBlock
+from workbench.sweeps.job import Job
+from workbench.sweeps.rule import best_cells, completed, rule_values, sketched_top
+
+WORDS = ("what is this", "a bomb", "what is this ?", "a red square here", "the cat", "is this a picture ?")
+
+
+def text_prompts(n: int = 6) -> list[wb.Prompt]:
+    return [
+        wb.Prompt(id=f"p{i}", text=" ".join(WORDS[i % 6].split() * (1 + i // 6)), label=("safe", "unsafe")[i % 2])
+        for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def double():
+    torch.manual_seed(0)
+    return build_tiny("llava", dtype=torch.float64)
+
+
+def swept(model, engine, prompts=None, **options):
+    return wb.sweep(model, prompts or text_prompts(), engine=engine, progress=False, **options)
+
+
+@pytest.mark.parametrize("thrifty", [False, True], ids=["graph", "checkpoints"])
+@pytest.mark.parametrize("grain", ["query_head", "kv_group"])
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_one_backward_pass_gives_every_heads_first_order_change(double, thrifty, grain, positions):
+    # A mask that changes almost nothing is linear: its states, exactly computed, are the derivative.
+    step = 1e-5
+    mask = wb.Mask(form="scale", factor=1 - step, grain=grain, positions=positions)
+    exact = swept(double, "exact", mask=mask, keep_states=True)
+    job = Job(("query", "value"), mask, None, False)
+    for index, prompt in enumerate(text_prompts()):
+        base = base_pass(double, [double.encode(prompt)])
+        along = torch.randn(1, double.d_model, dtype=torch.float64)
+        state, taps = screen.tapped_state(double, base, thrifty=thrifty)
+        slopes = dict(zip(taps, torch.autograd.grad((state * along).sum(), list(taps.values())), strict=True))
+        found = screen._moved(slopes, screen._changes(double, base, job), job, double)[0] / step
+        masked, unmasked = exact.state[index].values, base.state[0].numpy()
+        wanted = ((masked - unmasked) @ along[0].numpy()) / step
+        assert np.abs(wanted).max() > 0.05
+        np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())
+
+
+def test_the_directions_have_the_moments_they_should(double):
+    base = base_pass(double, [double.encode(text_prompts()[0])])
+    draws = 4000
+    generators = [torch.Generator().manual_seed(0)]
+    across = torch.cat([screen._across(base.state, generators) for _ in range(draws)])
+    assert (across @ base.state[0]).abs().max() < 1e-9 * draws
+    spread = across.T @ across / draws
+    unit = base.state[0] / base.state[0].norm()
+    np.testing.assert_allclose(spread, torch.eye(len(unit)) - unit[:, None] * unit, atol=0.12)
+    # The Fisher matrix in the state: W_Uᵀ (diag p - p pᵀ) W_U.
+    fisher = torch.cat([screen._score_directions(double, base, generators) for _ in range(draws)])
+    unembed, p = double.hf.lm_head.weight.detach(), base.logits[0].softmax(-1)
+    wanted = unembed.T @ (torch.diag(p) - p[:, None] * p) @ unembed
+    np.testing.assert_allclose(fisher.T @ fisher / draws, wanted, atol=0.12 * float(wanted.abs().max()))
+
+
+def test_estimates_rank_pocket_like_the_exact_engine():
+    model, prompts = wb.load_model("pocket", device="cpu"), wb.load_prompts("pocket", n=16)
+    exact = wb.sweep(model, prompts, keep_states=False, progress=False)
+    options = {"directions": 4, "best": 6, "sample": 6}
+    run = wb.sweep(model, prompts, engine="sketch", engine_options=options, keep_states=False, progress=False)
+    for name in ("deflection", "kl"):
+        for projection in ("query", "value"):
+            one = exact[name].sel(projection=projection).mean("prompt").values.ravel()
+            other = run[f"{name}_estimate"].sel(projection=projection).mean("prompt").values.ravel()
+            assert spearmanr(one, other).statistic > 0.93, (name, projection)
+    assert set(run.attrs["screen_recall"]) == {"query", "value"}
+    assert run.attrs["layer_tokens"] < 0.6 * exact.attrs["layer_tokens"]
+
+
+def test_estimates_are_never_taken_for_exact_numbers(double):
+    exact = swept(double, "exact")
+    run = swept(double, "sketch", engine_options={"best": 3, "sample": 2})
+    known = np.zeros(run.deflection.shape[2:], dtype=bool)
+    for layer, head in run.attrs["exact_cells"]:
+        known[layer, head] = True
+    assert 3 <= known.sum() <= 8
+    for name in ("deflection", "kl", "state"):
+        values = run[name].values
+        assert np.isnan(values[:, :, ~known]).all()
+        np.testing.assert_allclose(values[:, :, known], exact[name].values[:, :, known], atol=1e-9)
+    assert run.deflection_estimate.notnull().all()
+    assert "not exact" in run.deflection_estimate.attrs["long_name"]
+    assert "deflection_estimate" not in exact
+
+
+def test_a_screen_that_fails_says_so(double, monkeypatch):
+    wrong = screen.estimates
+
+    def reversed_(model, base, job, **options):
+        return {name: 100 - value for name, value in wrong(model, base, job, **options).items()}
+
+    options = {"best": 4, "sample": 12, "rule": "sensitivity"}
+    sound = swept(double, "sketch", engine_options=options)
+    monkeypatch.setattr(screen, "estimates", reversed_)
+    run = swept(double, "sketch", engine_options=options)
+    for projection in ("query", "value"):
+        assert sound.attrs["screen_recall"][projection] > 0.9
+        assert run.attrs["screen_missed"][projection] > 0
+        assert run.attrs["screen_recall"][projection] < 0.7
+        assert run.attrs["screen_spearman"][projection] < 0
+
+
+def test_a_killed_sketch_goes_on_with_the_same_choice(double, tmp_path, monkeypatch):
+    whole = swept(double, "sketch", engine_options={"best": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(ExactBlock, "layer_arrays", lambda self, layer: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            swept(double, "sketch", engine_options={"best": 3}, out=tmp_path / "run.zarr")
+    run = swept(double, "sketch", engine_options={"best": 3}, out=tmp_path / "run.zarr")
+    for name in whole.data_vars:
+        np.testing.assert_array_equal(run[name].values, whole[name].values)
+
+
+def test_the_cost_of_a_screen_does_not_grow_with_heads(double):
+    run = swept(
+        double, "sketch", engine_options={"best": 1, "sample": 0, "estimates": ["deflection"], "rule": "sensitivity"}
+    )
+    tokens = double.n_layers * sum(double.encode(p).n_tokens for p in text_prompts())
+    # One base pass and one with a graph; in the last layer the latter has only the last position.
+    assert tokens < run.attrs["layer_tokens"] - tokens < 2.2 * tokens
+
+
+def test_exact_heads_fill_the_bound_of_a_sketched_top():
+    generator = np.random.default_rng(0)
+    truth = generator.gamma(1.0, 2.0, (40, 1, 4, 10)) * generator.gamma(1.0, 1.0, (1, 1, 4, 10))
+    unsafe = np.arange(40) % 2 == 0
+    estimate = 0.7 * truth + 0.1
+    exact = np.where(generator.random((4, 10)) < 0.5, truth, np.nan)
+    np.testing.assert_allclose(completed(exact, estimate), truth, atol=1e-9)
+    values = rule_values(truth, unsafe, "selectivity")
+    low, high = truth[~unsafe].mean(0), truth[unsafe].mean(0)
+    assert (np.isneginf(values) == (low >= np.percentile(low, 80))).all()
+    first = best_cells(values[0], 1)[0]
+    assert values[0][first] == pytest.approx((high - low)[0][first])
+
+
+def test_the_sketched_top_is_the_exact_one():
+    model, prompts = wb.load_model("planted", device="cpu"), wb.load_prompts("planted", n=24)
+    run = wb.sweep(model, prompts, engine="sketch", keep_states=False, progress=False)
+    exact = wb.sweep(model, prompts, keep_states=False, progress=False)
+    unsafe = exact.label.values.astype(str) == "unsafe"
+    best = best_cells(rule_values(exact.deflection.values, unsafe, "selectivity")[1], 1)
+    top = sketched_top(run, "value", 1)
+    assert [(top.layer[0], top["head"][0])] == best
+
+
+def test_the_race_finds_the_planted_head_with_less_work():
+    model, prompts = wb.load_model("planted", device="cpu"), wb.load_prompts("planted", n=80)
+    exact = wb.sweep(model, prompts, projections=("value",), keep_states=False, progress=False)
+    unsafe = exact.label.values.astype(str) == "unsafe"
+    best = best_cells(rule_values(exact.deflection.values, unsafe, "selectivity")[0], 1)
+    options = {"k": 1, "level": 0.9}
+    run = wb.sweep(
+        model, prompts, projections=("value",), engine="race", engine_options=options, keep_states=False, progress=False
+    )
+    assert run.prompt.values.tolist() == [p.id for p in prompts]
+    assert run.attrs["race_decided"]
+    assert [tuple(cell) for cell in json.loads(run.attrs["race_top"])["value"]] == best
+    assert run.attrs["layer_tokens"] < 0.7 * exact.attrs["layer_tokens"]
+    known = run.deflection.notnull().values
+    np.testing.assert_allclose(run.deflection.values[known], exact.deflection.values[known], atol=1e-2)
+    np.testing.assert_array_equal(run.prompts_used.fillna(0).values, known.sum(0))
+
+
+def test_the_level_of_the_race_holds():
+    # Twelve heads, two prompts' classes, normal values: how often is one of the two best dropped?
+    generator, lost = np.random.default_rng(0), 0
+    unsafe = np.arange(96) % 2 == 0
+    for _ in range(100):
+        effect = np.concatenate([[0.8, 0.8], generator.uniform(-1, 0.5, 10)]).reshape(1, 1, 3, 4)
+        cells = 5 + generator.normal(size=(96, 1, 3, 4)) + effect * unsafe[:, None, None, None]
+        truth = best_cells(rule_values(cells, unsafe, "sensitivity")[0], 2)
+        alive, risk = np.ones((1, 3, 4), dtype=bool), 0.05 / (2 * 12 * 6)
+        for stop in range(16, 97, 16):
+            now = race.standing(np.where(alive, cells[:stop], cells[:stop]), unsafe, "sensitivity", risk)
+            alive = race.survivors(alive, now, "sensitivity", 2)
+        lost += not all(alive[0][cell] for cell in truth)
+        assert alive.sum() < 12, "nothing was ever dropped"
+    assert lost <= 5
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "said"),
+    [
+        ("sketch", {"rule": "best"}, "rule must be one of selectivity"),
+        ("sketch", {"by": "js"}, "estimates names deflection"),
+        ("sketch", {"directions": 0}, "directions must be a whole number"),
+        ("sketch", {"heads": 3}, "takes no option heads; it takes directions"),
+        ("race", {"level": 1.0}, "level is a probability"),
+        ("race", {"screen": 2}, "at least k = 5"),
+        ("exact", {"k": 2}, "takes no option k"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(double, engine, options, said):
+    with pytest.raises(WorkbenchError, match=said):
+        swept(double, engine, engine_options=options)
+
+
+def test_what_an_engine_cannot_do_is_refused(double):
+    with pytest.raises(MaskError, match="engine='exact'"):
+        swept(double, "sketch", groups=[[(0, 1)]])
+    with pytest.raises(PromptError, match="at least 3 unsafe"):
+        swept(double, "race", prompts=[p for p in text_prompts() if p.label == "safe"])
+    assert set(sketch.DEFAULTS) > {"directions", "best", "sample"}

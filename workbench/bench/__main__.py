@@ -1,0 +1,118 @@
+"""`python -m workbench.bench [--quick] [--json FILE]`: the workbench beside its peers, in one run on one machine."""
+
+import json
+import platform
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from workbench.bench import jobs, peers
+from workbench.bench.measuring import Row
+from workbench.bench.shapes import POCKET, SHAPES, Shape, build, questions
+from workbench.models.loading import DTYPES, load_model
+from workbench.prompts import load_prompts
+from workbench.views.bench_figure import save_growth
+
+console = Console()
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and repeats: under three minutes.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    shape: Annotated[
+        str, typer.Option(help="pocket, or 7b-like: a large random model, exact_map and find_top5.")
+    ] = "pocket",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    figures: Annotated[Path, typer.Option(help="Folder for the plot of how cost grows.")] = Path("figures"),
+    only: Annotated[
+        str, typer.Option(help="Jobs, comma-separated.")
+    ] = "exact_map,shared_image,find_top5,probes,growth",
+) -> None:
+    """Measure the jobs, print medians and ratios, and write what was asked for."""
+    began = time.perf_counter()
+    chosen = only.split(",")
+    found = large(shape, device, dtype) if shape != "pocket" else small(chosen, quick=quick)
+    if growing := [row for row in found if row.job == "growth"]:
+        files = save_growth([row.json() for row in growing], figures)
+        console.print(f"How cost grows: {', '.join(map(str, files))}", highlight=False)
+    show(row for row in found if row.job != "growth")
+    console.print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+        f"{time.perf_counter() - began:.0f} s in all. Ratios are medians of processor time on a CPU, of wall time "
+        "on a GPU.",
+        highlight=False,
+    )
+    if json_file is not None:
+        json_file.write_text(json.dumps({"rows": [row.json() for row in found]}, indent=1))
+
+
+def small(chosen: list[str], *, quick: bool) -> list[Row]:
+    """The jobs on Pocket and shapes like it."""
+    repeats = 1 if quick else 3
+    names = ["transformer_lens", "hooks", *(["nnsight"] if peers.has_nnsight() else [])]
+    if "nnsight" not in names:
+        console.print("nnsight is not installed here (pip install 'lvlm-workbench[peers]'), so its rows are left out.")
+    found: list[Row] = []
+    if "exact_map" in chosen:
+        model, prompts = load_model("pocket", device="cpu"), load_prompts("pocket", n=16 if quick else 104)
+        found += jobs.exact_map(model, prompts, repeats=repeats, peer_names=names, part=None, naive=1 if quick else 4)
+    if "shared_image" in chosen:
+        wide = replace(POCKET, side=96)
+        pictures = 1 if quick else 4
+        asked = questions(8 * pictures, words=4, side=wide.side, pictures=pictures, lengths=2)
+        found += jobs.shared_image(build(wide, name="pocket shape, 144 image tokens"), asked, repeats=repeats)
+    if "find_top5" in chosen:
+        many = Shape(layers=16, heads=32, d_model=256, d_mlp=512)
+        asked = questions(16 if quick else 64, words=8, side=many.side)
+        model = build(many, name="16 layers x 32 heads", uneven=True)
+        part = 12 if quick else 48
+        found += jobs.find_top5(model, asked, repeats=repeats, peer_names=["transformer_lens"], part=part)
+    if "probes" in chosen:
+        draws = np.random.default_rng(0)
+        unsafe = draws.random(400) < 0.5
+        shifts = draws.normal(size=(256, 1, 32)) * unsafe[:, None] * 0.3
+        features = draws.normal(size=(256, 400, 32)) + shifts
+        found += jobs.probes(features, unsafe, repeats=repeats, part=16 if quick else 64)
+    if "growth" in chosen:
+        found += jobs.growth(repeats=1, prompts=4 if quick else 8)
+    return found
+
+
+def large(shape: str, device: str, dtype: str) -> list[Row]:
+    """A large random model: the map of all heads on a few prompts, peers on a part of it."""
+    if shape not in SHAPES or dtype not in DTYPES:
+        raise typer.BadParameter(f"shape is one of {', '.join(SHAPES)}, dtype one of {', '.join(DTYPES)}.")
+    sizes = SHAPES[shape]
+    model = build(sizes, name=shape, device=device, dtype=DTYPES[dtype], uneven=True)
+    asked = questions(8, words=24, side=sizes.side)
+    found = jobs.exact_map(model, asked, repeats=1, peer_names=["transformer_lens", "hooks"], part=16, naive=0)
+    shared = questions(8, words=24, side=sizes.side, pictures=1)
+    found += jobs.shared_image(model, shared, repeats=1)
+    return found + jobs.find_top5(model, asked, repeats=1, peer_names=["transformer_lens"], part=16)
+
+
+def show(found: Iterable[Row]) -> None:
+    """One table for all jobs."""
+    table = Table("job", "model", "engine", "seconds", "cpu s", "x as long", "as", "agreement", "peak", "more")
+    for row in found:
+        scaled = f" (x {row.scaled:.0f})" if row.scaled != 1 else ""
+        agreement = "" if row.agreement is None else f"{row.agreement:.2g} {row.agreement_unit}"
+        more = ", ".join(f"{name} {value}" for name, value in row.more.items())
+        table.add_row(
+            row.job, row.model, row.engine, f"{row.seconds:.2f}{scaled}", f"{row.cpu_seconds:.2f}", f"{row.ratio:.2f}",
+            row.against, agreement, f"{row.peak_bytes / 2**30:.1f} GiB", more,
+        )  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

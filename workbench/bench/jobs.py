@@ -1,0 +1,237 @@
+"""The benchmark's jobs: each returns a row an engine, side by side on the same model and prompts."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from workbench.bench import peers
+from workbench.bench.measuring import Row, in_turn, rows
+from workbench.bench.operations import Counts, matmul_rate
+from workbench.bench.shapes import Shape, build, questions
+from workbench.models.encode import Encoded
+from workbench.models.hooked import HookedLVLM
+from workbench.prompts.prompt import PromptSet
+from workbench.sweeps.measure import angle_degrees
+from workbench.sweeps.rule import best_cells, rule_values, sketched_top
+from workbench.sweeps.run import sweep
+
+PROJECTIONS = ("query", "value")
+
+
+def cells_of(model: HookedLVLM) -> list[peers.Cell]:
+    """Every (projection, layer, head), in the order of a run's axes."""
+    return [(p, layer, head) for p in PROJECTIONS for layer in model.masked_layers for head in range(model.n_heads)]
+
+
+def deflections(states: torch.Tensor) -> np.ndarray:
+    """Degrees, `[prompt, cell]`, from final states `[prompt, 1 + cell, d_model]`."""
+    wide = states.to(torch.float64)
+    return angle_degrees(wide[:, :1].expand_as(wide[:, 1:]), wide[:, 1:]).cpu().numpy()
+
+
+def swept(model: HookedLVLM, prompts: PromptSet, engine: str, **options: Any) -> xr.Dataset:
+    """A sweep without a progress bar and without kept states."""
+    return sweep(model, prompts, engine=engine, keep_states=False, progress=False, **options)
+
+
+def a_part(cells: Sequence[peers.Cell], n: int, seed: int = 0) -> list[int]:
+    """Indices of `n` cells drawn at random, where all of them would take too long."""
+    draws = np.random.default_rng(seed)
+    return sorted(draws.permutation(len(cells))[:n].tolist())
+
+
+def peer_calls(
+    model: HookedLVLM, encoded: Sequence[Encoded], cells: Sequence[peers.Cell], names: Sequence[str]
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Each peer's loop over some cells; set up beforehand, so that only the loop is timed."""
+    twin = peers.plain_twin(model)
+    loops: dict[str, Any] = {
+        "transformer_lens": peers.transformer_lens,
+        "nnsight": partial(peers.nnsight, twin=twin),
+        "hooks": partial(peers.hooks, twin=twin),
+    }
+    if "transformer_lens" in names:
+        _ = model.bridge
+
+    def call(loop: Any) -> np.ndarray:
+        return deflections(loop(model, encoded, cells))
+
+    return {name: partial(call, loops[name]) for name in names}
+
+
+def exact_map(
+    model: HookedLVLM, prompts: PromptSet, *, repeats: int, peer_names: Sequence[str], part: int | None, naive: int
+) -> list[Row]:
+    """All heads, query and value, on every prompt.
+
+    Args:
+        part: How many cells the peers run, their time being scaled to all; None runs all of them.
+        naive: How many prompts the reference engine runs, one forward a head and prompt; 0 leaves it out.
+    """
+    encoded, cells = [model.encode(p) for p in prompts], cells_of(model)
+    chosen = list(range(len(cells))) if part is None else a_part(cells, part)
+    calls: dict[str, Any] = peer_calls(model, encoded, [cells[i] for i in chosen], peer_names)
+    calls["exact"] = partial(swept, model, prompts, "exact")
+    if naive:
+        calls["naive"] = partial(swept, model, prompts[:naive], "naive")
+    swept(model, prompts[:2], "exact")  # warm
+    timings, results = in_turn(calls, repeats, model.device)
+    scale = {name: (len(cells) + 1) / (len(chosen) + 1) for name in peer_names} | {
+        "naive": len(prompts) / max(1, naive)
+    }
+    found = rows("exact_map", model.name, timings, "exact", scale)
+    exact = results["exact"].deflection.values.reshape(len(prompts), -1)
+    for name, row in found.items():
+        if name == "naive":
+            row.agreement = float(np.abs(results[name].deflection.values.reshape(naive, -1) - exact[:naive]).max())
+        elif name != "exact":
+            row.agreement = float(np.abs(results[name] - exact[:, chosen]).max())
+    counts, attrs = Counts(model), results["exact"].attrs
+    naive_count, exact_count = counts.naive_map(encoded), counts.exact_map(encoded)
+    rate = matmul_rate(model.device, model.dtype)
+    share = attrs["layer_tokens"] / attrs["naive_layer_tokens"]
+    found["exact"].more = {
+        "prompts": len(prompts),
+        "cells": len(cells),
+        "operation_ratio": round(naive_count / exact_count, 3),
+        "layer_token_share": round(share, 4),
+        "layer_token_bound": round((model.n_layers + 1) / (2 * model.n_layers), 4),
+        "matmul_share": round(exact_count / found["exact"].seconds / rate, 3),
+        "matmul_rate": rate,
+    }
+    return list(found.values())
+
+
+def shared_image(model: HookedLVLM, prompts: PromptSet, *, repeats: int) -> list[Row]:
+    """Eight questions a picture, with and without shared beginnings."""
+    calls = {name: partial(swept, model, prompts, name) for name in ("exact", "prefix")}
+    timings, results = in_turn(calls, repeats, model.device)
+    found = rows("shared_image", model.name, timings, "prefix")
+    exact, shared = results["exact"], results["prefix"]
+    found["prefix"].agreement = float(np.abs(exact.deflection - shared.deflection).max())
+    encoded = model.encode(prompts[0])
+    assert encoded.image_span is not None
+    found["prefix"].more = {
+        "shared_share": round(encoded.image_span[1] / encoded.n_tokens, 3),
+        "kl_agreement": float(np.abs(exact.kl - shared.kl).max()),
+        "layer_token_ratio": round(exact.attrs["layer_tokens"] / shared.attrs["layer_tokens"], 3),
+        "image_passes": [exact.attrs["vision_passes"], shared.attrs["vision_passes"]],
+    }
+    return list(found.values())
+
+
+def find_top5(
+    model: HookedLVLM, prompts: PromptSet, *, repeats: int, peer_names: Sequence[str], part: int, k: int = 5
+) -> list[Row]:
+    """The five heads that selectivity puts first under deflection, for both projections.
+
+    Peers run `part` cells; their time is scaled to all. The truth is the exact engine's, which the other job holds
+    against them.
+    """
+    encoded, cells = [model.encode(p) for p in prompts], cells_of(model)
+    chosen = a_part(cells, part)
+    calls: dict[str, Any] = peer_calls(model, encoded, [cells[i] for i in chosen], peer_names)
+    screen = {"directions": 3, "estimates": ["deflection"], "best": 10, "sample": 4}
+    calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
+    calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 16, "directions": 3})
+    timings, results = in_turn(calls, repeats, model.device)
+    once, exact = in_turn({"exact": partial(swept, model, prompts, "exact")}, 1, model.device)
+    scale = {name: (len(cells) + 1) / (len(chosen) + 1) for name in peer_names}
+    found = rows("find_top5", model.name, timings, "sketch", scale)
+    found |= rows("find_top5", model.name, once, "exact")
+    unsafe = np.array([p.label == "unsafe" for p in prompts])
+    truth = exact["exact"].deflection.values
+    values = rule_values(truth, unsafe, "selectivity")
+    for engine in ("sketch", "race"):
+        run = results[engine]
+        same, tied = 0, 0
+        for number, name in enumerate(PROJECTIONS):
+            best = best_cells(values[number], k)
+            if engine == "sketch":
+                picked = [(int(a), int(b)) for a, b in sketched_top(run, name, k)[["layer", "head"]].values]
+            else:
+                import json
+
+                picked = [tuple(cell) for cell in json.loads(run.attrs["race_top"])[name]]
+            same += len(set(best) & set(picked))
+            least = _lower_end(truth[:, number, best[-1][0], best[-1][1]], unsafe)
+            tied += sum(cell in best or values[number][cell] >= least for cell in picked)
+        found[engine].agreement, found[engine].agreement_unit = same / (2 * k), "share of the exact top 5"
+        found[engine].more = {
+            "same_or_tied": tied / (2 * k),
+            "heads": model.n_layers * model.n_heads,
+            **{name: run.attrs[name] for name in run.attrs if name.startswith(("screen_recall", "race_"))},
+        }
+    return list(found.values())
+
+
+def _lower_end(cells: np.ndarray, unsafe: np.ndarray, draws: int = 1000) -> float:
+    """Lower end of the 95 % bootstrap interval of a head's unsafe - safe mean."""
+    generator = np.random.default_rng(0)
+    high, low = cells[unsafe], cells[~unsafe]
+    means = [generator.choice(high, len(high)).mean() - generator.choice(low, len(low)).mean() for _ in range(draws)]
+    return float(np.quantile(means, 0.025))
+
+
+def probes(features: np.ndarray, unsafe: np.ndarray, *, repeats: int, part: int) -> list[Row]:
+    """Cross-validated logistic probes on every head, 5 folds, against a scikit-learn loop over `part` of the heads."""
+    from sklearn.linear_model import LogisticRegression
+
+    from workbench.criteria.probes import cross_validated, fold_numbers
+
+    fold = fold_numbers(unsafe, np.full(len(unsafe), "", dtype=object))
+    chosen = np.random.default_rng(0).permutation(len(features))[:part]
+
+    def loop() -> np.ndarray:
+        found = np.empty((len(chosen), len(unsafe)))
+        for number, head in enumerate(chosen):
+            for held_out in np.unique(fold):
+                train, test = fold != held_out, fold == held_out
+                probe = LogisticRegression(tol=1e-8, max_iter=10_000).fit(features[head][train], unsafe[train])
+                found[number, test] = probe.decision_function(features[head][test])
+        return found
+
+    calls: dict[str, Callable[[], Any]] = {
+        "scikit_learn": loop,
+        "batched": partial(cross_validated, features, unsafe, fold),
+    }
+    timings, results = in_turn(calls, repeats, torch.device("cpu"))
+    name = f"{len(features)} heads x {features.shape[2]}"
+    found = rows("probes", name, timings, "batched", {"scikit_learn": len(features) / len(chosen)})
+    found["batched"].agreement = float(np.abs(results["batched"][chosen] - results["scikit_learn"]).max())
+    found["batched"].agreement_unit = "log-odds"
+    return list(found.values())
+
+
+def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
+    """How the cost of a screen and of an exact map grows with heads, layers, prompts and tokens, one at a time."""
+    found = []
+    base = Shape(layers=8, heads=8, d_model=256, d_mlp=512)
+    for heads in (8, 32, 128):  # 64, 256 and 1,024 in all, at one width and depth
+        found += _grown("heads", 8 * heads, Shape(8, heads, 256, 512), prompts, 8, repeats, exact=heads <= 32)
+    for layers in (4, 8, 16):
+        found += _grown("layers", layers, Shape(layers, 8, 256, 512), prompts, 8, repeats)
+    for n in (4, 8, 16):
+        found += _grown("prompts", n, base, n, 8, repeats)
+    for words in (8, 48, 128):
+        found += _grown("tokens", words, base, prompts, words, repeats)
+    return found
+
+
+def _grown(axis: str, size: int, shape: Shape, n: int, words: int, repeats: int, *, exact: bool = True) -> list[Row]:
+    model = build(shape, name=f"{axis} {size}")
+    prompts = questions(n, words=words, side=shape.side)
+    screen = {"estimates": ["deflection"], "best": 1, "sample": 0}
+    calls: dict[str, Any] = {"sketch": partial(swept, model, prompts, "sketch", engine_options=screen)}
+    if exact:
+        calls["exact"] = partial(swept, model, prompts, "exact")
+    swept(model, prompts[:2], "sketch", engine_options=screen)
+    timings, _ = in_turn(calls, repeats, model.device)
+    made = rows("growth", model.name, timings, "sketch")
+    for row in made.values():
+        row.more = {"axis": axis, "size": model.encode(prompts[0]).n_tokens if axis == "tokens" else size}
+    return list(made.values())

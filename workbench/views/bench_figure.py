@@ -1,0 +1,44 @@
+"""How the cost of a sweep grows with heads, layers, prompts and tokens: the benchmark's figure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from workbench.errors import FigureError
+from workbench.views.theme import DOUBLE_INCHES, LABEL_COLOURS
+
+COLOURS = {"exact": LABEL_COLOURS["unsafe"], "sketch": LABEL_COLOURS["safe"]}
+WORDS = {"heads": "heads in all", "layers": "layers", "prompts": "prompts", "tokens": "tokens a prompt"}
+
+
+def save_growth(
+    rows: Sequence[Mapping[str, Any]], folder: str | Path, formats: Sequence[str] = ("pdf", "png")
+) -> list[Path]:
+    """Draw the benchmark's `growth` rows: processor seconds of a whole sweep against one size, on two log axes.
+
+    Returns: the files written. Raises FigureError without any such row.
+    """
+    rows = [row for row in rows if row["job"] == "growth"]
+    if not rows:
+        raise FigureError("There are no rows of job 'growth' to draw; run python -m workbench.bench --only growth.")
+    figure = Figure(figsize=(DOUBLE_INCHES, 2.0), layout="constrained")
+    axes = figure.subplots(1, len(WORDS), sharey=True)
+    for ax, (axis, words) in zip(axes, WORDS.items(), strict=True):
+        for engine, colour in COLOURS.items():
+            points = sorted(
+                (row["more"]["size"], row["cpu_seconds"])
+                for row in rows
+                if row["more"]["axis"] == axis and row["engine"] == engine
+            )
+            ax.plot(*zip(*points, strict=True), "o-", color=colour, label=engine, markersize=3, linewidth=1)
+        ax.set(xscale="log", yscale="log", xlabel=words)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("processor seconds")
+    axes[0].legend(frameon=False, fontsize=7)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    files = [Path(folder) / f"bench_growth.{kind}" for kind in formats]
+    for file in files:
+        figure.savefig(file, dpi=200)
+    return files
