@@ -36,7 +36,9 @@ def main() -> None:
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from transformers import Cohere2VisionImageProcessor, Llama4ImageProcessor, Phi4MultimodalImageProcessor
 
-    theirs = dict(zip(SIZES, (Cohere2VisionImageProcessor, Llama4ImageProcessor, Phi4MultimodalImageProcessor), strict=True))
+    theirs = dict(
+        zip(SIZES, (Cohere2VisionImageProcessor, Llama4ImageProcessor, Phi4MultimodalImageProcessor), strict=True)
+    )
     arrays = {}
     for name, sizes in SIZES.items():
         for shape in SHAPES:

@@ -1,4 +1,4 @@
-"""Which architectures the workbench can mask, by transformers' model type: `FAMILIES`, `family_of`."""
+"""Which architectures the workbench can mask, by transformers' model type."""
 
 from workbench.errors import ModelError
 from workbench.models.families import (
@@ -22,12 +22,57 @@ FAMILIES: dict[str, Family] = {
     for family in module.FAMILIES
 }
 
+# What a new family needs, for a model type that is not known; CONTRIBUTING.md walks through a worked one.
+TEMPLATE = '''
+    from workbench.models.families import register_family
+    from workbench.models.families.family import Family, TinyParts
+
+
+    def tiny() -> TinyParts:
+        """A small random model: two kinds of layer if it has two, fewer key/value heads, wide heads."""
+        from transformers import {config}, {architecture}
+        from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+
+        tokenizer = tiny_tokenizer()
+        return TinyParts({architecture}({config}(**text_sizes(tokenizer, head_dim=D_HEAD))), tokenizer)
+
+
+    register_family(
+        Family(
+            name="{model_type}",
+            architecture="{architecture}",   # transformers' class
+            has_images=False,                 # with pictures: True, and the processor as TinyParts' third part
+            layers="layers",                  # names inside the decoder, hf.get_decoder()
+            norm="norm",
+            attention="self_attn",            # inside a layer; its output projection is
+            output="o_proj",
+            query_norm=False,                 # True if a norm follows the query projection
+            sliding=False,                    # True if some layers see only a window
+            tiny=tiny,
+        )
+    )
+
+    from workbench.models.conformance import conformance
+    from workbench.models.tiny import build_tiny
+    print(conformance(build_tiny("{model_type}")).verdict)
+'''
+
+
+def register_family(family: Family) -> None:
+    """Make a family known in this process; one of the same name is replaced. Prove it with `conformance`."""
+    FAMILIES[family.name] = family
+
 
 def family_of(model_type: str) -> Family:
-    """The family of a transformers `model_type`; a ModelError that lists the known ones otherwise."""
-    if model_type not in FAMILIES:
-        raise ModelError(
-            f"No adapter for model type {model_type!r}. Supported: {', '.join(sorted(FAMILIES))}. "
-            "CONTRIBUTING.md shows the 30 lines that add one."
-        )
-    return FAMILIES[model_type]
+    """The family of a `model_type`; else a ModelError that lists the known ones and shows how to add it."""
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    words = "".join(part.capitalize() for part in model_type.replace("-", "_").split("_")) or "Your"
+    template = TEMPLATE.format(
+        model_type=model_type or "your_type", architecture=f"{words}ForCausalLM", config=f"{words}Config"
+    )
+    raise ModelError(
+        f"No family for model type {model_type!r}. Supported: {', '.join(sorted(FAMILIES))}.\n"
+        "If transformers has a class for it, these lines may be all it takes (CONTRIBUTING.md, 'Add a model family'):\n"
+        f"{template}"
+    )
