@@ -8,9 +8,9 @@ import numpy as np
 from workbench.criteria.registry import PER_PROMPT, list_criteria
 from workbench.prompts.prompt import Prompt
 from workbench.shapes import head_name
-from workbench.views import captions, interactive, markup, theme
-from workbench.views.canvas import Canvas
+from workbench.views import captions, drawings, interactive, markup, theme
 from workbench.views.head_panel import Choice, HeadPanel, Stored
+from workbench.views.pane import Pane
 from workbench.views.picks import Head, rule_heads
 
 _RULES = ("selectivity", "sensitivity", "auroc", "effect_size", "ratio")
@@ -34,8 +34,7 @@ class Board(widgets.VBox):
         first = self._marked(self._criteria[0])
         self.head: Head = first[0] if first else (int(stored.run["layer"][0]), int(stored.run["head"][0]))
         self._set_head_boxes()
-        self._maps = {c: Canvas(self._map(c), on_cell=lambda row, col: self.select((row, col))) for c in self._criteria}
-        # Both panels exist from the start, one of them hidden: a figure widget does not survive a change of parents.
+        self._maps = {c: Pane(self._map(c), on_key=self._clicked, on_step=self._stepped) for c in self._criteria}
         self._kept, self._panel = (
             HeadPanel(stored, head=self.head, choice=self._choice(), on_prompt=self.select_prompt) for _ in range(2)
         )
@@ -138,7 +137,7 @@ class Board(widgets.VBox):
         return [
             top,
             row(widgets.Label("Masked"), self._projection, self._column, self._rule, self._top),
-            row(*(canvas.widget for canvas in self._maps.values())),
+            row(*(pane.widget for pane in self._maps.values())),
             self._hint,
             row(self._layer_box, self._head_box, self._lock, self._criterion, self._by),
             row(self._label, self._family, self._prompt),
@@ -152,8 +151,17 @@ class Board(widgets.VBox):
         """Choose a head in every map and in the panel, as a click does."""
         self.head = (int(head[0]), int(head[1]))
         self._set_head_boxes()
-        self._frame()
+        self._draw_maps()
         self._panel.show(self.head, self._choice())
+
+    def _clicked(self, key: str) -> None:
+        layer, head = key.split(",")
+        self.select((int(layer), int(head)))
+
+    def _stepped(self, up: int, right: int) -> None:
+        sizes = self._stored.run.sizes
+        layer, head = self.head[0] + up, self.head[1] + right
+        self.select((min(max(layer, 0), sizes["layer"] - 1), min(max(head, 0), sizes["head"] - 1)))
 
     def select_prompt(self, prompt_id: str) -> None:
         """Choose a prompt by its id, whatever the filters say."""
@@ -170,24 +178,21 @@ class Board(widgets.VBox):
         where = {"criterion": criterion, "projection": shown}
         return rule_heads(self._stored.scores, **where, rule=self._rule.value, k=self._top.value)[0]
 
-    def _frame(self) -> None:
-        for canvas in self._maps.values():
-            canvas.frame(interactive.frames(self._framed()))
+    def _draw_maps(self) -> None:
+        for criterion, pane in self._maps.items():
+            self._panel.guard(lambda c=criterion, p=pane: p.draw(self._map(c)))
 
-    def _framed(self) -> list[Head]:
-        return [self.head, *([self.locked] if self.locked else [])]
-
-    def _map(self, criterion: str) -> interactive.go.Figure:
-        figure = interactive.heatmap(
-            self._stored.scores,
-            criterion,
-            self._projection.value,
-            self._column.value,
+    def _map(self, criterion: str) -> str:
+        shown = interactive.projection_of(self._stored.scores, criterion, self._projection.value)
+        return drawings.heat_map(
+            theme.grid(self._stored.scores, criterion=criterion, projection=shown, column=self._column.value),
+            title=theme.title(criterion),
+            unit=theme.unit(criterion, self._column.value),
+            column=self._column.value,
             marked=self._marked(criterion),
-            selected=self._framed(),
+            selected=[self.head, *([self.locked] if self.locked else [])],
+            width=_MAP_WIDTH if self._stored.run.sizes["head"] <= 16 else 2 * _MAP_WIDTH,
         )
-        wide = _MAP_WIDTH if self._stored.run.sizes["head"] <= 16 else 460
-        return figure.update_layout(width=wide, height=round(wide * 0.98))
 
     def _set_head_boxes(self) -> None:
         self._quiet = True
@@ -199,8 +204,7 @@ class Board(widgets.VBox):
             self.select((self._layer_box.value, self._head_box.value))
 
     def _redraw_all(self) -> None:
-        for criterion in self._criteria:
-            self._panel.guard(lambda c=criterion: self._maps[c].show(self._map(c)))
+        self._draw_maps()
         self._redraw_panels()
 
     def _redraw_panels(self) -> None:
@@ -217,7 +221,7 @@ class Board(widgets.VBox):
         self._kept.layout.display = None if self.locked else "none"
         if self.locked:
             self._kept.show(self.locked, self._choice(), locked=True)
-        self._frame()
+        self._draw_maps()
 
     def _prompt_options(self) -> list[tuple[str, str]]:
         run = self._stored.run
@@ -241,13 +245,9 @@ class Board(widgets.VBox):
     def _refresh_words(self) -> None:
         rule = self._rule.label
         silent = [theme.title(c) for c in self._criteria if self._top.value and not self._marked(c)]
-        lacking = (
-            f" No head is numbered in {', '.join(silent)}, where that rule does not apply or keeps none."
-            if silent
-            else ""
-        )
+        lacking = f" (none in {', '.join(silent)}, where that rule does not apply or keeps no head)" if silent else ""
         self._hint.value = markup.note(
-            f"Click a cell to choose its head; the numbers are the {self._top.value} best by {rule}.{lacking}"
+            f"Click a cell, or move with the arrow keys. Numbered: the {self._top.value} best by {rule}{lacking}."
         )
         prompt_id = self._prompt.value
         if not prompt_id:

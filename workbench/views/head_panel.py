@@ -11,9 +11,9 @@ import xarray as xr
 
 from workbench.errors import WorkbenchError
 from workbench.shapes import head_name
-from workbench.views import interactive, markup, theme
-from workbench.views.canvas import Canvas
+from workbench.views import drawings, interactive, markup, theme
 from workbench.views.looking import Focus, Looking
+from workbench.views.pane import Pane
 from workbench.views.picks import Head
 from workbench.views.tables import number
 
@@ -37,7 +37,7 @@ class Stored:
 
 
 class HeadPanel(widgets.VBox):
-    """The close-up of one head, empty but for its chart until `show` fills it; errors are shown in it, never lost."""
+    """The close-up of one head, empty until `show` fills it; errors are shown in it, never lost."""
 
     def __init__(self, stored: Stored, *, head: Head, choice: Choice, on_prompt: Callable[[str], None]) -> None:
         self._stored, self._head, self._choice = stored, head, choice
@@ -51,7 +51,7 @@ class HeadPanel(widgets.VBox):
             description="Generate replies", tooltip="Generate the reply with and without this head"
         )
         self._ask.on_click(lambda button: self.guard(lambda: self._show_replies(asked=True)))
-        self._chart = Canvas(self._distribution(), on_point=on_prompt)
+        self._chart = Pane("", on_key=on_prompt)
         column = {"flex": "1 1 390px", "min_width": "320px", "padding": "0 14px 0 0"}
         left = widgets.VBox([self._stats, self._chart.widget], layout=widgets.Layout(**column))
         right = widgets.VBox([self._focus, self._tokens, self._ask, self._replies], layout=widgets.Layout(**column))
@@ -72,7 +72,7 @@ class HeadPanel(widgets.VBox):
         self._title.value = markup.block(markup.heading(head_name(*head), masked=masked, locked=locked))
         self._status.value = ""
         self.guard(self._show_stats)
-        self.guard(lambda: self._chart.show(self._distribution()))
+        self.guard(lambda: self._chart.draw(self._distribution()))
         self.guard(self._show_prompt)
 
     def guard(self, act: Callable[[], None]) -> None:
@@ -103,12 +103,12 @@ class HeadPanel(widgets.VBox):
         header = ["", "unsafe", "safe", "difference", "AUROC", "rank"]
         self._stats.value = markup.block(markup.table(header, rows))
 
-    def _distribution(self) -> interactive.go.Figure:
+    def _distribution(self) -> str:
         choice = self._choice
         where = (self._stored.run, choice.criterion, choice.projection)
-        return interactive.distributions(
-            *where,
-            head=self._head,
+        return drawings.distribution(
+            interactive.prompt_table(*where, head=self._head),
+            axis=f"{theme.title(choice.criterion)} ({theme.unit(choice.criterion)})",
             by=choice.by,
             threshold=interactive.threshold(*where, head=self._head),
         )

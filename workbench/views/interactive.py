@@ -232,9 +232,8 @@ def distributions(
     """
     if by not in ("label", "family"):
         raise FigureError(f"Distributions are drawn by 'label' or 'family'; got {by!r}.")
-    values = _values(run, criterion, projection, head)
-    table = pd.DataFrame({"value": values.values, "label": values["label"].values, "prompt": values["prompt"].values})
-    table["row"] = values["family"].values if by == "family" and "family" in values.coords else table["label"]
+    table = prompt_table(run, criterion, projection, head=head)
+    table["row"] = table["family" if by == "family" else "label"]
     table = table[np.isfinite(table["value"])]
     figure = go.Figure(layout=_layout(height=250, width=392, showlegend=True, barmode="overlay"))
     for label, colour in theme.LABEL_COLOURS.items():
@@ -274,6 +273,14 @@ def _values(run: xr.Dataset, criterion: str, projection: str, head: Head) -> xr.
     values = prompt_values(run, get_criterion(criterion))
     shown = projection if projection in values["projection"].values else "none"
     return values.sel(projection=shown, layer=head[0], head=head[1])
+
+
+def prompt_table(run: xr.Dataset, criterion: str, projection: str, *, head: Head) -> pd.DataFrame:
+    """One row a prompt: `prompt, value` (of one head, in the criterion's unit), `label, family`."""
+    values = _values(run, criterion, projection, head)
+    named = {"prompt": values["prompt"].values, "value": values.values, "label": values["label"].values}
+    family = values["family"].values if "family" in values.coords else ""
+    return pd.DataFrame(named).assign(family=family).astype({"prompt": str, "label": str, "family": str})
 
 
 def threshold(run: xr.Dataset, criterion: str, projection: str, *, head: Head) -> float | None:

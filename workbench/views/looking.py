@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _CHEAP_PARAMETERS = 5e7  # below this a reply takes well under a second on one core, so it need not be asked for
 _REPLY_TOKENS = 32
+_SEEN = 5e-4  # a probability that still shows with three digits
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,15 @@ class Looking:
         return Focus(patches, words, float(weights[picture].sum()) if picture.any() else float("nan"))
 
     def next_tokens(self, prompt_id: str, head: Head, projection: str, *, k: int = 5) -> list[tuple[str, float, float]]:
-        """(token, probability, probability without the head) for the `k` likeliest of either, likeliest first."""
+        """(token, probability, probability without the head) for the `k` likeliest of either, those with next to none left out."""
         base, masked = (
             self._probabilities(prompt_id, None, projection),
             self._probabilities(prompt_id, head, projection),
         )
         top = dict.fromkeys([*np.argsort(-base)[:k].tolist(), *np.argsort(-masked)[:k].tolist()])
         names = self._model.tokenizer.convert_ids_to_tokens(list(top))
-        return [(readable(str(n)), float(base[i]), float(masked[i])) for i, n in zip(top, names, strict=True)]
+        rows = [(readable(str(n)), float(base[i]), float(masked[i])) for i, n in zip(top, names, strict=True)]
+        return [row for place, row in enumerate(rows) if place < 2 or max(row[1:]) >= _SEEN]
 
     def _probabilities(self, prompt_id: str, head: Head | None, projection: str) -> np.ndarray:
         key = (prompt_id, head, projection if head else "")
