@@ -55,8 +55,13 @@ def demo(out: Path, *, model_name: str, n: int, seed: int, mask: Mask, console: 
     run = sweep(model, prompts, mask=mask, out=stored)
     scores = score(run, CRITERIA)
     detected = detection_table(run, criteria=CRITERIA, rules=RULES, seed=seed)
-    console.print(heads_table(scores, detected))
-    console.print(f"[dim]{escape(detected.attrs['splits'])}[/dim]", highlight=False)
+    console.print(
+        "\n[bold]The heads that each rule puts first, and what the first of them detects alone[/bold]\n"
+        "% of unseen prompts flagged, ± half the 95 % interval: by attack family, and of benign prompts.\n"
+        f"AUROC against the matched benign prompts, mean over families. Splits: {escape(detected.attrs['splits'])}.",
+        highlight=False,
+    )
+    console.print(heads_table(scores, detected, runners_up=console.width >= 90))
     for why in detected.attrs["left_out"]:
         console.print(f"[dim]Left out: {escape(why)}[/dim]", highlight=False)
     written = save_figures(run, out, scores=scores)
@@ -64,41 +69,38 @@ def demo(out: Path, *, model_name: str, n: int, seed: int, mask: Mask, console: 
     return run
 
 
-def heads_table(scores: pd.DataFrame, detected: pd.DataFrame) -> Table:
+def heads_table(scores: pd.DataFrame, detected: pd.DataFrame, *, runners_up: bool) -> Table:
     """A line a criterion x projection x rule: its best head and the next two, and what the best alone detects.
 
     Args:
         scores: From `wb.score`.
         detected: From `detection_table`: the head chosen, thresholded and tested on three different splits.
+        runners_up: Show the next two heads too, where the terminal is wide enough.
     """
     families = [f for f in dict.fromkeys(detected.loc[detected.measure == "detection_rate", "family"]) if f != "all"]
-    table = Table(
-        title="Heads by criterion, projection masked, and rule; and how many % of unseen prompts the first one flags "
-        "(± half the 95 % interval)",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-    )
-    for name in ("criterion", "masked", "rule", "head", "then"):
-        table.add_column(name)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("rule", "head", *(["then"] if runners_up else [])):
+        table.add_column(name, no_wrap=True)
     for name in (*families, "benign"):
-        table.add_column(name, justify="right")
-    table.add_column("AUROC\nmatched", justify="right")
-    for (criterion, projection, rule), part in detected.groupby(["criterion", "projection", "rule"], sort=False):
-        first = part.iloc[0]
-        head = head_name(int(first["layer"]), int(first["head"]))
-        rates = {(row.measure, row.family): row for row in part.itertuples()}
-        matched = [row.value for row in part.itertuples() if row.measure == "auroc_matched"]
-        table.add_row(
-            criterion,
-            projection,
-            rule,
-            f"[bold]{head}[/bold]",
-            " ".join(_next(scores, criterion, rule, projection, first=head)),
-            *(_percent(rates.get(("detection_rate", family))) for family in families),
-            _percent(rates.get(("false_positive_rate", "all"))),
-            f"{sum(matched) / len(matched):.2f}" if matched else "–",
-        )
+        table.add_column(name if len(name) < 8 else name[:6] + ".", justify="right", no_wrap=True)
+    table.add_column("AUROC", justify="right", no_wrap=True)
+    for (criterion, projection), parts in detected.groupby(["criterion", "projection"], sort=False):
+        words = projection if projection != "none" else "no mask"
+        table.add_row(f"[bold]{criterion}[/bold], {words}")
+        for rule, part in parts.groupby("rule", sort=False):
+            first = part.iloc[0]
+            head = head_name(int(first["layer"]), int(first["head"]))
+            rates = {(row.measure, row.family): row for row in part.itertuples()}
+            matched = [row.value for row in part.itertuples() if row.measure == "auroc_matched"]
+            table.add_row(
+                f"  {rule}",
+                f"[bold]{head}[/bold]",
+                *([" ".join(_next(scores, criterion, rule, projection, first=head))] if runners_up else []),
+                *(_percent(rates.get(("detection_rate", family))) for family in families),
+                _percent(rates.get(("false_positive_rate", "all"))),
+                f"{sum(matched) / len(matched):.2f}" if matched else "–",
+            )
+        table.add_section()
     return table
 
 
@@ -120,12 +122,17 @@ def _percent(row: Any) -> str:
 
 def _farewell(console: Console, stored: Path, written: list[Path], seconds: float) -> None:
     figures = [path for path in written if path.suffix == ".pdf"]
+    names = ", ".join(path.stem for path in figures)
     console.print(
-        f"\nDone in {seconds:.0f} s. {len(figures)} figures in [bold]{stored.parent}[/bold] (PDF, SVG, PNG): "
-        f"{', '.join(path.stem for path in figures)}.\nThe run is stored in [bold]{stored}[/bold].\n\nNext:\n"
-        "  make lab                               click on heads in JupyterLab\n"
-        f"  workbench compare {stored}    criteria x rules x number of heads, with intervals\n"
-        f"  workbench figures {stored} --out paper/\n"
+        f"\nDone in {seconds:.0f} s. {len(figures)} figures in [bold]{stored.parent}[/bold] (PDF, SVG, PNG): {names}.",
+        highlight=False,
+    )
+    console.print(
+        "\nNext:\n"
+        "  make lab                          click on heads in JupyterLab\n"
+        f"  workbench compare {stored}    every criterion, rule and number of heads\n"
+        f"  workbench detect {stored}     one head as a detector, family by family\n"
         "  workbench sweep --model DIR --prompts FILE.jsonl --out RUN.zarr    your own model and prompts",
         highlight=False,
+        soft_wrap=True,
     )

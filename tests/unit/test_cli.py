@@ -1,0 +1,104 @@
+"""The command line: help that teaches, one message for a mistake, and the status a script can rely on."""
+
+import sys
+
+import pytest
+
+import workbench as wb
+from workbench import cli
+from workbench.errors import WorkbenchError
+from workbench.sweeps.store import open_run
+
+COMMANDS = ("demo", "sweep", "score", "figures", "models", "check", "compare", "detect", "generate", "lab")
+
+
+def run(monkeypatch, capsys, *words):
+    """(exit status, what was printed, what went to the error stream) of one command line."""
+    monkeypatch.setattr(sys, "argv", ["workbench", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    printed = capsys.readouterr()
+    return stop.value.code or 0, printed.out, printed.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(monkeypatch, capsys, command):
+    status, out, _ = run(monkeypatch, capsys, command, "--help")
+    assert status == 0
+    assert f"workbench {command}" in out
+    assert out.count(".") >= 2, "a sentence of its own, and one an option"
+
+
+def test_the_list_of_commands_is_whole(monkeypatch, capsys):
+    status, out, _ = run(monkeypatch, capsys, "--help")
+    assert status == 0
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("score", "nowhere.zarr"), "nowhere.zarr"),
+        (("check", "no-such-model"), "no-such-model"),
+        (("check", "bert", "--tiny"), "bert"),
+        (("sweep", "-m", "planted", "-p", "nothing.jsonl", "--out", "x.zarr"), "nothing.jsonl"),
+        (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "key"), "query, value"),
+        (("demo", "--factor", "0.5"), "form='scale'"),
+        (("compare", "nowhere.zarr", "--n-heads", "one"), "1,3,5"),
+    ],
+)
+def test_a_mistake_is_one_message_and_status_1(monkeypatch, capsys, tmp_path, words, said):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(monkeypatch, capsys, *words)
+    assert status == 1
+    assert err.startswith("Error: ")
+    assert said in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir()), "a mistake leaves nothing behind"
+
+
+@pytest.mark.parametrize("words", [("fly",), ("demo", "--n", "many"), ("score",), ("demo", "--form", "zero")])
+def test_bad_usage_is_status_2(monkeypatch, capsys, words):
+    assert run(monkeypatch, capsys, *words)[0] == 2
+
+
+def test_ctrl_c_says_so_without_a_traceback(monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("workbench.demo.demo", stop)
+    status, _, err = run(monkeypatch, capsys, "demo")
+    assert status == 130
+    assert "Traceback" not in err
+
+
+def test_markup_in_a_message_is_shown_as_it_is(monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise WorkbenchError("prompt '[red]x[/red]' is odd")
+
+    monkeypatch.setattr("workbench.demo.demo", fail)
+    assert "[red]x[/red]" in run(monkeypatch, capsys, "demo")[2]
+
+
+def test_the_demo_finds_the_planted_head_and_leaves_figures_and_a_run(monkeypatch, capsys, tmp_path):
+    status, out, err = run(monkeypatch, capsys, "demo", "--model", "planted", "--n", "60", "--out", tmp_path)
+    assert status == 0, err
+    layer, head = wb.load_model("planted", check=False).truth["planted"][0]
+    selective = [line for line in out.splitlines() if "selectivity" in line]
+    assert len(selective) == 4, out  # deflection and ships, query and value
+    assert all(line.split()[1] == f"L{layer}H{head}" for line in selective)
+    stored = open_run(tmp_path / "demo-run.zarr")
+    assert stored.sizes["prompt"] == 60
+    for suffix in ("pdf", "svg", "png"):
+        assert list(tmp_path.glob(f"*.{suffix}")), suffix
+    status, out, _ = run(monkeypatch, capsys, "score", tmp_path / "demo-run.zarr", "--top", "1")
+    assert status == 0
+    assert f"L{layer}H{head}" in out
+
+
+def test_another_seed_gives_slightly_other_numbers(tmp_path):
+    model = wb.load_model("planted", check=False)
+    runs = [wb.sweep(model, wb.load_prompts("planted", seed=s, n=24), heads=[(0, 2)], progress=False) for s in (0, 1)]
+    one, other = (float(r.deflection.mean()) for r in runs)
+    assert runs[0].attrs["prompt_hash"] != runs[1].attrs["prompt_hash"]
+    assert abs(one - other) < 5
