@@ -23,6 +23,7 @@ from workbench.detectors.findings import findings
 from workbench.detectors.groups import greedy_groups, head_interactions
 from workbench.detectors.suppression import suppress, suppress_and_reselect
 from workbench.errors import CriterionError, DetectorError, PromptError, RunError
+from workbench.prompts.planted_world import draw_planted_prompts
 from workbench.prompts.prompt import PromptSet
 from workbench.sweeps.run import sweep
 
@@ -323,6 +324,13 @@ def test_the_compare_command_prints_and_stores(stored, tmp_path, capsys):
         compare_command(shown, stored, out=tmp_path / "breakdown.doc", **options)
 
 
+def fresh(folder) -> str:
+    """A file of prompts that no detector has seen; without their pictures, so of the text family."""
+    unseen = draw_planted_prompts(split="test", seed=7, n=64).where(family="text")
+    unseen.frame()[["id", "text", "label", "family", "pair_id"]].to_csv(folder / "fresh.csv", index=False)
+    return str(folder / "fresh.csv")
+
+
 def test_the_detect_command_tests_a_run_and_a_stored_detector(stored, tmp_path, capsys):
     shown = console()
     found = detect_command(shown, stored, bootstrap=50, save=tmp_path / "detector")
@@ -334,6 +342,8 @@ def test_the_detect_command_tests_a_run_and_a_stored_detector(stored, tmp_path, 
         detect_command(shown, str(tmp_path / "detector"))
     seen = tmp_path / "prompts.csv"
     prompts().frame()[["id", "text", "label", "family", "pair_id"]].to_csv(seen, index=False)
+    detect_command(shown, str(tmp_path / "detector"), model="planted", prompts=fresh(tmp_path), bootstrap=50)
+    assert "Cost: 1.0" in shown.export_text()
     with pytest.raises(DetectorError, match="calibrated on"):
         detect_command(shown, str(tmp_path / "detector"), model="planted", prompts=str(seen))
 

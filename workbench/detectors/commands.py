@@ -25,6 +25,9 @@ from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt
 from workbench.sweeps.store import open_run
 
+COSTED = 8  # prompts on which the cost of a stored detector is measured
+PIPE_WIDTH = 180
+
 
 def compare_command(
     console: Console,
@@ -62,6 +65,7 @@ def compare_command(
         bootstrap=bootstrap,
         seed=seed,
     )
+    _widen(console)
     for table in breakdown_tables(found):
         console.print(table)
     console.print(
@@ -101,6 +105,7 @@ def detect_command(
     test prompts, without the model), or a stored detector, which needs `model` and `prompts` (their test split, if
     declared).
     """
+    _widen(console)
     if (Path(source) / DESCRIPTION).is_file():
         if model is None or prompts is None:
             raise DetectorError("A stored detector is tested on prompts: give --model and --prompts.")
@@ -108,7 +113,14 @@ def detect_command(
         asked: Sequence[Prompt] = load_prompts(prompts, seed=seed)
         asked = [p for p in asked if p.split == "test"] or asked
         asked = unseen(detector, asked)
-        scores = detector.decision_function(load_model(model), asked)
+        loaded = load_model(model)
+        scores = detector.decision_function(loaded, asked)
+        cost = detector.cost(loaded, asked[:COSTED])
+        told = (
+            f"Cost: {cost.forward_passes:.2f} forward passes and {1000 * cost.detect_s:.0f} ms a prompt, "
+            f"{cost.latency_ratio:.2f} of a plain reply (median of {cost.n_prompts})"
+        )
+        console.print(told, highlight=False)
     else:
         stored, splits = with_splits(open_run(source), seed=seed)
         one_head = OneHeadDetector(projection=projection, criterion=criterion, rule=rule, k=k, seed=seed).fit_run(
@@ -166,6 +178,12 @@ def generate_command(
         if reply.unguarded is not None:
             console.print(f"Without the guard: {reply.unguarded}", markup=False, highlight=False)
     return reply
+
+
+def _widen(console: Console) -> None:
+    """A file or a pipe has no width of its own; rich would fold the tables to 80 columns."""
+    if not console.is_terminal:
+        console.width = max(console.width, PIPE_WIDTH)
 
 
 def _read_image(path: Path) -> Image.Image:

@@ -12,6 +12,7 @@ masked |
 safe ones |
 
 `ci_low`, `ci_high`: exact 95 % intervals; of controls the lowest and the highest draw; of `auroc_missed` by bootstrap.
+Probes mask nothing; to see what their heads do, they are masked in the run's first projection.
 """
 
 import json
@@ -87,7 +88,7 @@ class Consequences:
 
     def of(self, heads: Sequence[Head], projection: str) -> list[dict]:
         """The measures with some heads masked, and with random ones in their place."""
-        projection = self.projection if projection == "none" else projection  # probes mask nothing; their heads can be
+        projection = self.projection if projection == "none" else projection
         rows = _rows(self._outcomes(heads, projection))
         drawn = []
         for draw in range(self.controls):

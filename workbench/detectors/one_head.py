@@ -90,20 +90,21 @@ class OneHeadDetector(Detector):
         where = head_name(*self.head) if self.head else "no head yet"
         return f"OneHeadDetector({self.criterion}, {self.rule}, {self.projection}, {where}, {self.threshold:.4g})"
 
-    def fit(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> Self:
+    def fit(self, model: HookedLVLM, prompts: Sequence[Prompt], *, progress: bool = False) -> Self:
         """Choose the head on one part of the prompts and set the threshold on another.
 
         Args:
             model: The model to watch.
             prompts: Labelled. Declared splits are used (`selection` picks the head, `threshold` sets the threshold,
                 `test` is left out); without them the parts are made here and recorded in `calibration`.
+            progress: Show the progress of the sweep that chooses the head; on a large model it is long.
         Raises: DetectorError for too few prompts of a label, or values that separate nothing; CriterionError where the
             rule keeps no head.
         """
         check_is_model(model)
         parts = calibration_parts(as_prompts(prompts), seed=self.seed)
         if self._given_head is None:
-            run = sweep(model, parts.selection, projections=(self.projection,), mask=self.mask, progress=False)
+            run = sweep(model, parts.selection, projections=(self.projection,), mask=self.mask, progress=progress)
             self._choose(run, parts)
         assert self.head is not None
         self._finish(self._measure(model, parts.threshold), unsafe_array(parts.threshold), parts)
