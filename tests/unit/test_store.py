@@ -31,9 +31,14 @@ def text_prompts() -> list[wb.Prompt]:
     return [wb.Prompt(id=f"p{i}", text=t, label=("safe", "unsafe")[i % 2]) for i, t in enumerate(WORDS)]
 
 
+def seeded_model():
+    torch.manual_seed(0)
+    return build_tiny("llava")
+
+
 @pytest.fixture(scope="module")
 def model():
-    return build_tiny("llava")
+    return seeded_model()
 
 
 @pytest.fixture
@@ -264,16 +269,18 @@ def test_out_of_memory_halves_the_rows_and_says_so(model, tmp_path, small_blocks
     assert (used[1:] == most // 4).all()
 
 
+# Little to compute, so that the twenty deaths and resurrections are soon over.
+QUICK = {"projections": ("query",), "keep_states": False, "heads": [(0, 1), (3, 0)]}
 KILLED = textwrap.dedent("""
     import os, signal, sys
     sys.path.insert(0, sys.argv[2])
     import zarr.storage._local as local
     from workbench.sweeps import run
-    from tests.unit.test_store import build_tiny, replace, swept
+    from tests.unit.test_store import QUICK, replace, seeded_model, swept
 
     plan = run.plan
     run.plan = lambda model, longest, **kw: replace(plan(model, longest, **kw), block=2)
-    model, atomic = build_tiny("llava"), local._atomic_write
+    model, atomic = seeded_model(), local._atomic_write
     count, last, out = 0, None, None
 
     def deadly(path, mode, exclusive=False):
@@ -291,7 +298,7 @@ KILLED = textwrap.dedent("""
         out, last = line.split()
         if os.fork() == 0:
             count, last = 0, int(last)
-            swept(model, out)
+            swept(model, out, **QUICK)
             os._exit(0)
         print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """)
@@ -299,10 +306,10 @@ KILLED = textwrap.dedent("""
 
 def test_killed_at_any_moment_the_run_goes_on_bit_for_bit(model, tmp_path, small_blocks):
     whole = tmp_path / "whole.zarr"
-    swept(model, whole)
+    swept(model, whole, **QUICK)
     sound = files(whole)
     writes = sum(1 for p in whole.rglob("*") if p.is_file())
-    points = np.random.default_rng(int(time.time())).choice(np.arange(2, writes + 60), size=20, replace=False).tolist()
+    points = np.random.default_rng(int(time.time())).choice(np.arange(2, writes + 30), size=20, replace=False).tolist()
     repo = str(Path(__file__).parents[2])
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -321,5 +328,5 @@ def test_killed_at_any_moment_the_run_goes_on_bit_for_bit(model, tmp_path, small
     assert codes.count(-signal.SIGKILL) >= 15, codes
     for n, point in enumerate(points):
         out = tmp_path / f"run{n}.zarr"
-        swept(model, out)
+        swept(model, out, **QUICK)
         assert files(out) == sound, f"killed at write {point}"

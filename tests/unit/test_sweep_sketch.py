@@ -110,9 +110,10 @@ def test_a_screen_that_fails_says_so(double, monkeypatch):
         return {name: 100 - value for name, value in wrong(model, base, job, **options).items()}
 
     options = {"best": 4, "sample": 12, "rule": "sensitivity"}
-    sound = swept(double, "sketch", engine_options=options)
+    mask = wb.Mask(form="scale", factor=0.9)
+    sound = swept(double, "sketch", engine_options=options, mask=mask)
     monkeypatch.setattr(screen, "estimates", reversed_)
-    run = swept(double, "sketch", engine_options=options)
+    run = swept(double, "sketch", engine_options=options, mask=mask)
     for projection in ("query", "value"):
         assert sound.attrs["screen_recall"][projection] > 0.9
         assert run.attrs["screen_missed"][projection] > 0
@@ -132,12 +133,13 @@ def test_a_killed_sketch_goes_on_with_the_same_choice(double, tmp_path, monkeypa
 
 
 def test_the_cost_of_a_screen_does_not_grow_with_heads(double):
-    run = swept(
-        double, "sketch", engine_options={"best": 1, "sample": 0, "estimates": ["deflection"], "rule": "sensitivity"}
-    )
-    tokens = double.n_layers * sum(double.encode(p).n_tokens for p in text_prompts())
-    # One base pass and one with a graph; in the last layer the latter has only the last position.
-    assert tokens < run.attrs["layer_tokens"] - tokens < 2.2 * tokens
+    encoded = [double.encode(p) for p in text_prompts()]
+    tokens, before = double.n_layers * sum(e.n_tokens for e in encoded), double.work.layer_tokens
+    job = Job(("query", "value"), wb.Mask(), None, False, estimates=("deflection", "kl"), directions=4)
+    arrays = screen.SketchBlock(double, encoded, job, 64).base_arrays()
+    assert arrays["deflection_estimate"].shape == (6, 2, double.n_layers, double.n_heads)
+    # One base pass, and one with a graph, which in the last layer has only the last position.
+    assert tokens < double.work.layer_tokens - before < 2 * tokens
 
 
 def test_exact_heads_fill_the_bound_of_a_sketched_top():

@@ -90,7 +90,7 @@ def test_agreement_of_positions_is_reported(model):
 
 
 def test_the_command_stores_a_run(tmp_path):
-    console = Console(record=True, width=200)
+    console = Console(record=True, width=400)
     out = str(tmp_path / "run.zarr")
     options = {"projections": ["value"], "split": "selection", "n": 6, "mask": wb.Mask(form="scale", factor=0.5)}
     sweep_command(console, model="planted", prompts="planted", out=out, **options)

@@ -42,5 +42,7 @@ def sweep_command(
         cluster=cluster,
         repair=repair,
     )
-    sizes = ", ".join(f"{size} {name}s" for name, size in run.sizes.items() if not str(name).startswith("d_"))
+    sizes = ", ".join(
+        f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
+    )
     console.print(f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}", highlight=False, markup=False)

@@ -25,7 +25,7 @@ class ExactBlock:
 
     def __init__(self, model: HookedLVLM, encoded: Sequence[Encoded], job: Job, rows: int) -> None:
         self.model, self.encoded, self.job, self.rows = model, encoded, job, rows
-        n_rows = len(job.projections) * len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
+        n_rows = len(job.projections) * max((len(job.heads_of(model, n)) for n in job.layers(model)), default=1)
         self.batches = batches(encoded, max(1, rows // n_rows))
         self.bases = [base_pass(model, [encoded[i] for i in batch]) for batch in self.batches]
 

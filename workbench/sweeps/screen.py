@@ -101,13 +101,13 @@ def tapped_state(model: HookedLVLM, base: BasePass, *, thrifty: bool) -> tuple[T
         for layer, seen in base.recordings.items()
     }
     hidden = base.inputs[numbers[0]].detach()
-    with double_kept(model.dtype):
-        for number in numbers:
-            arguments = row_arguments(
-                base.arguments[number], base.n_prompts, base.n_pos, 1, 0, model.family.position_arguments
-            )
+    for number in numbers:
+        arguments = row_arguments(
+            base.arguments[number], base.n_prompts, base.n_pos, 1, 0, model.family.position_arguments
+        )
 
-            def step(hidden: Tensor, tap: Tensor | None, number: int = number, arguments: Any = arguments) -> Tensor:
+        def step(hidden: Tensor, tap: Tensor | None, number: int = number, arguments: Any = arguments) -> Tensor:
+            with double_kept(model.dtype):
                 if tap is None:
                     return call_layer(model, number, hidden, arguments)
                 with sites_set([model.sites[number]], tap=tap):
@@ -116,14 +116,11 @@ def tapped_state(model: HookedLVLM, base: BasePass, *, thrifty: bool) -> tuple[T
                     given = last_attention_out(model, number, hidden, arguments)
                     return call_layer(model, number, hidden[:, -1:], arguments, given)
 
-            tap = taps.get(number)
-            if thrifty:
-                hidden = checkpoint(step, hidden, tap, use_reentrant=False)
-            else:
-                hidden = step(hidden, tap)
-            model.work.count(1, hidden.shape[0], hidden.shape[1])
-            hidden = model.family.after_layer(number, hidden, base.decoder_arguments, 1, 0)
-        return model.normed(hidden[:, -1]), taps
+        tap = taps.get(number)
+        hidden = checkpoint(step, hidden, tap, use_reentrant=False) if thrifty else step(hidden, tap)
+        model.work.count(1, hidden.shape[0], hidden.shape[1])
+        hidden = model.family.after_layer(number, hidden, base.decoder_arguments, 1, 0)
+    return model.normed(hidden[:, -1]), taps
 
 
 def _moved(slopes: Mapping[int, Tensor], changes: Mapping[int, Tensor], job: Job, model: HookedLVLM) -> Tensor:

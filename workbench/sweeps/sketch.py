@@ -85,8 +85,9 @@ def screen_report(this: Sweep, best: list[tuple[int, int]], drawn: list[tuple[in
     at = tuple(np.array(drawn).T)
     spearman, missed, recall = {}, {}, {}
     for number, name in enumerate(this.job.projections):
-        if len(drawn) > 2:
-            spearman[name] = round(float(spearmanr(*(value[number][at] for value in plain)).statistic), 4)
+        known = [value[number][at] for value in plain]
+        if len(drawn) > 2 and all(np.ptp(value) > 0 for value in known):
+            spearman[name] = round(float(spearmanr(*known).statistic), 4)
         top = sorted((values[number][cell] for cell in best), reverse=True)[:5]
         missed[name] = sum(bool(values[number][cell] > top[-1]) for cell in others)
         scaled = missed[name] * (n_cells - len(best)) / len(others) if others else 0.0
