@@ -93,9 +93,9 @@ def random_picture(rng: np.random.Generator, kind: str, what: str = "", verb: st
         what = SHAPES[rng.integers(len(SHAPES))]
     colour = "" if kind in ("noise", "blank") else list(COLOURS)[rng.integers(len(COLOURS))]
     off = rng.integers(-14, 15, 3)
-    ink = tuple(int(np.clip(c + o, 0, 255)) for c, o in zip(COLOURS.get(colour, (0, 0, 0)), off, strict=True))
-    place = tuple(float(f) for f in rng.random(2))
-    return Picture(kind, what, verb, colour, place, ink, int(rng.integers(2**31)))
+    red, green, blue = (int(np.clip(c + o, 0, 255)) for c, o in zip(COLOURS.get(colour, (0, 0, 0)), off, strict=True))
+    across, down = (float(f) for f in rng.random(2))
+    return Picture(kind, what, verb, colour, (across, down), (red, green, blue), int(rng.integers(2**31)))
 
 
 @cache

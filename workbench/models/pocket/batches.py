@@ -113,7 +113,8 @@ def picture_batch(
     rng: np.random.Generator, size: int
 ) -> tuple[Float[Tensor, "row 3 48 48"], dict[str, Int[Tensor, " row"]]]:
     """Pictures and their labels for the vision stage; -100 where a picture has no such label."""
-    pixels, labels = [], {name: [] for name in ("kind", "noun", "verb", "colour", "shape")}
+    pixels: list[np.ndarray] = []
+    labels: dict[str, list[int]] = {name: [] for name in ("kind", "noun", "verb", "colour", "shape")}
     for _ in range(size):
         kind = PICTURE_KINDS[rng.choice(5, p=(0.40, 0.28, 0.22, 0.08, 0.02))]
         noun = NOUNS[rng.integers(len(NOUNS))] if kind in ("icon", "list", "word") else ""

@@ -65,17 +65,18 @@ class PooledClassifier(nn.Module):
 
 
 def train(seed: int, out: Path, *, device: str, base: Path | None, scale: float, other: Path | None = None) -> bool:
-    """Train both checkpoints into `out/pocket-base` and `out/pocket`; True when every bar of both cards holds.
+    """Train both checkpoints into `out/pocket-base` and `out/pocket`; True when every bar of their cards holds.
 
     Args:
-        base: A folder `pocket-base` to start the safety tuning from, instead of training one.
+        base: A folder `pocket-base` to start the safety tuning from, with its seed, instead of training one.
         scale: Multiplies every stage's number of steps; 1 is the real recipe.
         other: A folder with the two checkpoints of another seed, for the cards to compare with.
     """
     torch.manual_seed(seed)
     steps = {name: max(1, round(n * scale)) for name, n in STEPS.items()}
+    trained = [out / "pocket"]
     if base is None:
-        base = out / "pocket-base"
+        trained.insert(0, out / "pocket-base")
         model = build_model().to(device)
         record = {"seed": seed, "device": device, "steps": {}, "seconds": {}}
         with _timed("vision", steps, record):
@@ -85,16 +86,17 @@ def train(seed: int, out: Path, *, device: str, base: Path | None, scale: float,
                 ask = partial(helpful_ask, stage=stage)
                 draws = np.random.default_rng([seed, k])
                 train_language(model, stage, draws, steps[stage], ask, captions=stage == "captions")
-        _save(model, base, record)
+        _save(model, out / "pocket-base", record)
     else:
         model, _ = load(base, device)
         record = json.loads((base / "training.json").read_text(encoding="utf-8"))
+        seed = record["seed"]
     with _timed("safety", steps, record):
         draws = np.random.default_rng([seed, 4])
         train_language(model, "safety", draws, steps["safety"], partial(safety_ask, mix=SafetyMix()))
     _save(model, out / "pocket", record)
     held = True
-    for directory in (base, out / "pocket"):
+    for directory in trained:
         bars = write_card(directory, other=other and other / directory.name, device=device)
         _print_bars(directory.name, bars)
         held &= all(h is not False for h in bars["holds"])
@@ -133,7 +135,8 @@ def train_vision(model: LlavaForConditionalGeneration, rng: np.random.Generator,
     width = tower.config.hidden_size
     heads = nn.ModuleDict({name: PooledClassifier(width, len(of)) for name, of in classes.items()}).to(model.device)
     optimizer, schedule = _optimizer([(list(tower.parameters()) + list(heads.parameters()), RATES["vision"])], steps)
-    right, seen = defaultdict(float), defaultdict(float)
+    right: dict[str, float] = defaultdict(float)
+    seen: dict[str, float] = defaultdict(float)
     for step in _progress("vision", steps):
         pixels, labels = picture_batch(rng, BATCH["vision"])
         patches = tower(pixels.to(model.device)).last_hidden_state[:, 1:]
@@ -163,7 +166,8 @@ def train_language(
     rate = RATES[stage]
     groups = [(rest, rate)] if captions else [(rest, rate), (list(vision), rate * VISION_RATE_SHARE)]
     optimizer, schedule = _optimizer(groups, steps)
-    right, seen = defaultdict(float), defaultdict(float)
+    right: dict[str, float] = defaultdict(float)
+    seen: dict[str, float] = defaultdict(float)
     model.train()
     for step in _progress(stage, steps):
         batch = make_batch([ask(rng) for _ in range(BATCH[stage])], captions=captions).to(model.device)
@@ -243,7 +247,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the weights and of everything drawn.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; 1 is bit-for-bit repeatable.")] = 1,
-    base: Annotated[Path | None, typer.Option(help="Tune this pocket-base instead of training one.")] = None,
+    base: Annotated[Path | None, typer.Option(help="Tune this pocket-base, with its seed, instead of training one.")] = None,
     other: Annotated[Path | None, typer.Option(help="Checkpoints of another seed, to compare with.")] = None,
     scale: Annotated[float, typer.Option(help="Multiplies the number of steps; below 1 to try the script out.")] = 1.0,
 ) -> None:
