@@ -84,7 +84,7 @@ def test_the_demo_finds_the_planted_head_and_leaves_figures_and_a_run(monkeypatc
     status, out, err = run(monkeypatch, capsys, "demo", "--model", "planted", "--n", "60", "--out", tmp_path)
     assert status == 0, err
     layer, head = wb.load_model("planted", check=False).truth["planted"][0]
-    selective = [line for line in out.splitlines() if "selectivity" in line]
+    selective = [line for line in out.splitlines() if line.split()[:1] == ["selectivity"]]
     assert len(selective) == 4, out  # deflection and ships, query and value
     assert all(line.split()[1] == f"L{layer}H{head}" for line in selective)
     stored = open_run(tmp_path / "demo-run.zarr")
