@@ -6,7 +6,6 @@ from rich.table import Table
 
 from workbench.models.conformance import conformance
 from workbench.models.families import FAMILIES
-from workbench.models.families.family import Family
 from workbench.models.hooked import HookedLVLM
 
 
@@ -61,13 +60,3 @@ def _model(name: str, tiny: bool, dtype: str, device: str | None) -> HookedLVLM:
     from workbench.models.tiny import build_tiny
 
     return build_tiny(name, dtype=DTYPES.get(dtype, torch.float64))
-
-
-def family_facts(family: Family) -> dict[str, str | bool]:
-    """The facts of the table, for a notebook or a test."""
-    return {
-        "images": family.has_images,
-        "query_norm": family.query_norm,
-        "sliding": family.sliding,
-        "limits": family.limits,
-    }
