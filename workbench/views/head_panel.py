@@ -150,6 +150,8 @@ class HeadPanel(widgets.VBox):
 
     def _show_replies(self, *, asked: bool) -> None:
         looking, choice = self._stored.looking, self._choice
+        if looking is None:
+            return
         if not asked and not looking.has_replies(choice.prompt_id, self._head, choice.projection):
             self._ask.layout.display = ""
             return

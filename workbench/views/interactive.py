@@ -119,7 +119,7 @@ def heatmap(
 
 def _json(cells: np.ndarray) -> np.ndarray:
     """NaN has no JSON: None in its place."""
-    return np.where(np.isfinite(cells), cells, None)
+    return np.where(np.isfinite(cells), cells.astype(object), np.array(None))
 
 
 def _bar(scale: theme.Scale, unit: str) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class Looking:
         return Focus(patches, words, float(weights[picture].sum()) if picture.any() else float("nan"))
 
     def next_tokens(self, prompt_id: str, head: Head, projection: str, *, k: int = 5) -> list[tuple[str, float, float]]:
-        """(token, probability, probability without the head) for the `k` likeliest of either, those with next to none left out."""
+        """(token, probability, probability without the head): the `k` likeliest of either that have any to speak of."""
         base, masked = (
             self._probabilities(prompt_id, None, projection),
             self._probabilities(prompt_id, head, projection),
@@ -91,7 +91,7 @@ class Looking:
     def _probabilities(self, prompt_id: str, head: Head | None, projection: str) -> np.ndarray:
         key = (prompt_id, head, projection if head else "")
         if key not in self._next:
-            masked = {"heads": [head], "projection": projection, "mask": self._mask} if head else {}
+            masked: dict[str, Any] = {"heads": [head], "projection": projection, "mask": self._mask} if head else {}
             logits = self._model.logits(self.prompts[prompt_id], **masked)
             self._next[key] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
         return self._next[key]
@@ -107,7 +107,7 @@ class Looking:
     def _reply(self, prompt_id: str, head: Head | None, projection: str) -> str:
         key = (prompt_id, head, projection)
         if key not in self._replies:
-            masked = {"heads": [head], "projection": projection, "mask": self._mask} if head else {}
+            masked: dict[str, Any] = {"heads": [head], "projection": projection, "mask": self._mask} if head else {}
             prompt = self.prompts[prompt_id]
             self._replies[key] = self._model.generate(prompt, max_new_tokens=_REPLY_TOKENS, **masked)
         return self._replies[key]
@@ -121,11 +121,8 @@ def mask_of(run: xr.Dataset) -> Mask:
             f"The run does not record {', '.join(missing)}, so the model cannot be masked as it was. "
             "Explore it without model=, or sweep again with this version."
         )
-    form = str(run.attrs["mask_form"])
-    factor = 0.0 if form == "limit" else float(run.attrs["mask_factor"])
-    return Mask(
-        form=form, factor=factor, grain=str(run.attrs["mask_grain"]), positions=str(run.attrs["mask_positions"])
-    )
+    words: dict[str, Any] = {name: str(run.attrs[f"mask_{name}"]) for name in ("form", "grain", "positions")}
+    return Mask(**words, factor=0.0 if words["form"] == "limit" else float(run.attrs["mask_factor"]))
 
 
 def readable(token: str) -> str:

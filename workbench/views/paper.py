@@ -121,9 +121,9 @@ def _checked_scores(run: xr.Dataset, scores: pd.DataFrame | None) -> pd.DataFram
                 "Sweep again with wb.sweep, or pass the table to draw as scores=."
             )
         scores = score(run, criteria=tuple(drawn))
-    if lacking := [c for c in SCORE_COLUMNS if c not in scores]:
+    if absent := [c for c in SCORE_COLUMNS if c not in scores]:
         raise FigureError(
-            f"A score table needs the columns {', '.join(SCORE_COLUMNS)}; this one lacks {', '.join(lacking)}. Use "
+            f"A score table needs the columns {', '.join(SCORE_COLUMNS)}; this one lacks {', '.join(absent)}. Use "
             "wb.score(run)."
         )
     if scores.empty:

@@ -59,7 +59,7 @@ def html_table(frame: pd.DataFrame) -> str:
     lines = []
     for row in frame.itertuples(index=False):
         cells = "".join(
-            f"<td>{html.escape(number(v) if isinstance(v, float | np.floating) else str(v))}</td>" for v in row
+            f"<td>{html.escape(number(float(v)) if isinstance(v, float | np.floating) else str(v))}</td>" for v in row
         )
         lines.append(f"<tr>{cells}</tr>")
     return f'<table class="wb-table"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
