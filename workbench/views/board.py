@@ -1,6 +1,7 @@
 """The explorer's board: linked heat maps above, the chosen head (and a locked one beside it) below."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import ipywidgets as widgets
 import numpy as np
@@ -180,7 +181,10 @@ class Board(widgets.VBox):
 
     def _draw_maps(self) -> None:
         for criterion, pane in self._maps.items():
-            self._panel.guard(lambda c=criterion, p=pane: p.draw(self._map(c)))
+            self._panel.guard(partial(self._draw_map, pane, criterion))
+
+    def _draw_map(self, pane: Pane, criterion: str) -> None:
+        pane.draw(self._map(criterion))
 
     def _map(self, criterion: str) -> str:
         shown = interactive.projection_of(self._stored.scores, criterion, self._projection.value)

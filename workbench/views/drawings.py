@@ -3,7 +3,8 @@
 Marks that can be clicked carry `data-key`, marks that say something under the pointer `data-tip`.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
@@ -16,6 +17,8 @@ from scipy.stats import gaussian_kde
 from workbench.shapes import head_name
 from workbench.views import theme
 from workbench.views.picks import Head
+
+Place = Callable[[float], float]  # from a value to where it lies across the drawing, pixels
 
 _TYPE = "font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:11px"
 _TEXT = "var(--jp-ui-font-color1,#333)"
@@ -66,8 +69,8 @@ def heat_map(
         return left + head[1] * side, top + (layers - 1 - head[0]) * high
 
     parts = [_HATCH, _text(left, 14, title, anchor="start", fill=_TEXT, more='style="font-size:12px;font-weight:600"')]
-    for head in np.ndindex(layers, heads):
-        (x, y), value = corner(head), cells[head]
+    for head in itertools.product(range(layers), range(heads)):
+        (x, y), value = corner(head), float(cells[head])
         known = np.isfinite(value)
         said = f"{theme.COLUMN_WORDS[column]} {value:.3g} {unit}" if known else "not computed"
         parts.append(
@@ -77,7 +80,7 @@ def heat_map(
         )
     for rank, head in enumerate(marked, start=1):
         x, y = corner(head)
-        ink = _ink(cells[head], scale)
+        ink = _ink(float(cells[head]), scale)
         parts.append(_text(x + side / 2, y + high / 2 + 4, str(rank), fill=ink, more='pointer-events="none"'))
     for head in selected:
         x, y = corner(head)
@@ -86,8 +89,8 @@ def heat_map(
             parts.append(f'<rect {frame} stroke="{ink}" stroke-width="{thick}" pointer-events="none"/>')
     for layer in _steps(layers):
         parts.append(_text(left - 6, corner((layer, 0))[1] + high / 2 + 4, str(layer), anchor="end"))
-    for head in _steps(heads):
-        parts.append(_text(corner((0, head))[0] + side / 2, top + tall + 13, str(head)))
+    for column_number in _steps(heads):
+        parts.append(_text(corner((0, column_number))[0] + side / 2, top + tall + 13, str(column_number)))
     parts.append(_text(left + heads * side / 2, top + tall + 28, "head"))
     turned = f'transform="rotate(-90 10 {top + tall / 2:.1f})"'
     parts.append(_text(10, top + tall / 2, "layer", more=turned))
@@ -157,11 +160,11 @@ def distribution(
     room = 0.06 * (high - low) or 0.5
     low, high = low - room, high + room
 
-    def place(value: float | np.ndarray) -> float | np.ndarray:
+    def place(value: float) -> float:
         return left + (value - low) / (high - low) * (width - left - right)
 
     parts = []
-    for tick in MaxNLocator(6).tick_values(low, high):
+    for tick in map(float, MaxNLocator(6).tick_values(low, high)):
         if low <= tick <= high:
             x = place(tick)
             parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + body}" stroke="{_LINE}"/>')
@@ -189,14 +192,16 @@ def distribution(
     return _svg(width, top + body + 40, f"{axis} on safe and unsafe prompts", parts)
 
 
-def _density(values: np.ndarray, place, colour: str, *, floor: float, tall: float) -> list[str]:
+def _density(values: np.ndarray, place: Place, colour: str, *, floor: float, tall: float) -> list[str]:
     """A Gaussian kernel density scaled to height 1; values without spread have none and are left to the rug."""
     if len(values) < 2 or np.ptp(values) == 0:
         return []
     reach = 0.06 * np.ptp(values)
     at = np.linspace(values.min() - reach, values.max() + reach, 120)
     height = gaussian_kde(values)(at)
-    line = " ".join(f"{x:.1f},{floor - tall * h:.1f}" for x, h in zip(place(at), height / height.max(), strict=True))
+    line = " ".join(
+        f"{x:.1f},{floor - tall * h:.1f}" for x, h in zip(map(place, at), height / height.max(), strict=True)
+    )
     ends = f"{place(at[0]):.1f},{floor} {line} {place(at[-1]):.1f},{floor}"
     return [
         f'<polygon points="{ends}" fill="{colour}" fill-opacity="0.14"/>',
@@ -204,7 +209,7 @@ def _density(values: np.ndarray, place, colour: str, *, floor: float, tall: floa
     ]
 
 
-def _rug(part: pd.DataFrame, place, colour: str, *, y: float) -> list[str]:
+def _rug(part: pd.DataFrame, place: Place, colour: str, *, y: float) -> list[str]:
     return [
         f'<rect x="{place(row.value) - 1.5:.1f}" y="{y:.1f}" width="3" height="12" fill="{colour}" fill-opacity="0.6" '
         f'data-key="{escape(row.prompt)}" data-tip="{escape(row.prompt)}: {row.value:.3g}"/>'
@@ -212,7 +217,9 @@ def _rug(part: pd.DataFrame, place, colour: str, *, y: float) -> list[str]:
     ]
 
 
-def _points(part: pd.DataFrame, families: list[str], place, colour: str, *, top: float, body: float) -> list[str]:
+def _points(
+    part: pd.DataFrame, families: list[str], place: Place, colour: str, *, top: float, body: float
+) -> list[str]:
     each = body / len(families)
     rank = {family: i + 0.5 for i, family in enumerate(families)}
     jitter = np.random.default_rng(0).uniform(-0.28, 0.28, len(part))

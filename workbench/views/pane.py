@@ -5,15 +5,14 @@ anywidget gives up on it after two seconds, and the figure stays empty or deaf. 
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import ipywidgets as widgets
 import traitlets
 
-try:
-    from anywidget import AnyWidget
-except ImportError:  # drawn all the same, but not clicked: heads are then chosen with the dropdowns
-    AnyWidget = None
+# Without anywidget the drawings are shown but not clicked: heads are then chosen with the dropdowns.
+LIVE = find_spec("anywidget") is not None
 
 _SCRIPT = """
 export default {
@@ -85,7 +84,7 @@ class Pane:
         on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self._on_key, self._on_step = on_key, on_step
-        self.live = AnyWidget is not None
+        self.live = LIVE
         self.widget: widgets.Widget = _Drawing(svg=svg) if self.live else widgets.HTML(svg)
         if self.live:
             self.widget.on_msg(self._heard)
@@ -102,9 +101,10 @@ class Pane:
             self._on_step(*(int(part) for part in message["step"]))
 
 
-if AnyWidget is not None:
+if LIVE:
+    import anywidget
 
-    class _Drawing(AnyWidget):
+    class _Drawing(anywidget.AnyWidget):
         _esm = _SCRIPT
         _css = _CSS
         svg = traitlets.Unicode().tag(sync=True)
