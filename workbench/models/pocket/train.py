@@ -247,9 +247,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of the weights and of everything drawn.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads; 1 is bit-for-bit repeatable.")] = 1,
-    base: Annotated[
-        Path | None, typer.Option(help="Tune this pocket-base, with its seed, instead of training one.")
-    ] = None,
+    base: Annotated[Path | None, typer.Option(help="Tune this pocket-base, with its seed, and train none.")] = None,
     other: Annotated[Path | None, typer.Option(help="Checkpoints of another seed, to compare with.")] = None,
     scale: Annotated[float, typer.Option(help="Multiplies the number of steps; below 1 to try the script out.")] = 1.0,
 ) -> None:
