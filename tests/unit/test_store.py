@@ -22,7 +22,8 @@ from workbench.errors import RunError
 from workbench.models.tiny import build_tiny
 from workbench.sweeps import tasks
 from workbench.sweeps.engine import ExactBlock
-from workbench.sweeps.store import Store, open_run
+from workbench.sweeps.store import open_run
+from workbench.sweeps.zarr_store import Store
 
 WORDS = ("what is this", "a bomb", "what is this ?", "a red square here", "the cat", "is this a picture ?")
 
@@ -121,6 +122,21 @@ def test_without_a_store_an_interruption_says_so(model, monkeypatch):
         swept(model)
 
 
+def test_a_run_of_two_machines_says_so(model, tmp_path, small_blocks, monkeypatch):
+    from workbench.sweeps import carry_out
+
+    out = tmp_path / "run.zarr"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3, KeyboardInterrupt())
+        patch.setattr(carry_out, "provenance_of_session", lambda model: {"started": "before", "device": "another"})
+        with pytest.raises(KeyboardInterrupt):
+            swept(model, out)
+    stored = swept(model, out)
+    assert stored.attrs["parts_agree"] == "within rounding"
+    assert [s["device"] for s in json.loads(stored.attrs["sessions"])] == ["another", "cpu"]
+    assert swept(model).attrs["parts_agree"] == "bit for bit"
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -207,7 +223,7 @@ def test_damage_is_found_and_repaired(model, tmp_path, small_blocks, how):
 def test_the_second_writer_is_told_and_a_dead_one_does_not_block(model, tmp_path):
     out = tmp_path / "run.zarr"
     code = (
-        "import sys, time; from workbench.sweeps.store import Store; writer = Store(sys.argv[1]); "
+        "import sys, time; from workbench.sweeps.zarr_store import Store; writer = Store(sys.argv[1]); "
         "writer.take_lock(); print(1, flush=True); time.sleep(300)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE)

@@ -10,8 +10,8 @@ import workbench as wb
 from workbench.errors import PromptError
 from workbench.models.tiny import build_tiny
 from workbench.sweeps.agreement import positions_agreement
+from workbench.sweeps.carry_out import work_line
 from workbench.sweeps.commands import sweep_command
-from workbench.sweeps.run import work_line
 
 WORDS = ("what is this", "a bomb", "what is this ?", "a red square here")
 

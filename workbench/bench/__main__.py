@@ -101,17 +101,25 @@ def large(shape: str, device: str, dtype: str) -> list[Row]:
 
 
 def show(found: Iterable[Row]) -> None:
-    """One table for all jobs."""
-    table = Table("job", "model", "engine", "seconds", "cpu s", "x as long", "as", "agreement", "peak", "more")
+    """A table a job, and under it what the job found out besides."""
+    by_job: dict[tuple[str, str], list[Row]] = {}
     for row in found:
-        scaled = f" (x {row.scaled:.0f})" if row.scaled != 1 else ""
-        agreement = "" if row.agreement is None else f"{row.agreement:.2g} {row.agreement_unit}"
-        more = ", ".join(f"{name} {value}" for name, value in row.more.items())
-        table.add_row(
-            row.job, row.model, row.engine, f"{row.seconds:.2f}{scaled}", f"{row.cpu_seconds:.2f}", f"{row.ratio:.2f}",
-            row.against, agreement, f"{row.peak_bytes / 2**30:.1f} GiB", more,
-        )  # fmt: skip
-    console.print(table)
+        by_job.setdefault((row.job, row.model), []).append(row)
+    for (job, model), alike in by_job.items():
+        table = Table(
+            "engine", "seconds", "cpu s", f"x {alike[-1].against}", "agreement", "peak GiB", title=f"{job}: {model}"
+        )
+        for row in alike:
+            name = row.engine if row.scaled == 1 else f"{row.engine} (a part, x {row.scaled:.3g})"
+            agreement = "" if row.agreement is None else f"{row.agreement:.2g} {row.agreement_unit}"
+            ratio = f"{row.ratio:.2f}" if row.against == alike[-1].against else ""
+            table.add_row(
+                name, f"{row.seconds:.2f}", f"{row.cpu_seconds:.2f}", ratio, agreement, f"{row.peak_bytes / 2**30:.1f}"
+            )
+        console.print(table)
+        for row in alike:
+            for name, value in row.more.items():
+                console.print(f"  {row.engine}: {name} = {value}", highlight=False)
 
 
 if __name__ == "__main__":

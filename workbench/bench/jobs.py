@@ -1,5 +1,6 @@
 """The benchmark's jobs: each returns a row an engine, side by side on the same model and prompts."""
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -141,8 +142,7 @@ def find_top5(
     timings, results = in_turn(calls, repeats, model.device)
     once, exact = in_turn({"exact": partial(swept, model, prompts, "exact")}, 1, model.device)
     scale = {name: (len(cells) + 1) / (len(chosen) + 1) for name in peer_names}
-    found = rows("find_top5", model.name, timings, "sketch", scale)
-    found |= rows("find_top5", model.name, once, "exact")
+    found = rows("find_top5", model.name, {"exact": once["exact"]} | timings, "sketch", scale)
     unsafe = np.array([p.label == "unsafe" for p in prompts])
     truth = exact["exact"].deflection.values
     values = rule_values(truth, unsafe, "selectivity")
@@ -154,8 +154,6 @@ def find_top5(
             if engine == "sketch":
                 picked = [(int(a), int(b)) for a, b in sketched_top(run, name, k)[["layer", "head"]].values]
             else:
-                import json
-
                 picked = [tuple(cell) for cell in json.loads(run.attrs["race_top"])[name]]
             same += len(set(best) & set(picked))
             least = _lower_end(truth[:, number, best[-1][0], best[-1][1]], unsafe)

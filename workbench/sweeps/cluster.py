@@ -24,8 +24,8 @@ from workbench.prompts.prompt import PromptSet
 from workbench.sweeps.engine import Arrays
 from workbench.sweeps.job import Job
 from workbench.sweeps.memory import Memory
-from workbench.sweeps.store import Store
 from workbench.sweeps.tasks import Encoder, Task, compute, halved, out_of_memory
+from workbench.sweeps.zarr_store import Store
 
 # Units a task holds at most, so that a dead worker loses little and the last task does not keep all others waiting.
 UNITS_A_TASK = 8

@@ -92,6 +92,11 @@ def head_hook(
         name = f"blocks.{layer}.attn.q_norm.hook_out"
     else:
         name = f"blocks.{layer}.attn.q.hook_out"
+    if name not in model.bridge.hook_dict:
+        raise MaskError(
+            f"{model.name!r}: TransformerLens has no hook {name} for family {model.family.name!r}, so the naive engine cannot "
+            f"mask the {projection} projection here. Use engine='exact', which does not need it."
+        )
 
     def edit(value: Tensor, hook: Any) -> Tensor:
         return scale_heads(value, heads, factor, model.n_heads, start, pos_dim=getattr(hook, "pos_dim", None) or 1)

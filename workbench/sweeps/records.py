@@ -151,8 +151,6 @@ def recipe(
     heads = None if job.heads is None else [[layer, head] for layer in job.heads for head in job.heads[layer]]
     return {
         "schema": SCHEMA,
-        "model": model.name,
-        "model_revision": model.revision,
         "weight_hash": model.weight_hash,
         "prompt_hash": prompts.content_hash(),
         **job.mask.describe(),
@@ -172,6 +170,8 @@ def provenance(model: HookedLVLM, prompts: PromptSet, partition: Partition) -> d
     """Where a run was made, and with what: changes from machine to machine, not the numbers (beyond rounding)."""
     packages = ("lvlm-workbench", "torch", "transformers", "transformer-lens", "numpy", "xarray", "zarr")
     return {
+        "model": model.name,
+        "model_revision": model.revision,
         "model_family": model.family.name,
         "n_layers": model.n_layers,
         "n_heads": model.n_heads,

@@ -22,7 +22,7 @@ from workbench.sweeps.memory import BASE, Memory
 from workbench.sweeps.naive import NaiveBlock
 from workbench.sweeps.prefix import PrefixBlock
 from workbench.sweeps.screen import SketchBlock
-from workbench.sweeps.store import Store
+from workbench.sweeps.zarr_store import Store
 
 # Encoded prompts are kept for the whole sweep while they are at most this large.
 ENCODED_BUDGET = 256 * 2**20

@@ -1,0 +1,112 @@
+"""The benchmark: what it times agrees, what it counts is right, and what it writes can be read."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from workbench.bench import __main__ as bench
+from workbench.bench import jobs, peers
+from workbench.bench.measuring import Row, Timing, ratio
+from workbench.bench.operations import Counts
+from workbench.bench.shapes import Shape, build, questions
+from workbench.errors import FigureError
+from workbench.sweeps.run import sweep
+from workbench.views.bench_figure import save_growth
+
+SMALL = Shape(layers=3, heads=4, d_model=32, d_mlp=64, vision_layers=1, vision_width=16, vision_heads=2, side=32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(SMALL, name="small")
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return questions(8, words=4, side=32, pictures=2, lengths=2)
+
+
+def test_every_peer_measures_the_same_map(model, asked):
+    exact = sweep(model, asked, progress=False).deflection.values.reshape(len(asked), -1)
+    encoded, cells = [model.encode(p) for p in asked], jobs.cells_of(model)
+    assert exact.max() > 1
+    for name, call in jobs.peer_calls(model, encoded, cells, ["transformer_lens", "hooks", "nnsight"]).items():
+        np.testing.assert_allclose(call(), exact, atol=1e-2, err_msg=name)
+
+
+def test_operations_are_counted_as_torch_counts_them(model, asked):
+    # torch counts what its kernels are given; SDPA's own count is left out of both.
+    encoded = model.encode(asked[0])
+    counts = Counts(model)
+    counts.width = 0  # attention scores
+    counts.query_output = 4 * model.d_model**2
+    twin = peers.plain_twin(model)
+    with torch.no_grad(), FlopCounterMode(display=False) as seen:
+        twin(**encoded.model_inputs, use_cache=False, logits_to_keep=1)
+    by_operation = seen.get_flop_counts()["Global"]
+    linear = sum(n for op, n in by_operation.items() if "mm" in str(op) and "bmm" not in str(op))
+    tower = linear - model.n_layers * counts.layer(encoded.n_tokens, 0) - counts.unembed
+    # What is left is the tower's own projections, its patches and the connector between the two.
+    assert 0 < tower < 1.5 * counts.tower(encoded)
+
+
+def test_the_exact_map_needs_fewer_operations(model, asked):
+    counts, encoded = Counts(model), [model.encode(p) for p in asked]
+    share = counts.exact_map(encoded) / counts.naive_map(encoded)
+    run = sweep(model, asked, progress=False)
+    # The closed form leaves out the masked layer's attention, so operations save more than layer-tokens.
+    assert 0.3 * run.attrs["layer_tokens"] < share * run.attrs["naive_layer_tokens"] < run.attrs["layer_tokens"]
+
+
+def test_jobs_report_agreement_and_ratios(model, asked):
+    found = jobs.exact_map(model, asked, repeats=1, peer_names=["hooks"], part=6, naive=1)
+    found += jobs.shared_image(model, asked, repeats=1)
+    found += jobs.probes(np.random.default_rng(0).normal(size=(4, 30, 5)), np.arange(30) % 2 == 0, repeats=1, part=2)
+    by_name = {(row.job, row.engine): row for row in found}
+    for name in (("exact_map", "hooks"), ("exact_map", "naive"), ("shared_image", "prefix"), ("probes", "batched")):
+        assert by_name[name].agreement < 1e-2, name
+    assert by_name["exact_map", "hooks"].scaled == pytest.approx(25 / 7, abs=1e-3)
+    more = by_name["exact_map", "exact"].more
+    assert more["layer_token_share"] < more["layer_token_bound"]
+    assert by_name["shared_image", "prefix"].more["image_passes"] == [8, 2]
+    bench.show(found)
+    rows = json.loads(json.dumps({"rows": [row.json() for row in found]}))["rows"]
+    assert {"job", "model", "engine", "seconds", "agreement"} <= set(rows[0])
+
+
+def test_the_search_job_counts_the_same_heads(asked):
+    model = build(SMALL, name="uneven", uneven=True)
+    found = {row.engine: row for row in jobs.find_top5(model, asked, repeats=1, peer_names=["hooks"], part=4, k=2)}
+    assert set(found) == {"exact", "hooks", "sketch", "race"}
+    assert found["sketch"].agreement > 0.4
+    assert 0 <= found["race"].agreement <= 1
+
+
+def test_a_large_shape_runs_in_another_dtype(monkeypatch):
+    monkeypatch.setitem(bench.SHAPES, "7b-like", SMALL)
+    found = {(row.job, row.engine) for row in bench.large("7b-like", "cpu", "bfloat16")}
+    assert {("exact_map", "exact"), ("shared_image", "prefix"), ("find_top5", "sketch")} <= found
+
+
+def test_ratios_are_of_the_same_moment():
+    timings = {"slow": Timing(cpu=[4.0, 40.0, 8.0]), "fast": Timing(cpu=[1.0, 10.0, 4.0])}
+    assert ratio(timings, "slow", "fast") == 4.0
+    assert ratio(timings, "slow", "fast", scale=2.0) == 8.0
+
+
+def test_the_growth_figure_is_drawn(tmp_path):
+    rows = [
+        Row("growth", "m", engine, 1.0, size / 10, more={"axis": axis, "size": size}).json()
+        for axis in ("heads", "layers", "prompts", "tokens")
+        for size in (4, 8)
+        for engine in ("exact", "sketch")
+    ]
+    files = save_growth(rows, tmp_path / "figures", formats=("svg",))
+    text = files[0].read_text()
+    assert files[0].name == "bench_growth.svg"
+    assert len(text) > 5000
+    with pytest.raises(FigureError, match="no rows"):
+        save_growth([], tmp_path)
