@@ -110,7 +110,7 @@ _HEADS = """
 ## Heads
 
 The heads whose silencing turns the final state (degrees, mean over {n} selection prompts) more on unsafe than on safe
-prompts. Which heads they are is an accident of the seed.
+prompts. One training run: another seed may put the work into other heads.
 
 | head | unsafe | safe | difference |
 |---|---|---|---|
