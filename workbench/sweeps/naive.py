@@ -94,8 +94,8 @@ def head_hook(
         name = f"blocks.{layer}.attn.q.hook_out"
     if name not in model.bridge.hook_dict:
         raise MaskError(
-            f"{model.name!r}: TransformerLens has no hook {name} for family {model.family.name!r}, so the naive engine cannot "
-            f"mask the {projection} projection here. Use engine='exact', which does not need it."
+            f"{model.name!r}: TransformerLens has no hook {name} for family {model.family.name!r}, so the naive engine "
+            f"cannot mask the {projection} projection here. Use engine='exact', which does not need it."
         )
 
     def edit(value: Tensor, hook: Any) -> Tensor:

@@ -13,7 +13,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.shapes import PROJECTIONS
-from workbench.sweeps.carry_out import work_line
+from workbench.sweeps.carry_out import carry_out, work_line
 from workbench.sweeps.engines import ENGINES
 from workbench.sweeps.job import Job, blocks, check_groups, check_heads
 from workbench.sweeps.memory import Memory
