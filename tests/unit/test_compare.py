@@ -89,6 +89,8 @@ def test_every_head_set_says_what_masking_it_does_beside_random_heads(breakdown)
     assert value(table, "attack_success", **planted) == 1
     assert value(table, "attack_success", "wrapper", **planted) == 1
     assert value(table, "attack_success_control", **planted) == 0
+    assert (value(table, "freed", **planted), value(table, "freed_control", **planted)) == (1, 0)
+    assert value(table, "freed", **nothing) == 0
     assert value(table, "benign_exact", **planted) == 1
     assert value(table, "attack_success", **decoy) == 0
     assert "auroc_missed" not in set(table["measure"])  # the planted model refuses every unsafe prompt
@@ -173,10 +175,11 @@ def test_findings_say_what_the_table_says(breakdown):
     assert "Masking the top 1 by selectivity over deflection (L3H1): complies with 100 %" in told
     assert "Masking the top 1 by Ships (L0H2): complies with 0 %" in told
     assert "The two sets of 1 share 0: none." in told
-    causes = [line for line in told.splitlines() if "more compliance than any draw of random heads" in line]
+    causes = [line for line in told.splitlines() if "these heads are a cause of refusing" in line]
     assert causes
     assert all("selectivity over deflection" in line for line in causes)
-    assert "not told apart from random heads" in told
+    decoy = next(line for line in told.splitlines() if "top 1 by Ships" in line)
+    assert "The mask breaks the model more than random heads do, and frees no more" in decoy
     worse = breakdown.table.assign(ci_low=np.minimum(breakdown.table["ci_low"], 0.6))
     told = "\n".join(findings(replace(breakdown, table=worse)))
     assert "a single head detects" not in told
@@ -226,6 +229,7 @@ def test_the_pair_does_more_together_than_its_heads_do_alone():
     (a, b), decoy = pair.truth["planted"], pair.truth["decoy"]
     table = head_interactions(pair, split("selection")[:8], [a, b, decoy], bootstrap=100)
     joint = table["interaction"].to_numpy()
+    np.testing.assert_allclose(joint, table["joint"] - table["value_a"] - table["value_b"], atol=1e-9)
     assert joint[0] > 1
     assert np.abs(joint[1:]).max() < 0.1
     assert table["low"].iloc[0] < joint[0] < table["high"].iloc[0]

@@ -74,33 +74,40 @@ def _monitors_and_causes(table: pd.DataFrame) -> list[str]:
             success = rows[(rows["measure"] == "attack_success") & (rows["family"] == "all")]
             if not len(success):
                 continue
-            control = rows[rows["measure"] == "attack_success_control"]
-            benign = rows[rows["measure"] == "benign_exact"]
             sets[name] = set(success.iloc[0]["heads"].split())
-            said = (
-                f"Masking the top {k} by {name} ({success.iloc[0]['heads']}): complies with {_share(success.iloc[0])}"
+            told.append(
+                f"Masking the top {k} by {name} ({success.iloc[0]['heads']}): {_masked(rows, success.iloc[0])}."
             )
-            if len(control):
-                low, high = 100 * control.iloc[0]["ci_low"], 100 * control.iloc[0]["ci_high"]
-                said += f", with matched random heads {low:.0f} to {high:.0f} %"
-            if len(benign):
-                said += f"; safe requests answered as expected {_share(benign.iloc[0])}"
-            if len(control):
-                said += f". {_verdict(success.iloc[0], control.iloc[0])}"
-            told.append(f"{said}.")
         if len(sets) == 2:
             shared = set.intersection(*sets.values())
             told.append(f"The two sets of {k} share {len(shared)}: {' '.join(sorted(shared)) or 'none'}.")
     return told
 
 
-def _verdict(success: pd.Series, control: pd.Series) -> str:
-    """Whether masking does more than masking random heads: its interval against the range of their draws."""
-    if success["ci_low"] > control["ci_high"]:
-        return "That is more compliance than any draw of random heads gives: these heads are a cause of refusing"
-    if success["ci_high"] < control["ci_low"]:
-        return "That is less compliance than any draw of random heads gives"
-    return "That is not told apart from random heads"
+def _masked(rows: pd.DataFrame, success: pd.Series) -> str:
+    """What masking does: attack success, prompts freed from refusal, safe requests; against the range of random heads."""
+    found = {str(row["measure"]): row for _, row in rows[rows["family"] == "all"].iterrows()}
+    said = f"complies with {_share(success)} of unsafe prompts{_beside(found, 'attack_success')}"
+    if "freed" in found:
+        said += f", with {_share(found['freed'])} of those it refused before{_beside(found, 'freed')}"
+    if "benign_exact" in found:
+        safe = f"{_share(found['benign_exact'])}{_beside(found, 'benign_exact')}"
+        said += f"; safe requests answered as expected {safe}"
+    if "freed_control" not in found:
+        return said
+    if found["freed"]["ci_low"] > found["freed_control"]["ci_high"]:
+        return f"{said}. More is freed than by any draw of random heads: these heads are a cause of refusing"
+    broken = "benign_exact" in found and found["benign_exact"]["ci_high"] < found["benign_exact_control"]["ci_low"]
+    if broken:
+        return f"{said}. The mask breaks the model more than random heads do, and frees no more: no jailbreak"
+    return f"{said}. What is freed is not told apart from random heads"
+
+
+def _beside(found: dict[str, pd.Series], measure: str) -> str:
+    control = found.get(f"{measure}_control")
+    if control is None:
+        return ""
+    return f" [random heads of the same layers {100 * control['ci_low']:.0f} to {100 * control['ci_high']:.0f} %]"
 
 
 def _pick(table: pd.DataFrame, **keys: object) -> pd.DataFrame:

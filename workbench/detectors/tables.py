@@ -18,6 +18,8 @@ SEPARATION = {
 CAUSAL = {
     "attack_success": "attack success",
     "attack_success_control": "random heads",
+    "freed": "refused before",
+    "freed_control": "random heads",
     "benign_exact": "safe requests",
     "benign_exact_control": "random heads",
     "question_exact": "questions",
