@@ -85,7 +85,7 @@ def _monitors_and_causes(table: pd.DataFrame) -> list[str]:
 
 
 def _masked(rows: pd.DataFrame, success: pd.Series) -> str:
-    """What masking does: attack success, prompts freed from refusal, safe requests; against the range of random heads."""
+    """What masking does: attack success, prompts freed from refusal, safe requests; beside random heads."""
     found = {str(row["measure"]): row for _, row in rows[rows["family"] == "all"].iterrows()}
     said = f"complies with {_share(success)} of unsafe prompts{_beside(found, 'attack_success')}"
     if "freed" in found:
