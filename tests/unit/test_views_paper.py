@@ -72,7 +72,7 @@ def test_captions_say_what_over_how_many_under_which_mask_of_which_model_and_how
         "revision r7, weights w123",
         "set p456",
         "L2H1",
-        "workbench figures run.zarr --out figures",
+        "workbench figures RUN.zarr --out figures",
     ):
         assert said in sidecar, said
 

@@ -54,7 +54,8 @@ def provenance(run: xr.Dataset) -> list[str]:
     def known(name: str) -> str:
         return str(run.attrs.get(name, "")) or "not recorded"
 
-    weights = f"revision {known('model_revision')}, weights {known('weight_hash')}, {known('dtype')}"
+    revision = f"revision {run.attrs['model_revision']}, " if run.attrs.get("model_revision") else ""
+    weights = f"{revision}weights {known('weight_hash')}, {known('dtype')}"
     began = f"started {known('started')}, code {known('git_commit')}"
     return [
         f"- Model: {known('model')}, {weights}.",
@@ -70,17 +71,19 @@ def _sources(run: xr.Dataset) -> str:
 
 
 def rebuild(run: xr.Dataset, folder: Path) -> str:
-    """The command that draws the figures again, and what it reads."""
-    stored = run.encoding.get("source")
-    command = f"workbench figures {Path(stored).name if stored else 'run.zarr'} --out {folder.name}"
-    if stored:
-        return f"Rebuild with `{command}`."
+    """The command that draws the figures again from the stored run, and the call that makes the run again."""
+    stored = Path(run.encoding.get("source") or "RUN.zarr").name
     made = json.loads(run.attrs.get("prompt_source") or "{}")
     asked = ", ".join(f"{name}={value!r}" for name, value in made.items() if value is not None)
     prompts = f"wb.load_prompts({asked})" if made else "prompts"
+    mask = ", ".join(
+        f"{name}={run.attrs[f'mask_{name}']!r}"
+        for name in ("form", "factor", "grain", "positions")
+        if f"mask_{name}" in run.attrs
+    )
     return (
-        f'These were drawn from a run held in memory. Store it with `wb.sweep(model, {prompts}, …, out="run.zarr")`, '
-        f"then rebuild with `{command}`."
+        f"Rebuild them from the stored run with `workbench figures {stored} --out {folder.name}`. The run again: "
+        f'`wb.sweep(wb.load_model({run.attrs.get("model", "")!r}), {prompts}, mask=wb.Mask({mask}), out="{stored}")`.'
     )
 
 

@@ -180,7 +180,7 @@ def agreement(scores: pd.DataFrame) -> Figure:
             ax.text(
                 col,
                 row,
-                f"{value:.2f}",
+                f"{value:.2f}".replace("-", "−"),
                 ha="center",
                 va="center",
                 fontsize=6,

@@ -10,6 +10,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
 from workbench.shapes import head_name
@@ -106,10 +107,10 @@ def name_points(
     ax.figure.draw_without_rendering()  # places in pixels are known only after a layout
     inside = ax.get_window_extent()
     taken = [artist.get_window_extent(renderer).extents for artist in avoid]
+    dots = [_around(ax.transData.transform(dot), 2) for cloud in ax.collections for dot in cloud.get_offsets()]
     for cell, colour in heads.items():
         ax.scatter([x[cell]], [y[cell]], s=24, facecolors="none", edgecolors=colour, linewidths=0.8, zorder=3)
-        px, py = ax.transData.transform((x[cell], y[cell]))
-        taken.append((px - 4, py - 4, px + 4, py + 4))
+        taken.append(_around(ax.transData.transform((x[cell], y[cell])), 4))
     for cell, colour in heads.items():
         text = ax.annotate(
             head_name(*cell),
@@ -121,19 +122,22 @@ def name_points(
             zorder=4,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 4},
         )
-        text.set(ha="center", va="bottom")
-        for radius, (dx, dy, ha, va) in itertools.product((5, 8, 12, 17, 23, 30), _COMPASS):
+        # First clear of everything; else over dots; else above its ring, over whatever is there.
+        for filled, radius, (dx, dy, ha, va) in itertools.product(([*taken, *dots], taken, []), _RADII, _COMPASS):
             text.set(position=(dx * radius, dy * radius), ha=ha, va=va)
             text.arrow_patch.set_visible(radius > 8)  # a name far from its ring is tied to it
-            box = text.get_window_extent(renderer).extents
-            if _within(box, inside.extents) and not any(_overlap(box, other) for other in taken):
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer).padded(2).extents  # the word, without its line
+            if _within(box, inside.extents) and not any(_overlap(box, other) for other in filled):
                 taken.append(box)
                 break
-        else:  # no free place: the name above its ring, over whatever is there
-            text.set(position=(0, 5), ha="center", va="bottom")
-            text.arrow_patch.set_visible(False)
 
 
+def _around(place: np.ndarray, reach: float) -> tuple[float, float, float, float]:
+    return (place[0] - reach, place[1] - reach, place[0] + reach, place[1] + reach)
+
+
+_RADII = (5, 8, 12, 17, 23, 30, 38)  # points
 _COMPASS = (
     (1, 0, "left", "center"),
     (0.7, 0.7, "left", "bottom"),
