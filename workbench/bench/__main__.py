@@ -71,8 +71,8 @@ def small(chosen: list[str], *, quick: bool) -> list[Row]:
         asked = questions(8 * pictures, words=4, side=wide.side, pictures=pictures, lengths=2)
         found += jobs.shared_image(build(wide, name="pocket shape, 144 image tokens"), asked, repeats=repeats)
     if "find_top5" in chosen:
-        many = Shape(layers=16, heads=32, d_model=256, d_mlp=512)
-        asked = questions(16 if quick else 64, words=8, side=many.side)
+        many = Shape(layers=16, heads=32, d_model=128, d_mlp=256)
+        asked = questions(12 if quick else 48, words=8, side=many.side)
         model = build(many, name="16 layers x 32 heads", uneven=True)
         part = 12 if quick else 48
         found += jobs.find_top5(model, asked, repeats=repeats, peer_names=["transformer_lens"], part=part)

@@ -136,7 +136,7 @@ def find_top5(
     encoded, cells = [model.encode(p) for p in prompts], cells_of(model)
     chosen = a_part(cells, part)
     calls: dict[str, Any] = peer_calls(model, encoded, [cells[i] for i in chosen], peer_names)
-    screen = {"directions": 3, "estimates": ["deflection"], "best": 10, "sample": 4}
+    screen = {"directions": 3, "estimates": ["deflection"], "best": 8, "sample": 2}
     calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
     calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 16, "directions": 3})
     timings, results = in_turn(calls, repeats, model.device)

@@ -52,14 +52,16 @@ def sweep(
         prompts: Any sequence of prompts.
         projections: Of "query" and "value".
         mask: How heads are masked; `Mask()` by default.
-        engine: "exact" (from the masked layer on), or "naive" (one full forward a head; the reference).
+        engine: "exact" (from the masked layer on); "prefix" (the same numbers, what prompts share at their beginning
+            computed once); "sketch" (estimates for all heads, exact numbers for the best); "race" (which heads win
+            under a rule); "naive" (one full forward a head; the reference).
         out: Store the run here as a Zarr group, block by block; the same call later goes on where it stopped.
         heads: Only these (layer, head) cells; all others are NaN.
         groups: Sets of (layer, head) masked together; the run then has a dimension `group` in place of layer, head.
         keep_states: Keep the masked final states too (needed by angles over data sets); "auto" when they are small.
         rows: Most rows in one batch; by default from the memory that is free, recorded with the run.
         progress: Show a progress bar with the time left, and at the end the work done against the naive count.
-        engine_options: What the engine takes besides; its module says what.
+        engine_options: What the engine takes besides: `DEFAULTS` in `workbench.sweeps.sketch` and `….race`.
         seed: Of what an engine draws.
         repair: Recompute parts of the store at `out` that are damaged, in place of stopping at them.
         cluster: Compute on a Ray cluster: "local", "local:N" (N workers), or an address (`workbench.sweeps.cluster`).
