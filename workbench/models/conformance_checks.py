@@ -171,7 +171,9 @@ def check_edits(probe: Probe) -> str:
                 movements.append(moved)
                 acted += moved > bound
                 if not moved > bound and model.truth is None:
-                    raise Failed(f"{what} of layer {layer} moves the final state by {moved:.1e}, wanted over {bound:.1e}")
+                    raise Failed(
+                        f"{what} of layer {layer} moves the final state by {moved:.1e}, wanted over {bound:.1e}"
+                    )
             if not acted:
                 raise Failed(f"{what} moves the final state from no layer")
     return f"smallest movement {min(movements):.1e}"

@@ -25,6 +25,7 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.generalized_components.block import ParallelBlockBridge
 from transformer_lens.model_bridge.supported_architectures.idefics3 import Idefics3ArchitectureAdapter
+from transformer_lens.model_bridge.supported_architectures.phi3 import Phi3ArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen2_5_vl import Qwen2_5_VLArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen3_vl import Qwen3VLArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen3_vl_moe import Qwen3VLMoeArchitectureAdapter
@@ -168,27 +169,25 @@ class MllamaAdapter(NativeDecoderAdapter):
         return parts
 
 
-class FusedAdapter(NativeDecoderAdapter):
-    """Queries, keys and values from one projection (`attn.qkv.hook_out`), gate and up from another."""
+class FusedAdapter(Phi3ArchitectureAdapter):
+    """Phi-3's decoder, whose fused projections TransformerLens splits, with an image tower inside it."""
 
-    decoder = "model"
+    tower = ""
+    projector = ""
 
-    def conversions(self) -> dict[str, Any]:
-        return {}
-
-    def attention(self, *, optional: bool = False) -> Any:
-        parts = {"qkv": LinearBridge(name="qkv_proj"), "o": LinearBridge(name="o_proj")}
-        return self.native_attention(parts, fused_qkv=True, optional=optional)
-
-    def mlp(self) -> Any:
-        return GeneralizedComponent(name="mlp")
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        self.cfg.is_multimodal = True
+        self._extract_vision_dims(cfg)
+        self.components["vision_encoder"] = GeneralizedComponent(name=self.tower)
+        if self.projector:
+            self.components["vision_projector"] = VisionProjectionBridge(name=self.projector)
 
 
 class Phi4MultimodalAdapter(FusedAdapter):
     """Phi4MultimodalForCausalLM."""
 
     tower = "model.embed_tokens_extend.image_embed.img_processor"
-    projector = ""
 
 
 class Phi3VAdapter(FusedAdapter):

@@ -108,7 +108,9 @@ def tiny_phi4() -> TinyParts:
         depthwise_separable_out_channel=16, nemo_conv_channels=16, input_size=80,
         audio_token_id=tokenizer.audio_token_id,
     )  # fmt: skip
-    config = Phi4MultimodalConfig(**text_sizes(tokenizer, head_dim=D_HEAD), vision_config=vision, audio_config=hearing)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    sizes = text_sizes(tokenizer, head_dim=D_HEAD, rope_parameters=rope)
+    config = Phi4MultimodalConfig(**sizes, vision_config=vision, audio_config=hearing)
     images = Phi4Images(size={"height": 64, "width": 64}, patch_size=2, dynamic_hd=4)
     processor = named_class("phi4_multimodal.processing_phi4_multimodal", "Phi4MultimodalProcessor")(
         images, Phi4MultimodalFeatureExtractor(), tokenizer, chat_template=tokenizer.chat_template

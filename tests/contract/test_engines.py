@@ -1,0 +1,33 @@
+"""On every family the exact engine gives what one full forward a head through TransformerLens' hooks gives."""
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from workbench.errors import MaskError
+from workbench.models.families import FAMILIES
+from workbench.models.selfcheck import probe_prompt
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
+# After Llama 4's query norm there is no module, hence no hook, for the naive engine's query mask.
+NO_QUERY_HOOK = {"llama4"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exact_equals_naive(name, tiny):
+    model = tiny(name)
+    first, *_, before_last, last = model.masked_layers
+    projections = ("value",) if name in NO_QUERY_HOOK else ("query", "value")
+    options = {"heads": [(first, 1), (before_last, 2), (last, 4)], "projections": projections, "progress": False}
+    exact, naive = (wb.sweep(model, [probe_prompt(model)], engine=engine, **options) for engine in ("exact", "naive"))
+    assert float(exact["deflection"].min()) > 0.1, "the masks hardly act: equal numbers would prove nothing"
+    for variable in ("deflection", "kl"):
+        gap = np.abs(exact[variable].values - naive[variable].values)
+        assert np.isfinite(gap).sum() == 3 * len(projections)
+        assert np.nanmax(gap) < 1e-6, variable
+
+
+def test_the_naive_engine_says_when_a_hook_is_missing(tiny):
+    model = tiny("llama4")
+    with pytest.raises(MaskError, match=r"no hook blocks\.0\.attn\.q_norm\.hook_out for family 'llama4'"):
+        wb.sweep(model, [probe_prompt(model)], engine="naive", heads=[(0, 1)], progress=False)
