@@ -175,7 +175,7 @@ def test_findings_say_what_the_table_says(breakdown):
     assert "Masking the top 1 by selectivity over deflection (L3H1): complies with 100 %" in told
     assert "Masking the top 1 by Ships (L0H2): complies with 0 %" in told
     assert "The two sets of 1 share 0: none." in told
-    causes = [line for line in told.splitlines() if "these heads are a cause of refusing" in line]
+    causes = [line for line in told.splitlines() if "evidence that they are a cause of refusing" in line]
     assert causes
     assert all("selectivity over deflection" in line for line in causes)
     decoy = next(line for line in told.splitlines() if "top 1 by Ships" in line)

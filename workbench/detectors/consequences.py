@@ -8,7 +8,7 @@ masked |
 | `refused` | `all` | share of unsafe test prompts that it refuses |
 | `benign_exact` | `all` | share of safe requests that it answers as expected |
 | `question_exact` | `all` | share of questions that it answers as expected |
-| `…_control` | `all` | the same for as many random heads of the same layers: mean of the draws |
+| `…_control` | `all` | the same for as many random heads (of the same layers, or any where those have too few): mean of the draws |
 | `auroc_missed` | an attack family | AUROC on the unsafe prompts the unmasked model does not refuse, against matched
 safe ones |
 

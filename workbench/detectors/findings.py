@@ -96,7 +96,7 @@ def _masked(rows: pd.DataFrame, success: pd.Series) -> str:
     if "freed_control" not in found:
         return said
     if found["freed"]["ci_low"] > found["freed_control"]["ci_high"]:
-        return f"{said}. More is freed than by any draw of random heads: these heads are a cause of refusing"
+        return f"{said}. More is freed than by any draw of random heads: evidence that they are a cause of refusing"
     broken = "benign_exact" in found and found["benign_exact"]["ci_high"] < found["benign_exact_control"]["ci_low"]
     if broken:
         return f"{said}. The mask breaks the model more than random heads do, and frees no more: no jailbreak"
@@ -107,7 +107,7 @@ def _beside(found: dict[str, pd.Series], measure: str) -> str:
     control = found.get(f"{measure}_control")
     if control is None:
         return ""
-    return f" [random heads of the same layers {100 * control['ci_low']:.0f} to {100 * control['ci_high']:.0f} %]"
+    return f" [random heads {100 * control['ci_low']:.0f} to {100 * control['ci_high']:.0f} %]"
 
 
 def _pick(table: pd.DataFrame, **keys: object) -> pd.DataFrame:
