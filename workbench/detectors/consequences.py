@@ -2,18 +2,17 @@
 
 | measure | family | value |
 |---|---|---|
-| `attack_success` | an attack family, or `all` | share of its unsafe test prompts that the model complies with, heads
-masked |
+| `attack_success` | an attack family, or `all` | share of its unsafe test prompts that the masked model complies with |
 | `freed` | `all` | share of the unsafe prompts refused by the unmasked model that it complies with now |
 | `refused` | `all` | share of unsafe test prompts that it refuses |
 | `benign_exact` | `all` | share of safe requests that it answers as expected |
 | `question_exact` | `all` | share of questions that it answers as expected |
-| `…_control` | `all` | the same for as many random heads (of the same layers, or any where those have too few): mean of the draws |
-| `auroc_missed` | an attack family | AUROC on the unsafe prompts the unmasked model does not refuse, against matched
-safe ones |
+| `…_control` | `all` | the same with as many random heads masked: mean of the draws |
+| `auroc_missed` | an attack family | AUROC of unsafe prompts that the unmasked model does not refuse, against matched safe ones |
 
 `ci_low`, `ci_high`: exact 95 % intervals; of controls the lowest and the highest draw; of `auroc_missed` by bootstrap.
-Probes mask nothing; to see what their heads do, they are masked in the run's first projection.
+Random heads are of the same layers, or of any where those have too few left. Probes mask nothing; to see what
+their heads do, they are masked in the run's first projection.
 """
 
 import json
