@@ -8,7 +8,7 @@
 | `benign_exact` | `all` | share of safe requests that it answers as expected |
 | `question_exact` | `all` | share of questions that it answers as expected |
 | `…_control` | `all` | the same with as many random heads masked: mean of the draws |
-| `auroc_missed` | an attack family | AUROC of unsafe prompts that the unmasked model does not refuse, against matched safe ones |
+| `auroc_missed` | an attack family | AUROC of unsafe prompts not refused without a mask, against matched safe ones |
 
 `ci_low`, `ci_high`: exact 95 % intervals; of controls the lowest and the highest draw; of `auroc_missed` by bootstrap.
 Random heads are of the same layers, or of any where those have too few left. Probes mask nothing; to see what
