@@ -126,7 +126,7 @@ def test_the_screen_s_selectivity_plot_colours_the_picks_and_draws_the_bound(sco
     assert "L0H3" not in picked
     assert "L0H3" in points.text
     safe = theme.grid(scores, criterion="deflection", projection="query", column="safe")
-    assert any(shape.x0 == pytest.approx(np.percentile(safe, 80)) for shape in figure.layout.shapes)
+    assert any(trace.x[0] == trace.x[1] == pytest.approx(np.percentile(safe, 80)) for trace in figure.data[1:])
 
 
 def test_screen_distributions_hold_every_prompt_once(run):

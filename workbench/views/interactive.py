@@ -112,7 +112,8 @@ def heatmap(
             "font": {"size": 13},
         },
         shapes=frames(selected),
-        height=330,
+        height=380,
+        width=440,
     )
     return figure
 
@@ -186,7 +187,7 @@ def selectivity(scores: pd.DataFrame, criterion: str, projection: str, *, select
     safe, unsafe = (theme.grid(scores, criterion=criterion, projection=shown, column=c) for c in ("safe", "unsafe"))
     heads = [(int(layer), int(head)) for layer, head in np.argwhere(np.isfinite(safe) & np.isfinite(unsafe))]
     named = {*chosen.selective, chosen.sensitive}
-    figure = go.Figure(layout=_layout(height=380, width=520))
+    figure = go.Figure(layout=_layout(height=380, width=520, margin={"l": 60, "r": 8, "t": 16, "b": 44}))
     figure.add_scatter(
         x=[safe[h] for h in heads],
         y=[unsafe[h] for h in heads],
@@ -202,17 +203,24 @@ def selectivity(scores: pd.DataFrame, criterion: str, projection: str, *, select
         hovertemplate="%{customdata}<br>safe %{x:.3g}, unsafe %{y:.3g}<extra></extra>",
     )
     if heads:
-        top = max(float(np.nanmax(safe)), float(np.nanmax(unsafe)))
-        figure.add_shape(
-            type="line", x0=0, y0=0, x1=top, y1=top, line={"color": theme.QUIET, "width": 1}, layer="below"
-        )
-    if np.isfinite(chosen.bound):
-        figure.add_vline(
-            x=chosen.bound,
-            line={"color": theme.INK, "width": 1, "dash": "dash"},
-            annotation_text="80th percentile",
-            annotation_font_size=11,
-        )
+        both = np.array([[safe[h], unsafe[h]] for h in heads])
+        low, high = float(both.min()), float(both.max())
+        # Lines as traces: a log axis moves shapes and their words to other places than points.
+        figure.add_scatter(x=[low, high], y=[low, high], mode="lines", line={"color": theme.QUIET}, hoverinfo="skip")
+        if np.isfinite(chosen.bound):
+            figure.add_scatter(
+                x=[chosen.bound] * 2,
+                y=[low, high],
+                mode="lines+text",
+                text=["", "80th percentile"],
+                textposition="top right",
+                line={"color": theme.INK, "width": 1, "dash": "dash"},
+                hoverinfo="skip",
+            )
+        if theme.wide(both):
+            ticks = theme.log_ticks(low, high)
+            figure.update_xaxes(type="log", tickvals=ticks)
+            figure.update_yaxes(type="log", tickvals=ticks)
     unit = theme.unit(criterion)
     figure.update_xaxes(title=f"mean over safe prompts ({unit})", gridcolor=_GRID, zeroline=False)
     figure.update_yaxes(title=f"mean over unsafe prompts ({unit})", gridcolor=_GRID, zeroline=False)
