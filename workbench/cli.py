@@ -164,8 +164,12 @@ def compare(
         str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
     ] = None,
     criteria: Annotated[str, typer.Option(help="Comma-separated.")] = "deflection,ships,probe",
-    rules: Annotated[str, typer.Option(help="Comma-separated.")] = "sensitivity,selectivity,auroc,random",
+    rules: Annotated[str, typer.Option(help="Comma-separated.")] = "sensitivity,selectivity,auroc,layer_matched",
     n_heads: Annotated[str, typer.Option(help="Numbers of heads, comma-separated.")] = "1,3,5",
+    controls: Annotated[int, typer.Option(help="Draws of matched random heads beside each set; with --model.")] = 3,
+    judges: Annotated[
+        str, typer.Option(help="Of exact, phrases and ships-2025, one or two; two print their agreement.")
+    ] = "exact",
     out: Annotated[Path | None, typer.Option(help="Store the table here: .csv, .parquet or .json.")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -180,6 +184,8 @@ def compare(
         criteria=criteria.split(","),
         rules=rules.split(","),
         n_heads=[_number(n) for n in n_heads.split(",")],
+        controls=controls,
+        judges=judges.split(","),
         out=out,
         seed=seed,
     )
