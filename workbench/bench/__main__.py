@@ -16,7 +16,7 @@ from rich.table import Table
 
 from workbench.bench import jobs, peers
 from workbench.bench.measuring import Row
-from workbench.bench.shapes import POCKET, SHAPES, Shape, build, questions
+from workbench.bench.shapes import POCKET, SHAPES, build, questions, with_more_heads
 from workbench.models.loading import DTYPES, load_model
 from workbench.prompts import load_prompts
 from workbench.views.bench_figure import save_growth
@@ -71,10 +71,8 @@ def small(chosen: list[str], *, quick: bool) -> list[Row]:
         asked = questions(8 * pictures, words=4, side=wide.side, pictures=pictures, lengths=2)
         found += jobs.shared_image(build(wide, name="pocket shape, 144 image tokens"), asked, repeats=repeats)
     if "find_top5" in chosen:
-        many = Shape(layers=16, heads=32, d_model=128, d_mlp=256)
-        asked = questions(12 if quick else 48, words=8, side=many.side)
-        model = build(many, name="16 layers x 32 heads", uneven=True)
-        part = 12 if quick else 48
+        model = with_more_heads(load_model("pocket", device="cpu"), 32)
+        asked, part = load_prompts("pocket", n=16 if quick else 64), 12 if quick else 48
         found += jobs.find_top5(model, asked, repeats=repeats, peer_names=["transformer_lens"], part=part)
     if "probes" in chosen:
         draws = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """Random LLaVA-shaped models of any size, and prompts for them: what the benchmark runs where Pocket is too small."""
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +95,33 @@ def _scale_heads(model: HookedLVLM, seed: int) -> None:
     for attention in model.attentions.values():
         factor = torch.randn(model.n_heads, generator=draws).mul(0.8).exp().repeat_interleave(model.d_head)
         attention.o_proj.weight.mul_(factor.to(attention.o_proj.weight))
+
+
+@torch.no_grad()
+def with_more_heads(model: HookedLVLM, heads: int, *, strength: float = 0.1, seed: int = 0) -> HookedLVLM:
+    """A LLaVA with as many random heads added to each layer as make it `heads`, whose writes are weak.
+
+    It answers as before, so the heads that matter are known to lie among those it had.
+
+    Args:
+        strength: Scale of the new heads' W_O against that of the old ones.
+    """
+    config = copy.deepcopy(model.hf.config)
+    config.text_config.num_attention_heads = config.text_config.num_key_value_heads = heads
+    config.text_config.head_dim = model.d_head
+    wide = type(model.hf)(config).eval()
+    draws = torch.Generator().manual_seed(seed)
+    old = model.hf.state_dict()
+    for name, parameter in wide.state_dict().items():
+        given = old[name]
+        if given.shape == parameter.shape:
+            parameter.copy_(given)
+            continue
+        noise = torch.randn(parameter.shape, generator=draws) * given.std()
+        parameter.copy_(noise * strength if "o_proj" in name else noise)
+        parameter[tuple(slice(0, n) for n in given.shape)] = given
+    name = f"{model.name} with {heads} heads a layer"
+    return HookedLVLM(wide, model.family, name=name, tokenizer=model.tokenizer, processor=model.processor)
 
 
 def questions(
