@@ -15,16 +15,18 @@ def show_models(console: Console | None = None) -> int:
 
     console = console or Console()
     table = Table(title="Model families, by transformers' model type")
-    for name in ("family", "images", "query norm", "windows", "TransformerLens", "limits"):
-        table.add_column(name, overflow="fold")
+    for name in ("family", "images", "query norm", "windows", "TransformerLens"):
+        table.add_column(name, no_wrap=True)
     for name, family in sorted(FAMILIES.items()):
         bridge = "our adapter" if family.architecture in OURS else "yes" if has_adapter(family.architecture) else "no"
-        table.add_row(
-            name, _yes(family.has_images), _yes(family.query_norm), _yes(family.sliding), bridge, family.limits
-        )
+        table.add_row(name, _yes(family.has_images), _yes(family.query_norm), _yes(family.sliding), bridge)
     console.print(table)
+    console.print("Known limits:")
+    for name, family in sorted(FAMILIES.items()):
+        if family.limits:
+            console.print(f"  [bold]{name}[/bold]: {family.limits}", highlight=False)
     console.print(
-        "Every family takes query and value masks in all forms. A query norm makes the published mask (W_q x 1e-5) a "
+        "\nEvery family takes query and value masks in all forms. A query norm makes the published mask (W_q x 1e-5) a "
         "different intervention from the limit; windows mean that a head sees only part of the prompt in some layers."
     )
     return 0
