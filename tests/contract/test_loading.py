@@ -140,9 +140,7 @@ def test_a_model_whose_masks_cannot_act_is_refused():
     model = build_tiny("llava")
     for attention in model.attentions.values():
         attention.o_proj.weight.data.zero_()
-    with pytest.raises(
-        SelfCheckError, match=r"masking the query projection of every other head \(limit"
-    ):
+    with pytest.raises(SelfCheckError, match=r"masking the query projection of every other head \(limit"):
         check_at_load(model)
 
 
@@ -180,3 +178,16 @@ def test_check_command_says_so_in_its_exit_status(capsys):
     assert "DOES NOT CONFORM" in capsys.readouterr().out
     assert show_models(console) == 0
     assert "cross-attention layers are not" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
+def test_a_checkpoint_without_a_chat_template_uses_the_familys():
+    model = build_tiny("paligemma")
+    model.processor.chat_template = model.tokenizer.chat_template = None
+    encoded = model.encode(probe_prompt(model))
+    assert encoded.tokens[:16] == ["<image>"] * 16
+    assert encoded.tokens[16:] == ["<s>", "what", "is", "this"]
+    model = build_tiny("llava")
+    model.processor.chat_template = model.tokenizer.chat_template = None
+    with pytest.raises(ModelError, match=r"family 'llava' has no default"):
+        model.encode(probe_prompt(model))

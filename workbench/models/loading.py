@@ -124,7 +124,7 @@ def _pretrained(name: str, options: dict[str, Any], weights: dict[str, Any]) -> 
 
 def _processor(where: str, family: Family, options: dict[str, Any]) -> Any:
     """transformers' own; without torchvision, the family's own way where transformers' class demands it."""
-    if family.processor is not None and not is_torchvision_available():
+    if family.processor is not None and (family.own_class is not None or not is_torchvision_available()):
         return family.processor(where, options)
     return AutoProcessor.from_pretrained(where, **options)
 
