@@ -133,7 +133,7 @@ def _bar(scale: theme.Scale, *, x: float, y: float, tall: float) -> list[str]:
     for tick in ticks:
         if scale.low <= tick <= scale.high:
             at = y + tall * (1 - scale.share(tick))
-            parts.append(_text(x + 11, at + 4, f"{tick:.6g}", anchor="start", more='style="font-size:10px"'))
+            parts.append(_text(x + 11, at + 4, theme.tick_label(tick), anchor="start", more='style="font-size:10px"'))
     return parts
 
 

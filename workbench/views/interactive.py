@@ -137,7 +137,7 @@ def _bar(scale: theme.Scale, unit: str) -> dict[str, object]:
     return bar | {
         "tickmode": "array",
         "tickvals": np.log10(ticks).tolist(),
-        "ticktext": [f"{tick:g}" for tick in ticks],
+        "ticktext": [theme.tick_label(tick) for tick in ticks],
     }
 
 

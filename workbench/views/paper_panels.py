@@ -61,7 +61,7 @@ def colour_bar(figure: Figure, mesh: QuadMesh, axes: Axes | Sequence[Axes], *, l
     bar.ax.tick_params(length=2, width=0.5, pad=2)
     if log:
         ticks = theme.log_ticks(mesh.norm.vmin, mesh.norm.vmax)
-        bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        bar.set_ticks(ticks, labels=[theme.tick_label(tick) for tick in ticks])
         bar.ax.minorticks_off()
 
 
@@ -90,7 +90,7 @@ def head_axes(ax: Axes) -> None:
         ax.set(xscale="log", yscale="log", xlim=(low / 1.3, high * 1.5), ylim=(low / 1.3, high * 1.5))
         for axis in (ax.xaxis, ax.yaxis):
             ticks = theme.log_ticks(low / 1.3, high * 1.5)
-            axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+            axis.set_ticks(ticks, labels=[theme.tick_label(tick) for tick in ticks])
             axis.set_minor_locator(NullLocator())
     else:
         room = 0.06 * (high - low) or 1.0

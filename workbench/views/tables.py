@@ -69,4 +69,4 @@ def number(value: float) -> str:
     """Three significant digits; a dash for NaN, which means not computed."""
     if not np.isfinite(value):
         return "–" if np.isnan(value) else ("∞" if value > 0 else "−∞")
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}").replace("-", "−")

@@ -118,6 +118,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     return fine if len(fine) <= 7 or len(coarse) < 2 else coarse
 
 
+def tick_label(value: float) -> str:
+    """A tick in few letters: `0.5`, `20`, `1e-5`."""
+    return f"{value:.0e}".replace("e-0", "e-") if 0 < abs(value) < 0.001 else f"{value:.6g}"
+
+
 def projection_words(projection: str) -> str:
     """`query masked`, `value masked`, or nothing for a criterion that masks no head."""
     return "" if projection == "none" else f"{projection} masked"
