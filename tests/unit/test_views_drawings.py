@@ -192,6 +192,8 @@ def test_notebook_tables_are_escaped_and_a_missing_number_is_a_dash():
     assert "<img" not in html
     assert "<td>1.23</td>" in html
     assert "<td>–</td>" in html
+    assert [tables.number(v) for v in (-0.00012, -4321.0, float("inf"))] == ["−0.00012", "−4321", "∞"]
+    assert [theme.tick_label(v) for v in (1e-5, 0.5, 20.0)] == ["1e-5", "0.5", "20"]
 
 
 def test_attention_over_the_picture_lifts_the_veil_where_the_head_looks():

@@ -11,7 +11,7 @@ import xarray as xr
 import workbench as wb
 from workbench.errors import PromptError, RunError, WorkbenchError
 from workbench.prompts.prompt import PromptSet
-from workbench.views import pane
+from workbench.views import explorer, pane
 from workbench.views.explorer import explore, prompts_of
 from workbench.views.looking import readable
 
@@ -204,14 +204,19 @@ def test_prompts_that_were_not_swept_are_refused(run, prompts):
         prompts_of(run, changed)
 
 
-def test_prompts_are_drawn_again_from_what_the_run_says_and_never_from_a_file_it_names(run, prompts, tmp_path):
+def test_prompts_are_drawn_again_from_what_the_run_says_and_never_from_a_file_it_names(
+    run, prompts, tmp_path, monkeypatch
+):
     assert [p.id for p in prompts_of(run)] == [p.id for p in prompts]
     later = run.assign_attrs(prompt_hash="another")
     assert len(prompts_of(later)) == 0
     file = tmp_path / "secrets.csv"
     file.write_text("text,label\nhello,safe\n")
     named = run.assign_attrs(prompt_source=json.dumps({"name_or_path": str(file)}))
+    asked = []
+    monkeypatch.setattr(explorer, "load_prompts", lambda **recipe: asked.append(recipe))
     assert len(prompts_of(named)) == 0
+    assert asked == []
 
 
 def test_a_stored_run_is_explored_as_a_fresh_one(run, scores, tmp_path):

@@ -69,4 +69,5 @@ def number(value: float) -> str:
     """Three significant digits; a dash for NaN, which means not computed."""
     if not np.isfinite(value):
         return "–" if np.isnan(value) else ("∞" if value > 0 else "−∞")
-    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}").replace("-", "−")
+    size = f"{abs(value):.3g}" if abs(value) < 1000 else f"{abs(value):.0f}"
+    return f"−{size}" if value < 0 else size
