@@ -77,7 +77,13 @@ class Cluster:
             self.most = int(count) if count.isdigit() else None
             _start_here(None if self.most is None else self.most * threads)
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, ValueError) as error:
+                raise RunError(
+                    f"No Ray cluster answered at {address!r} ({error}). Start one with `ray start --head`, or use "
+                    "cluster='local'. If the cluster asks for a token, set RAY_AUTH_MODE=token here as well."
+                ) from error
         needs = {"num_gpus": 1} if model.device.type == "cuda" else {"num_cpus": threads}
         make = ray.remote(Worker).options(max_restarts=-1, max_task_retries=-1, **needs)
         load = {"name": model.name, "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
