@@ -11,8 +11,6 @@ import torch
 import workbench as wb
 from workbench.models.tiny import build_tiny
 
-pytest.importorskip("ray")
-
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
