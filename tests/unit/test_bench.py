@@ -11,7 +11,7 @@ from workbench.bench import __main__ as bench
 from workbench.bench import jobs, peers
 from workbench.bench.measuring import Row, Timing, ratio
 from workbench.bench.operations import Counts
-from workbench.bench.shapes import Shape, build, questions, with_more_heads
+from workbench.bench.shapes import Shape, build, questions, split_heads
 from workbench.errors import FigureError
 from workbench.sweeps.run import sweep
 from workbench.views.bench_figure import save_growth
@@ -91,13 +91,13 @@ def test_a_large_shape_runs_in_another_dtype(monkeypatch):
     assert {("exact_map", "exact"), ("shared_image", "prefix"), ("find_top5", "sketch")} <= found
 
 
-def test_added_heads_leave_the_answers_as_they_were(model, asked):
-    wide = with_more_heads(model, 6, strength=0.0)
-    assert wide.n_heads == 6
-    torch.testing.assert_close(wide.logits(asked[0]), model.logits(asked[0]))
-    run = sweep(wide, asked[:2], progress=False)
-    assert run.deflection.sel(head=[4, 5]).max() < 1e-3
-    assert run.deflection.max() > 1
+def test_split_heads_compute_the_same_function(model, asked):
+    wide = split_heads(model, 3)
+    assert wide.n_heads == 3 * model.n_heads
+    torch.testing.assert_close(wide.logits(asked[0]), model.logits(asked[0]), atol=1e-4, rtol=1e-4)
+    together = [[(1, 3), (1, 4), (1, 5)]]
+    parts = sweep(wide, asked[:2], groups=together, progress=False).deflection.values[..., 0]
+    np.testing.assert_allclose(parts, sweep(model, asked[:2], progress=False).deflection.values[:, :, 1, 1], atol=1e-2)
 
 
 def test_ratios_are_of_the_same_moment():

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from workbench.bench import jobs, peers
 from workbench.bench.measuring import Row
-from workbench.bench.shapes import POCKET, SHAPES, build, questions, with_more_heads
+from workbench.bench.shapes import POCKET, SHAPES, build, questions, split_heads
 from workbench.models.loading import DTYPES, load_model
 from workbench.prompts import load_prompts
 from workbench.views.bench_figure import save_growth
@@ -71,17 +71,18 @@ def small(chosen: list[str], *, quick: bool) -> list[Row]:
         asked = questions(8 * pictures, words=4, side=wide.side, pictures=pictures, lengths=2)
         found += jobs.shared_image(build(wide, name="pocket shape, 144 image tokens"), asked, repeats=repeats)
     if "find_top5" in chosen:
-        model = with_more_heads(load_model("pocket", device="cpu"), 32)
+        model = split_heads(load_model("pocket", device="cpu"), 4)
         asked, part = load_prompts("pocket", n=16 if quick else 64), 12 if quick else 48
         found += jobs.find_top5(model, asked, repeats=repeats, peer_names=["transformer_lens"], part=part)
     if "probes" in chosen:
-        draws = np.random.default_rng(0)
-        unsafe = draws.random(400) < 0.5
-        shifts = draws.normal(size=(256, 1, 32)) * unsafe[:, None] * 0.3
-        features = draws.normal(size=(256, 400, 32)) + shifts
-        found += jobs.probes(features, unsafe, repeats=repeats, part=16 if quick else 64)
+        model, prompts = load_model("pocket", device="cpu"), load_prompts("pocket", n=120 if quick else 300)
+        last = [(model.n_layers - 1, 0)]  # next to nothing to mask: the outputs of all heads are what is wanted
+        run = jobs.swept(model, prompts, "exact", heads=last, projections=("value",))
+        features = run.head_output.stack(cell=("layer", "head")).transpose("cell", "prompt", "d_head").values
+        unsafe = run.label.values.astype(str) == "unsafe"
+        found += jobs.probes(features.astype(np.float64), unsafe, repeats=repeats, part=16 if quick else 64)
     if "growth" in chosen:
-        found += jobs.growth(repeats=1, prompts=4 if quick else 8)
+        found += jobs.growth(repeats=1, prompts=4 if quick else 8, most_heads=64 if quick else 256)
     return found
 
 

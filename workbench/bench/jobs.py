@@ -136,7 +136,7 @@ def find_top5(
     encoded, cells = [model.encode(p) for p in prompts], cells_of(model)
     chosen = a_part(cells, part)
     calls: dict[str, Any] = peer_calls(model, encoded, [cells[i] for i in chosen], peer_names)
-    screen = {"directions": 2, "estimates": ["deflection"], "best": 8, "sample": 2}
+    screen = {"directions": 2, "estimates": ["deflection"], "best": 10, "sample": 2}
     calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
     calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 12, "directions": 2})
     timings, results = in_turn(calls, repeats, model.device)
@@ -205,12 +205,16 @@ def probes(features: np.ndarray, unsafe: np.ndarray, *, repeats: int, part: int)
     return list(found.values())
 
 
-def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
-    """How the cost of a screen and of an exact map grows with heads, layers, prompts and tokens, one at a time."""
+def growth(*, repeats: int, prompts: int = 8, most_heads: int = 256) -> list[Row]:
+    """How the cost of a screen and of an exact map grows with heads, layers, prompts and tokens, one at a time.
+
+    Beyond `most_heads` heads the exact map is left out.
+    """
     found = []
     base = Shape(layers=8, heads=8, d_model=256, d_mlp=512)
     for heads in (8, 32, 128):  # 64, 256 and 1,024 in all, at one width and depth
-        found += _grown("heads", 8 * heads, Shape(8, heads, 256, 512), prompts, 8, repeats, exact=heads <= 32)
+        wide = Shape(8, heads, 512, 1024)
+        found += _grown("heads", 8 * heads, wide, prompts, 8, repeats, exact=8 * heads <= most_heads)
     for layers in (4, 8, 16):
         found += _grown("layers", layers, Shape(layers, 8, 256, 512), prompts, 8, repeats)
     for n in (4, 8, 16):

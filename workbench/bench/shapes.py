@@ -98,29 +98,29 @@ def _scale_heads(model: HookedLVLM, seed: int) -> None:
 
 
 @torch.no_grad()
-def with_more_heads(model: HookedLVLM, heads: int, *, strength: float = 0.1, seed: int = 0) -> HookedLVLM:
-    """A LLaVA with as many random heads added to each layer as make it `heads`, whose writes are weak.
+def split_heads(model: HookedLVLM, into: int, *, seed: int = 0) -> HookedLVLM:
+    """The same LLaVA with each head split into several, which attend alike and write uneven shares of what it wrote.
 
-    It answers as before, so the heads that matter are known to lie among those it had.
-
-    Args:
-        strength: Scale of the new heads' W_O against that of the old ones.
+    It computes the same function, so a trained model's heads can be searched for among many.
     """
     config = copy.deepcopy(model.hf.config)
+    heads = model.n_heads * into
     config.text_config.num_attention_heads = config.text_config.num_key_value_heads = heads
     config.text_config.head_dim = model.d_head
     wide = type(model.hf)(config).eval()
-    draws = torch.Generator().manual_seed(seed)
-    old = model.hf.state_dict()
+    draws, old = torch.Generator().manual_seed(seed), model.hf.state_dict()
     for name, parameter in wide.state_dict().items():
         given = old[name]
         if given.shape == parameter.shape:
             parameter.copy_(given)
-            continue
-        noise = torch.randn(parameter.shape, generator=draws) * given.std()
-        parameter.copy_(noise * strength if "o_proj" in name else noise)
-        parameter[tuple(slice(0, n) for n in given.shape)] = given
-    name = f"{model.name} with {heads} heads a layer"
+        elif "o_proj" in name:
+            shares = (1.5 * torch.randn(model.n_heads, into, generator=draws)).softmax(-1)
+            columns = given.view(model.d_model, model.n_heads, 1, model.d_head) * shares[:, :, None]
+            parameter.copy_(columns.flatten(1))
+        else:
+            rows = given.view(model.n_heads, 1, model.d_head, -1).expand(-1, into, -1, -1)
+            parameter.copy_(rows.reshape(parameter.shape))
+    name = f"{model.name}, each head split into {into}"
     return HookedLVLM(wide, model.family, name=name, tokenizer=model.tokenizer, processor=model.processor)
 
 

@@ -23,7 +23,7 @@ from workbench.errors import PromptError, WorkbenchError
 from workbench.prompts.prompt import PromptSet
 from workbench.sweeps.job import Cells
 from workbench.sweeps.memory import BASE, unit_of
-from workbench.sweeps.rule import RULES, SAFE_PERCENTILE, best_cells, rule_values
+from workbench.sweeps.rule import RULES, SAFE_PERCENTILE, SCREEN_PERCENTILE, best_cells, rule_values
 from workbench.sweeps.tasks import Sweep, Task, layer_tasks
 
 BLOCK = 16
@@ -131,7 +131,7 @@ def phases(this: Sweep) -> Iterator[list[Task]]:
         yield layer_tasks("sketch", first, (BASE,), None, sink)
         stop = first[-1][1]
         estimate = sink.read(f"{by}_estimate")[:stop]
-        guess = rule_values(estimate, this.unsafe[:stop], rule, percentile=SAFE_PERCENTILE + 10)
+        guess = rule_values(estimate, this.unsafe[:stop], rule, percentile=SCREEN_PERCENTILE)
         for number, value in enumerate(guess):
             chosen = best_cells(value, options["screen"])
             alive[number] &= np.isin(np.arange(value.size), [a * value.shape[1] + b for a, b in chosen]).reshape(

@@ -13,6 +13,8 @@ from workbench.errors import RunError
 
 RULES = ("selectivity", "sensitivity")
 SAFE_PERCENTILE = 80.0
+# Who is under the bound is itself an estimate while heads are screened, so the screen's bound is a little wider.
+SCREEN_PERCENTILE = 84.0
 
 
 def rule_values(cells: np.ndarray, unsafe: np.ndarray, rule: str, *, percentile: float = SAFE_PERCENTILE) -> np.ndarray:
@@ -35,17 +37,20 @@ def rule_values(cells: np.ndarray, unsafe: np.ndarray, rule: str, *, percentile:
 def completed(exact: np.ndarray, estimate: np.ndarray) -> np.ndarray:
     """Exact cells where there are any, estimates elsewhere, brought to the exact ones' scale head by head.
 
-    Estimates of large changes are too small (they are linear); the line through the heads known both ways says by how
-    much. `[prompt, projection, layer, head]`.
+    Estimates of large changes are too small (they are linear); how much so is read off the heads known both ways, in
+    a few groups of like size, and is nothing for a change of nothing. `[prompt, projection, layer, head]`.
     """
     known = ~np.isnan(exact).any(0)
     filled = np.where(known, exact, estimate).astype(np.float64)
     for number in range(exact.shape[1]):
         at = known[number]
-        if at.sum() < 3:
-            continue
-        slope, offset = np.polyfit(estimate[:, number, at].mean(0), exact[:, number, at].mean(0), 1)
-        filled[:, number, ~at] = np.maximum(0, slope * estimate[:, number, ~at] + offset)
+        one, other = exact[:, number, at].mean(0, dtype=float), estimate[:, number, at].mean(0, dtype=float)
+        order = np.argsort(other)
+        groups = [g for g in np.array_split(order[other[order] > 0], 4) if len(g)]
+        sizes = [0.0, *(float(np.median(other[g])) for g in groups)]
+        factors = [1.0, *(float(np.median(one[g] / other[g])) for g in groups)]
+        factor = np.interp(estimate[:, number].mean(0), sizes, factors)
+        filled[:, number, ~at] = (factor * estimate[:, number])[:, ~at]
     return filled
 
 

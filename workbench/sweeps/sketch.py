@@ -14,7 +14,7 @@ import numpy as np
 from workbench.errors import WorkbenchError
 from workbench.sweeps.job import Cells
 from workbench.sweeps.memory import BASE, unit_of
-from workbench.sweeps.rule import RULES, SAFE_PERCENTILE, best_cells, completed, rule_values
+from workbench.sweeps.rule import RULES, SCREEN_PERCENTILE, best_cells, completed, rule_values
 from workbench.sweeps.tasks import Sweep, Task, layer_tasks
 
 DEFAULTS: Mapping[str, Any] = {
@@ -58,8 +58,7 @@ def chosen_cells(this: Sweep) -> tuple[list[tuple[int, int]], list[tuple[int, in
     """(the best heads by the estimate, heads drawn at random from all)."""
     options = this.options
     estimate = this.sink.read(f"{options['by']}_estimate")
-    # Who is under the bound on safe prompts is itself an estimate, so the screen's bound is a little wider.
-    values = rule_values(estimate, this.unsafe, options["rule"], percentile=SAFE_PERCENTILE + 10)
+    values = rule_values(estimate, this.unsafe, options["rule"], percentile=SCREEN_PERCENTILE)
     best = sorted({cell for value in values for cell in best_cells(value, options["best"])})
     every = [(layer, head) for layer in this.job.layers(this.model) for head in range(estimate.shape[3])]
     picked = np.random.default_rng(this.seed).permutation(len(every))[: options["sample"]]
