@@ -71,8 +71,8 @@ def small(chosen: list[str], *, quick: bool) -> list[Row]:
         asked = questions(8 * pictures, words=4, side=wide.side, pictures=pictures, lengths=2)
         found += jobs.shared_image(build(wide, name="pocket shape, 144 image tokens"), asked, repeats=repeats)
     if "find_top5" in chosen:
-        model = split_heads(load_model("pocket", device="cpu"), 4)
-        asked, part = load_prompts("pocket", n=16 if quick else 64), 12 if quick else 48
+        model = split_heads(load_model("pocket", device="cpu"), 8)
+        asked, part = load_prompts("pocket", n=16 if quick else 48), 12 if quick else 48
         found += jobs.find_top5(model, asked, repeats=repeats, peer_names=["transformer_lens"], part=part)
     if "probes" in chosen:
         model, prompts = load_model("pocket", device="cpu"), load_prompts("pocket", n=120 if quick else 300)

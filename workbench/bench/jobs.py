@@ -136,9 +136,9 @@ def find_top5(
     encoded, cells = [model.encode(p) for p in prompts], cells_of(model)
     chosen = a_part(cells, part)
     calls: dict[str, Any] = peer_calls(model, encoded, [cells[i] for i in chosen], peer_names)
-    screen = {"directions": 2, "estimates": ["deflection"], "best": 10, "sample": 2}
+    screen = {"directions": 4, "estimates": ["deflection"], "best": 16, "sample": 2}
     calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
-    calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 12, "directions": 2})
+    calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 24, "directions": 4})
     timings, results = in_turn(calls, repeats, model.device)
     once, exact = in_turn({"exact": partial(swept, model, prompts, "exact")}, 1, model.device)
     scale = {name: (len(cells) + 1) / (len(chosen) + 1) for name in peer_names}
