@@ -161,6 +161,12 @@ def test_a_mistake_is_said_in_a_sentence(run, scores, tmp_path, arguments, said)
         )
 
 
+def test_more_criteria_than_fit_abreast_go_on_further_pages(run, tmp_path):
+    names = ("deflection", "ships", "js", "svd_left")
+    written = save_figures(run, tmp_path, ("svg",), scores=score(run, names, bootstrap=0, permutations=0))
+    assert {"criteria_query", "criteria_query_2"} <= {f.stem for f in written}
+
+
 def test_a_run_without_masks_of_a_second_projection_draws_what_there_is(tmp_path):
     one = synthetic_run(pairs=8, projections=("query",))
     written = save_figures(one, tmp_path, ("svg",), scores=score(one, ("deflection",), bootstrap=0, permutations=0))

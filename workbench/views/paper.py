@@ -23,6 +23,7 @@ _METADATA = {
     "png": {"Software": None},
 }
 _CRITERIA = ("deflection", "ships", "probe")
+_ABREAST = 3  # criteria side by side in 6.9 inches
 _SIDECAR = "captions.md"
 
 
@@ -174,14 +175,16 @@ def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
             f"that selectivity picks with the query masked. {captions.over(run, scores)}",
         )
     for projection in [p for p in dict.fromkeys(scores["projection"]) if p != "none"]:
-        yield _Plate(
-            f"criteria_{projection}",
-            paper_figures.side_by_side(scores, projection=projection),
-            "**The criteria side by side.** Above: the mean over unsafe prompts (for the probe, its cross-validated "
-            "accuracy), each in "
-            "its own unit. Below: AUROC of unsafe above safe on one scale; 0.5 is no difference. "
-            f"{captions.over(run, scores, projection)}",
-        )
+        criteria = list(dict.fromkeys(scores["criterion"]))
+        for page, first in enumerate(range(0, len(criteria), _ABREAST), start=1):
+            part = scores[scores["criterion"].isin(criteria[first : first + _ABREAST])]
+            yield _Plate(
+                f"criteria_{projection}" if page == 1 else f"criteria_{projection}_{page}",
+                paper_figures.side_by_side(part, projection=projection),
+                "**The criteria side by side.** Above: the mean over unsafe prompts (a probe: its held-out accuracy), "
+                "each in its own unit. Below: AUROC of unsafe above safe on one scale; 0.5 is no difference. "
+                f"{captions.over(run, scores, projection)}",
+            )
     if scores.groupby(["criterion", "projection"]).ngroups > 1:
         yield _Plate(
             "agreement",

@@ -143,7 +143,7 @@ def side_by_side(scores: pd.DataFrame, *, projection: str) -> Figure:
         cells = theme.grid(scores, criterion=criterion, projection=where[criterion], column="unsafe")
         mesh = heat_map(top, cells, scale=theme.scale(cells))
         colour_bar(figure, mesh, top, label=theme.unit(criterion))
-        top.set_title(heading(criterion, where[criterion]))
+        top.set_title(heading(criterion, where[criterion]).replace(", ", "\n"))
         rates = theme.grid(scores, criterion=criterion, projection=where[criterion], column="auroc")
         lower = heat_map(bottom, rates, scale=theme.scale(rates, column="auroc"))
         bottom.set_xlabel("head")
@@ -166,26 +166,23 @@ def agreement(scores: pd.DataFrame) -> Figure:
     for row in rank_agreement(scores, rule="sensitivity").itertuples():
         i, j = place[row.criterion_a, row.projection_a], place[row.criterion_b, row.projection_b]
         cells[i, j] = cells[j, i] = row.spearman
-    words = [f"{theme.short_title(c)},\n{p}" if p != "none" else theme.short_title(c) for c, p in pairs]
-    side = theme.COLUMN_INCHES if len(pairs) <= 8 else theme.DOUBLE_INCHES
+    few = len(pairs) <= 8
+    names = [(theme.short_title(c), p if p != "none" else "") for c, p in pairs]
+    words = [(",\n" if few else ", ").join(part for part in name if part) for name in names]
+    side = theme.COLUMN_INCHES if few else theme.DOUBLE_INCHES
     figure = _new_figure(side, side * 0.82)
     ax = figure.subplots()
     mesh = heat_map(ax, cells, scale=theme.Scale(-1.0, 1.0, theme.DIVERGING))
     ax.set_aspect("auto")  # leaves the room to the words
     ax.invert_yaxis()
-    ax.set_xticks(range(len(pairs)), labels=words, rotation=45, ha="right", rotation_mode="anchor")
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
+    ax.set_xticks(range(len(pairs)), labels=words, **turned)
     ax.set_yticks(range(len(pairs)), labels=words)
-    for (row, col), value in np.ndenumerate(cells):
+    for (row, col), value in np.ndenumerate(cells if few else cells[:0]):  # many numbers would touch each other
         if np.isfinite(value):
-            ax.text(
-                col,
-                row,
-                f"{value:.2f}".replace("-", "−"),
-                ha="center",
-                va="center",
-                fontsize=6,
-                color="white" if abs(value) > 0.6 else theme.INK,
-            )
+            ink = "white" if abs(value) > 0.6 else theme.INK
+            said = f"{value:.2f}".replace("-", "−")
+            ax.text(col, row, said, ha="center", va="center", fontsize=6, color=ink)
     colour_bar(figure, mesh, ax, label="Spearman correlation over heads")
     return figure
 
