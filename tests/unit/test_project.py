@@ -28,7 +28,8 @@ PINS = {
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     # Not the flags of a `make test` that this test runs in.
-    clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "BROWSER", "PYTHON")}
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "ARGS", "BROWSER", "PYTHON", "VENV"}
+    clean = {k: v for k, v in os.environ.items() if k not in outer}
     command = ["make", "--no-print-directory", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=60, check=False
