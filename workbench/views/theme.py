@@ -17,7 +17,6 @@ DOUBLE_INCHES = 6.9
 
 # Okabe and Ito's palette, which stays apart for the common kinds of colour blindness.
 LABEL_COLOURS = {"unsafe": "#D55E00", "safe": "#0072B2"}
-FAMILY_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#6B6B6B")
 PICKED, NEUTRAL, QUIET, INK = "#111111", "#6F7D8A", "#C8C8C8", "#333333"
 
 # The same name in matplotlib and (case apart) in plotly.
