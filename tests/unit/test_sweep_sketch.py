@@ -76,7 +76,7 @@ def test_the_directions_have_the_moments_they_should(double):
 def test_estimates_rank_pocket_like_the_exact_engine():
     model, prompts = wb.load_model("pocket", device="cpu"), wb.load_prompts("pocket", n=16)
     exact = wb.sweep(model, prompts, keep_states=False, progress=False)
-    options = {"directions": 4, "best": 6, "sample": 6}
+    options = {"directions": 4, "best": 6, "edge": 2, "sample": 6}
     run = wb.sweep(model, prompts, engine="sketch", engine_options=options, keep_states=False, progress=False)
     for name in ("deflection", "kl"):
         for projection in ("query", "value"):
@@ -89,7 +89,7 @@ def test_estimates_rank_pocket_like_the_exact_engine():
 
 def test_estimates_are_never_taken_for_exact_numbers(double):
     exact = swept(double, "exact")
-    run = swept(double, "sketch", engine_options={"best": 3, "sample": 2})
+    run = swept(double, "sketch", engine_options={"best": 3, "edge": 0, "sample": 2})
     known = np.zeros(run.deflection.shape[2:], dtype=bool)
     for layer, head in run.attrs["exact_cells"]:
         known[layer, head] = True
@@ -101,6 +101,16 @@ def test_estimates_are_never_taken_for_exact_numbers(double):
     assert run.deflection_estimate.notnull().all()
     assert "not exact" in run.deflection_estimate.attrs["long_name"]
     assert "deflection_estimate" not in exact
+
+
+def test_heads_at_the_safe_bound_are_scored_exactly(double):
+    options = {"best": 1, "edge": 4, "sample": 0}
+    run = swept(double, "sketch", engine_options=options)
+    low = run.deflection_estimate.values[::2].mean(0)
+    for values in low:
+        nearest = np.abs(values - np.percentile(values, 80)).ravel().argsort()[:4]
+        cells = {(int(i) // double.n_heads, int(i) % double.n_heads) for i in nearest}
+        assert cells <= {tuple(cell) for cell in run.attrs["exact_cells"]}
 
 
 def test_a_screen_that_fails_says_so(double, monkeypatch):

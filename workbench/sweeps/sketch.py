@@ -14,12 +14,13 @@ import numpy as np
 from workbench.errors import WorkbenchError
 from workbench.sweeps.job import Cells
 from workbench.sweeps.memory import BASE, unit_of
-from workbench.sweeps.rule import RULES, SCREEN_PERCENTILE, best_cells, completed, rule_values
+from workbench.sweeps.rule import RULES, SAFE_PERCENTILE, SCREEN_PERCENTILE, best_cells, completed, rule_values
 from workbench.sweeps.tasks import Sweep, Task, layer_tasks
 
 DEFAULTS: Mapping[str, Any] = {
     "directions": 4,  # backward passes an estimate
     "best": 16,  # heads a projection that are scored exactly
+    "edge": 8,  # heads a projection nearest the safe bound, scored exactly so that it lies where it should
     "sample": 8,  # heads drawn at random that are scored exactly, to see what the screen missed
     "by": "deflection",  # the estimate that chooses
     "rule": "selectivity",
@@ -59,10 +60,14 @@ def chosen_cells(this: Sweep) -> tuple[list[tuple[int, int]], list[tuple[int, in
     options = this.options
     estimate = this.sink.read(f"{options['by']}_estimate")
     values = rule_values(estimate, this.unsafe, options["rule"], percentile=SCREEN_PERCENTILE)
-    best = sorted({cell for value in values for cell in best_cells(value, options["best"])})
+    best = {cell for value in values for cell in best_cells(value, options["best"])}
+    if options["rule"] == "selectivity" and 0 < this.unsafe.sum() < len(this.unsafe):
+        low = estimate[~this.unsafe].mean(0)
+        bound = np.nanpercentile(low, SAFE_PERCENTILE, axis=(1, 2), keepdims=True)
+        best |= {cell for value in -np.abs(low - bound) for cell in best_cells(value, options["edge"])}
     every = [(layer, head) for layer in this.job.layers(this.model) for head in range(estimate.shape[3])]
     picked = np.random.default_rng(this.seed).permutation(len(every))[: options["sample"]]
-    return best, [every[i] for i in sorted(picked)]
+    return sorted(best), [every[i] for i in sorted(picked)]
 
 
 def screen_report(this: Sweep, best: list[tuple[int, int]], drawn: list[tuple[int, int]]) -> dict[str, Any]:
