@@ -24,7 +24,7 @@ def open_run(path: str | Path, *, verify: bool = True) -> xr.Dataset:
     store.read_manifest()
     if verify and (damaged := store.damaged()):
         raise RunError(_damage(store, damaged))
-    return xr.open_zarr(store.backend, chunks=None)
+    return store.dataset()
 
 
 def open_store(

@@ -259,9 +259,20 @@ class Store:
         with self._writing():
             self.group.attrs.update(attrs)
 
+    def dataset(self) -> xr.Dataset:
+        """The run as it is stored, not yet read."""
+        with warnings.catch_warnings():
+            # A process killed before it gathered the metadata in one file leaves a store that reads as well, but
+            # part by part and with a warning for each.
+            warnings.simplefilter("ignore", category=RuntimeWarning)
+            warnings.simplefilter("ignore", category=UserWarning)
+            run = xr.open_zarr(self.backend, chunks=None)
+        run.encoding["source"] = self.path  # as xarray does for a plain path; captions name it
+        return run
+
     def finish(self) -> xr.Dataset:
         """The run as it is stored, read back."""
-        return xr.open_zarr(self.backend, chunks=None).load()
+        return self.dataset().load()
 
     def damaged(self) -> list[tuple[int, int]]:
         """(block, unit) of everything stored that does not match its checksum; (-1, -1) for the coordinates."""
@@ -282,7 +293,7 @@ class Store:
 
     def _static_holds(self) -> bool:
         try:
-            run = xr.open_zarr(self.backend, chunks=None)
+            run = self.dataset()
             late = {name for name in run.data_vars if name in UNITS and name != "write_root"}
             return _static_digest(run.drop_vars(late).load()) == self.group[MANIFEST].attrs["static"]
         except UNREADABLE:
