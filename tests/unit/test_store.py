@@ -346,3 +346,13 @@ def test_killed_at_any_moment_the_run_goes_on_bit_for_bit(model, tmp_path, small
         out = tmp_path / f"run{n}.zarr"
         swept(model, out, **QUICK)
         assert files(out) == sound, f"killed at write {point}"
+
+
+def test_a_store_killed_before_its_metadata_was_gathered_reads_and_goes_on(model, tmp_path):
+    path = tmp_path / "run.zarr"
+    whole = swept(model, path)
+    root = json.loads((path / "zarr.json").read_text())
+    del root["consolidated_metadata"]
+    (path / "zarr.json").write_text(json.dumps(root))
+    same(open_run(path).load(), whole)
+    same(swept(model, path), whole)
