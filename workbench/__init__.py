@@ -3,6 +3,7 @@
 The public names below are imported when first used: `import workbench` loads no weights and touches no GPU.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from workbench.sweeps.run import sweep
     from workbench.views.explorer import explore
     from workbench.views.paper import save_figures
+
+# Before torch is imported: its threads wait for each other by spinning, so that beside any other program on the same
+# cores a sweep of small batches was measured to take five times as long. Set by the user, the user's word stands.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
     "HookedLVLM": "workbench.models.hooked",
