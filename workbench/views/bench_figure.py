@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from workbench.errors import FigureError
 from workbench.views.theme import DOUBLE_INCHES, LABEL_COLOURS
@@ -34,8 +35,14 @@ def save_growth(
             )
             ax.plot(*zip(*points, strict=True), "o-", color=colour, label=engine, markersize=3, linewidth=1)
         ax.set(xscale="log", yscale="log", xlabel=words)
+        sizes = sorted({row["more"]["size"] for row in rows if row["more"]["axis"] == axis})
+        ax.set_xticks(sizes, [str(size) for size in sizes])  # the sizes that were measured, in plain numbers
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("processor seconds")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    axes[0].yaxis.set_minor_locator(NullLocator())
     axes[0].legend(frameon=False, fontsize=7)
     Path(folder).mkdir(parents=True, exist_ok=True)
     files = [Path(folder) / f"bench_growth.{kind}" for kind in formats]
