@@ -68,6 +68,13 @@ def sweep(
             help="exact, prefix (shared beginnings), sketch and race (estimates first), or naive (reference)."
         ),
     ] = "exact",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE for the engine, as often as needed. sketch: directions, best, edge, sample, by, rule; "
+            "race: k, rule, by, level, screen, directions."
+        ),
+    ] = None,
     form: Form = "limit",
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
@@ -91,6 +98,7 @@ def sweep(
         out=out,
         projections=list(projection or ("query", "value")),
         engine=engine,
+        options=list(option or ()),
         mask=Mask(form=form, factor=factor, grain=grain, positions=positions),
         split=split,
         n=n,

@@ -8,13 +8,14 @@ import torch
 from scipy.stats import spearmanr
 
 import workbench as wb
-from workbench.errors import MaskError, PromptError, WorkbenchError
+from workbench.errors import CriterionError, MaskError, PromptError, WorkbenchError
 from workbench.models.resume import base_pass
 from workbench.models.tiny import build_tiny
 from workbench.sweeps import race, screen, sketch
 from workbench.sweeps.engine import ExactBlock
 from workbench.sweeps.job import Job
-from workbench.sweeps.rule import best_cells, completed, rule_values, sketched_top
+from workbench.sweeps.race import said as race_said
+from workbench.sweeps.rule import best_cells, calibration, rule_values, safe_levels
 
 WORDS = ("what is this", "a bomb", "what is this ?", "a red square here", "the cat", "is this a picture ?")
 
@@ -90,14 +91,16 @@ def test_estimates_rank_pocket_like_the_exact_engine():
 def test_estimates_are_never_taken_for_exact_numbers(double):
     exact = swept(double, "exact")
     run = swept(double, "sketch", engine_options={"best": 3, "edge": 0, "sample": 2})
-    known = np.zeros(run.deflection.shape[2:], dtype=bool)
-    for layer, head in run.attrs["exact_cells"]:
-        known[layer, head] = True
-    assert 3 <= known.sum() <= 8
+    known = np.zeros(run.deflection.shape[1:], dtype=bool)
+    for projection, layer, head in run.attrs["exact_cells"]:
+        known[("query", "value").index(projection), layer, head] = True
+    # Three best and two drawn ones a projection: a head that is best under one mask only is masked by that one only.
+    assert all(3 <= cells <= 5 for cells in known.sum((1, 2)))
+    assert (known[0] != known[1]).any()
     for name in ("deflection", "kl", "state"):
         values = run[name].values
-        assert np.isnan(values[:, :, ~known]).all()
-        np.testing.assert_allclose(values[:, :, known], exact[name].values[:, :, known], atol=1e-9)
+        assert np.isnan(values[:, ~known]).all()
+        np.testing.assert_allclose(values[:, known], exact[name].values[:, known], atol=1e-9)
     assert run.deflection_estimate.notnull().all()
     assert "not exact" in run.deflection_estimate.attrs["long_name"]
     assert "deflection_estimate" not in exact
@@ -107,9 +110,9 @@ def test_heads_at_the_safe_bound_are_scored_exactly(double):
     options = {"best": 1, "edge": 4, "sample": 0}
     run = swept(double, "sketch", engine_options=options)
     low = run.deflection_estimate.values[::2].mean(0)
-    for values in low:
+    for name, values in zip(("query", "value"), low, strict=True):
         nearest = np.abs(values - np.percentile(values, 80)).ravel().argsort()[:4]
-        cells = {(int(i) // double.n_heads, int(i) % double.n_heads) for i in nearest}
+        cells = {(name, int(i) // double.n_heads, int(i) % double.n_heads) for i in nearest}
         assert cells <= {tuple(cell) for cell in run.attrs["exact_cells"]}
 
 
@@ -119,7 +122,7 @@ def test_a_screen_that_fails_says_so(double, monkeypatch):
     def reversed_(model, base, job, **options):
         return {name: 100 - value for name, value in wrong(model, base, job, **options).items()}
 
-    options = {"best": 4, "sample": 12, "rule": "sensitivity"}
+    options = {"best": 6, "sample": 12, "rule": "sensitivity", "directions": 16}
     mask = wb.Mask(form="scale", factor=0.9)
     sound = swept(double, "sketch", engine_options=options, mask=mask)
     monkeypatch.setattr(screen, "estimates", reversed_)
@@ -129,6 +132,9 @@ def test_a_screen_that_fails_says_so(double, monkeypatch):
         assert run.attrs["screen_missed"][projection] > 0
         assert run.attrs["screen_recall"][projection] < 0.7
         assert run.attrs["screen_spearman"][projection] < 0
+    assert "misses heads" in sketch.said(run.attrs)
+    assert "misses heads" not in sketch.said(sound.attrs)
+    assert "12 heads drawn at random" in sketch.said(sound.attrs)
 
 
 def test_a_killed_sketch_goes_on_with_the_same_choice(double, tmp_path, monkeypatch):
@@ -158,16 +164,34 @@ def test_exact_heads_fill_the_bound_of_a_sketched_top():
     unsafe = np.arange(40) % 2 == 0
     estimate = 0.7 * truth
     exact = np.where(generator.random((4, 10)) < 0.5, truth, np.nan)
-    filled, scale = completed(exact, estimate), truth.mean(0)[0]
-    large = scale > 0.5 * np.median(scale)
-    np.testing.assert_allclose(filled[:, 0, large], truth[:, 0, large], rtol=0.3)
-    known = ~np.isnan(exact[0, 0])
-    np.testing.assert_array_equal(filled[:, 0, known], truth[:, 0, known])
-    values = rule_values(truth, unsafe, "selectivity")
     low, high = truth[~unsafe].mean(0), truth[unsafe].mean(0)
+    large = low > 0.5 * np.median(low)
+    np.testing.assert_allclose((calibration(exact, estimate) * estimate.mean(0))[large], truth.mean(0)[large], rtol=0.3)
+    levels = safe_levels(exact, unsafe, estimate)
+    known = ~np.isnan(exact[0])
+    np.testing.assert_allclose(levels[known], low[known])
+    np.testing.assert_allclose(levels[large], low[large], rtol=0.3)
+    # Of a head that left a race early, the prompts it was scored on.
+    exact[20:, 0, 0, 0] = np.nan
+    exact[:20, 0, 0, 0] = truth[:20, 0, 0, 0]
+    assert safe_levels(exact, unsafe, estimate)[0, 0, 0] == pytest.approx(truth[:20][~unsafe[:20]].mean(0)[0, 0, 0])
+    values = rule_values(truth, unsafe, "selectivity")
     assert (np.isneginf(values) == (low >= np.percentile(low, 80))).all()
     first = best_cells(values[0], 1)[0]
     assert values[0][first] == pytest.approx((high - low)[0][first])
+
+
+def test_the_bound_is_that_of_all_heads():
+    # Six heads of the ten were scored, and the two loudest on safe prompts are not among them: by the scored ones
+    # alone, the bound would leave out the fourth head.
+    safe = np.array([1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+    cells = np.stack([safe, safe + 1, safe, safe + 1])[:, None, None]
+    unsafe = np.array([False, True, False, True])
+    exact = np.where(safe <= 5, cells, np.nan)
+    alone, among_all = (rule_values(exact, unsafe, "selectivity", estimate=e)[0, 0] for e in (None, cells))
+    assert np.isneginf(alone[4])
+    np.testing.assert_allclose(among_all[:5], 1)
+    assert np.isnan(among_all[5:]).all()
 
 
 def test_the_sketched_top_is_the_exact_one():
@@ -176,8 +200,43 @@ def test_the_sketched_top_is_the_exact_one():
     exact = wb.sweep(model, prompts, keep_states=False, progress=False)
     unsafe = exact.label.values.astype(str) == "unsafe"
     best = best_cells(rule_values(exact.deflection.values, unsafe, "selectivity")[1], 1)
-    top = sketched_top(run, "value", 1)
+    scores = wb.score(run, "deflection", bootstrap=0, permutations=0)
+    top = wb.top_heads(scores, criterion="deflection", rule="selectivity", projection="value", k=1)
     assert [(top.layer[0], top["head"][0])] == best
+
+
+def test_heads_are_chosen_on_the_selection_prompts(tmp_path):
+    model, prompts = wb.load_model("planted", device="cpu"), wb.load_prompts("planted", n=60)
+    selection = [p for p in prompts if p.split == "selection"]
+    assert 0 < len(selection) < 60
+    options = {"best": 2, "edge": 1, "sample": 2}
+    whole = wb.sweep(model, prompts, engine="sketch", engine_options=options, progress=False)
+    part = wb.sweep(model, selection, engine="sketch", engine_options=options, progress=False)
+    assert whole.attrs["screen_best"] == part.attrs["screen_best"]
+    assert whole.attrs["screen_recall"] == part.attrs["screen_recall"]
+    race = wb.sweep(model, prompts, engine="race", engine_options={"k": 1}, out=tmp_path / "race.zarr", progress=False)
+    assert race.attrs["race_prompts"] == len(selection)
+    # The winner is scored on every prompt, so that the run can be scored, and tested on the other splits.
+    scores = wb.score(race, "deflection", bootstrap=0, permutations=0)
+    for projection, cells in json.loads(race.attrs["race_top"]).items():
+        top = wb.top_heads(scores, criterion="deflection", rule="selectivity", projection=projection, k=1)
+        assert top[["layer", "head"]].values.tolist() == cells
+        assert race.deflection.sel(projection=projection).values[:, *cells[0]].min() >= 0
+    assert "L" in race_said(race.attrs)
+
+
+def test_an_estimate_alone_cannot_be_scored(double):
+    run = swept(double, "sketch", engine_options={"best": 0, "edge": 0, "sample": 0})
+    assert run.deflection.isnull().all()
+    assert sketch.said(run.attrs).startswith("All numbers are estimates")
+    with pytest.raises(CriterionError, match=r"estimates only \(run.deflection_estimate\)"):
+        wb.score(run, "deflection")
+
+
+def test_chosen_heads_bound_the_sketch_and_the_race(double):
+    heads = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    run = swept(double, "sketch", heads=heads, engine_options={"best": 3, "edge": 1, "sample": 4})
+    assert {tuple(cell[1:]) for cell in run.attrs["exact_cells"]} <= set(heads)
 
 
 def test_the_race_finds_the_planted_head_with_less_work():
@@ -195,7 +254,9 @@ def test_the_race_finds_the_planted_head_with_less_work():
     assert run.attrs["layer_tokens"] < 0.7 * exact.attrs["layer_tokens"]
     known = run.deflection.notnull().values
     np.testing.assert_allclose(run.deflection.values[known], exact.deflection.values[known], atol=1e-2)
-    np.testing.assert_array_equal(run.prompts_used.fillna(0).values, known.sum(0))
+    raced = np.array([p.split == "selection" for p in prompts])
+    np.testing.assert_array_equal(run.prompts_used.fillna(0).values, known[raced].sum(0))
+    np.testing.assert_array_equal(known.sum(0) == len(prompts), run.prompts_used.values == raced.sum())
 
 
 def test_the_level_of_the_race_holds():
@@ -206,10 +267,11 @@ def test_the_level_of_the_race_holds():
         effect = np.concatenate([[0.8, 0.8], generator.uniform(-1, 0.5, 10)]).reshape(1, 1, 3, 4)
         cells = 5 + generator.normal(size=(96, 1, 3, 4)) + effect * unsafe[:, None, None, None]
         truth = best_cells(rule_values(cells, unsafe, "sensitivity")[0], 2)
-        alive, risk = np.ones((1, 3, 4), dtype=bool), 0.05 / (2 * 12 * 6)
+        alive, risk, seen = np.ones((1, 3, 4), dtype=bool), 0.05 / (2 * 12 * 6), np.full_like(cells, np.nan)
         for stop in range(16, 97, 16):
-            now = race.standing(np.where(alive, cells[:stop], cells[:stop]), unsafe, "sensitivity", risk)
-            alive = race.survivors(alive, now, "sensitivity", 2)
+            seen[stop - 16 : stop] = np.where(alive, cells[stop - 16 : stop], np.nan)
+            now = race.standing(seen[:stop], unsafe, "sensitivity", risk)
+            alive = race.survivors(alive, now, seen[:stop], unsafe, "sensitivity", 2)
         lost += not all(alive[0][cell] for cell in truth)
         assert alive.sum() < 12, "nothing was ever dropped"
     assert lost <= 5
@@ -224,6 +286,8 @@ def test_the_level_of_the_race_holds():
         ("sketch", {"heads": 3}, "takes no option heads; it takes directions"),
         ("race", {"level": 1.0}, "level is a probability"),
         ("race", {"screen": 2}, "at least k = 5"),
+        ("race", {"k": 0}, "k must be a whole number, 1 or more"),
+        ("sketch", {"edge": -1}, "edge must be a whole number, 0 or more"),
         ("exact", {"k": 2}, "takes no option k"),
     ],
 )
@@ -238,3 +302,19 @@ def test_what_an_engine_cannot_do_is_refused(double):
     with pytest.raises(PromptError, match="at least 3 unsafe"):
         swept(double, "race", prompts=[p for p in text_prompts() if p.label == "safe"])
     assert set(sketch.DEFAULTS) > {"directions", "best", "sample"}
+
+
+def test_heads_are_compared_prompt_by_prompt():
+    # Prompts differ far more than heads do: only what a prompt does to both tells heads apart.
+    generator, unsafe = np.random.default_rng(0), np.arange(64) % 2 == 0
+    cells = generator.normal(size=(64, 1, 1, 1)) * 10 + np.array([3.0, 2.0, 1.0, 0.0]).reshape(1, 1, 1, 4)
+    cells += 0.1 * generator.normal(size=cells.shape)
+    alive, risk = np.ones((1, 1, 4), dtype=bool), 0.05 / 12
+    now = race.standing(cells[:32], unsafe, "sensitivity", risk)
+    assert now.low[0, 0, 0] < now.high[0, 0, 3], "the prompts are not different enough to prove anything"
+    assert race.survivors(alive, now, cells[:32], unsafe, "sensitivity", 1)[0, 0].tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]

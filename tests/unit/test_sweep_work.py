@@ -1,17 +1,20 @@
 """How much work a sweep does, counted: the counts do not depend on the machine's mood."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from scipy.stats import spearmanr
 
 import workbench as wb
-from workbench.errors import PromptError
+from workbench.errors import PromptError, WorkbenchError
 from workbench.models.tiny import build_tiny
-from workbench.sweeps.agreement import positions_agreement
 from workbench.sweeps.carry_out import work_line
 from workbench.sweeps.commands import sweep_command
+from workbench.sweeps.store import open_run
 
 WORDS = ("what is this", "a bomb", "what is this ?", "a red square here")
 
@@ -74,19 +77,24 @@ def test_masks_at_fewer_positions_reuse_what_comes_before(model, positions, most
     whole = wb.sweep(model, prompts(), progress=False)
     part = wb.sweep(model, prompts(), mask=wb.Mask(positions=positions), progress=False)
     base = model.n_layers * sum(model.encode(p).n_tokens for p in prompts())
+    # A sweep of so few prompts masks all positions of all of them once more, for the agreement.
+    part.attrs["layer_tokens"] -= whole.attrs["layer_tokens"]
     assert part.attrs["layer_tokens"] - base < most * (whole.attrs["layer_tokens"] - base)
 
 
-def test_agreement_of_positions_is_reported(model):
-    table = positions_agreement(model, [*prompts(), wb.Prompt(id="bare", text="a cat")])
-    assert table[["positions", "projection"]].values.tolist() == [
-        ["after_image", "query"], ["after_image", "value"], ["last", "query"], ["last", "value"],
-    ]  # fmt: skip
-    assert table.spearman.between(-1, 1).all()
-    assert (table.work < 1).all()
-    again = positions_agreement(model, prompts(), positions=("all",))
-    assert (again.spearman > 0.999).all()
-    assert (again.top_shared == 5).all()
+def test_agreement_of_positions_is_reported(model, capsys):
+    part = wb.sweep(model, prompts(), mask=wb.Mask(positions="last"), progress=True)
+    found, whole = part.attrs["positions_agreement"], wb.sweep(model, prompts(), progress=False)
+    assert found["prompts"] == len(WORDS)
+    for name in ("query", "value"):
+        one, other = (r.deflection.sel(projection=name).mean("prompt").values.ravel() for r in (whole, part))
+        assert found["spearman"][name] == pytest.approx(spearmanr(one, other).statistic, abs=2e-4)
+        assert found["top_shared"][name] == len(set(one.argsort()[-5:]) & set(other.argsort()[-5:])) / 5
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"query: rank correlation {found['spearman']['query']:.2f}" in printed
+    assert "positions_agreement" not in whole.attrs
+    few = wb.sweep(model, prompts(), mask=wb.Mask(positions="last"), heads=[(0, 0), (1, 0)], progress=False)
+    assert few.attrs["positions_agreement"]["spearman"] == {}
 
 
 def test_the_command_stores_a_run(tmp_path):
@@ -106,5 +114,12 @@ def test_the_command_stores_a_run(tmp_path):
         progress=False,
     )
     assert run.attrs["mask_factor"] == 0.5
+    options |= {"engine": "sketch", "options": ["best=2", "rule=sensitivity", "sample=0"], "out": f"{out}-sketch"}
+    sweep_command(console, model="planted", prompts="planted", **options)
+    stored = json.loads(open_run(f"{out}-sketch").attrs["engine_options"])
+    assert (stored["best"], stored["rule"], stored["sample"]) == (2, "sensitivity", 0)
+    for wrong in ("best", "best=", "=2"):
+        with pytest.raises(WorkbenchError, match=f"NAME=VALUE, such as best=16; got '{wrong}'"):
+            sweep_command(console, model="planted", prompts="planted", **(options | {"options": [wrong]}))
     with pytest.raises(PromptError):
         sweep_command(console, model="planted", prompts="nothing", out=out, projections=["value"])

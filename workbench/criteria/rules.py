@@ -22,6 +22,7 @@ import pandas as pd
 from workbench.criteria.controls import CONTROLS, control_heads
 from workbench.criteria.registry import RULES_OF_KIND, TRAINED, Criterion, get_criterion, list_criteria
 from workbench.criteria.score import SCORE_COLUMNS
+from workbench.criteria.stored_run import percentile_ranks
 from workbench.errors import CriterionError
 
 SAFE_PERCENTILE = 80.0
@@ -78,7 +79,10 @@ def top_heads(
 
 
 def scored_rows(scores: pd.DataFrame, criterion: Criterion, projection: str | None) -> tuple[pd.DataFrame, str]:
-    """The computed heads of one criterion and projection, with `unsafe` and `safe` as strengths; and the projection."""
+    """The computed heads of one criterion and projection, and the projection.
+
+    `unsafe` and `safe` are strengths, and `safe_rank` is the percentile at which `safe` lies among all heads.
+    """
     if missing := [name for name in SCORE_COLUMNS if name not in scores.columns]:
         raise CriterionError(f"A table of scores comes from wb.score; this one has no column {', '.join(missing)}.")
     rows = scores[scores["criterion"] == criterion.name]
@@ -101,9 +105,11 @@ def scored_rows(scores: pd.DataFrame, criterion: Criterion, projection: str | No
         raise CriterionError(
             f"No head of criterion {criterion.name!r} ({projection}) was computed: every value is NaN."
         )
-    return rows.assign(
-        unsafe=criterion.strength(rows["unsafe"].to_numpy(float)), safe=criterion.strength(rows["safe"].to_numpy(float))
-    ), projection
+    unsafe, safe = (criterion.strength(rows[name].to_numpy(float)) for name in ("unsafe", "safe"))
+    ranks = percentile_ranks(safe)
+    if "safe_rank" in rows:  # a run of some heads only, which knows the ranks among all
+        ranks = np.where(rows["safe_rank"].isna(), ranks, rows["safe_rank"])
+    return rows.assign(unsafe=unsafe, safe=safe, safe_rank=ranks), projection
 
 
 def ranked(rows: pd.DataFrame, criterion: Criterion, rule: str, *, percentile: float = SAFE_PERCENTILE) -> pd.DataFrame:
@@ -129,8 +135,7 @@ def _sensitivity(rows: pd.DataFrame, percentile: float) -> pd.DataFrame:
 
 
 def _selectivity(rows: pd.DataFrame, percentile: float) -> pd.DataFrame:
-    bound = np.percentile(rows["safe"], percentile)
-    return rows.assign(value=rows["unsafe"] - rows["safe"])[rows["safe"] < bound]
+    return rows.assign(value=rows["unsafe"] - rows["safe"])[rows["safe_rank"] < percentile]
 
 
 def _auroc(rows: pd.DataFrame, percentile: float) -> pd.DataFrame:
@@ -183,9 +188,10 @@ def _why_so_few(rows: pd.DataFrame, criterion: Criterion, rule: str, percentile:
                 f"share it{' (they do nothing on safe prompts)' if bound == 0 else ''}. Use auroc, effect_size or "
                 "sensitivity, or a higher percentile."
             )
-        return (
-            f"It keeps those with a safe value under {bound:.4g} {criterion.unit}. Ask for fewer, or raise percentile."
-        )
+        under = f"{bound:.4g} {criterion.unit}"
+        if not np.array_equal(percentile_ranks(rows["safe"].to_numpy()), rows["safe_rank"]):
+            under = f"the {percentile:g}th percentile of all heads, most of which this run did not score exactly"
+        return f"It keeps those with a safe value under {under}. Ask for fewer, or raise percentile."
     if rule == "ratio":
         return "It needs heads that act on unsafe prompts (a value above 0) and are not negative on safe ones."
     return "The others have no value (NaN): both classes are constant, or the head was not swept. Ask for fewer."

@@ -13,6 +13,7 @@ from workbench.criteria.stored_run import (
     prompt_coord,
     prompt_values,
     prompts_of,
+    safe_ranks,
     selection_part,
     unsafe_mask,
 )
@@ -69,6 +70,10 @@ def score(
         | `p_value` | one-sided permutation test, unsafe stronger than safe | NaN | NaN: shuffling after training is not valid |
         | `q_value` | Benjamini-Hochberg over the heads of the criterion and projection | NaN | NaN |
 
+        Where an engine scored some heads only (sketch, race), a column `safe_rank` is added: the percentile, 0-100, at
+        which the head's safe value lies among those of all heads, as far as they are known (by estimates, or on fewer
+        prompts). It is what the bound of the rule selectivity goes by.
+
         Stronger means larger, or what the criterion's `direction` says (a refusal change that is more negative).
     Raises: CriterionError for an unknown name or a value that is missing for some prompts; RunError for a run that cannot be
         read, or has fewer than three prompts of a class.
@@ -84,7 +89,8 @@ def score(
             tables.append(_score_sets(part, criterion, unsafe))
         else:
             tables.append(_score_trained(part, criterion, unsafe, seed))
-    scores = pd.concat(tables, ignore_index=True)[list(SCORE_COLUMNS)]
+    scores = pd.concat(tables, ignore_index=True)
+    scores = scores[[*SCORE_COLUMNS, *(name for name in ("safe_rank",) if name in scores)]]
     scores.attrs = {
         "split": split,
         "n_unsafe": int(unsafe.sum()),
@@ -136,6 +142,9 @@ def _score_prompts(
         )
         by_projection = columns["p_value"].reshape(values.sizes["projection"], heads)
         columns["q_value"] = np.concatenate([statistics.false_discovery(p) for p in by_projection])
+    ranks = safe_ranks(run, criterion)
+    if ranks is not None:
+        columns["safe_rank"] = np.where(computed, ranks.ravel(), np.nan)
     return _table(criterion, values.isel(prompt=0), columns)
 
 

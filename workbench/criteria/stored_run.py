@@ -12,7 +12,8 @@ import xarray as xr
 
 from workbench.criteria.registry import PER_PROMPT, Criterion
 from workbench.errors import CriterionError, RunError
-from workbench.shapes import LABELS, SPLITS, head_name
+from workbench.shapes import HEAD_DIMS, LABELS, SPLITS, head_name
+from workbench.sweeps.rule import safe_levels
 
 SCHEMAS = ("1",)  # the schemas of a run that this version reads
 FEWEST_PROMPTS = 3  # of each class: fewer have no spread that a statistic could use
@@ -146,8 +147,42 @@ def prompt_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
     values = values.transpose("prompt", "projection", "layer", "head").astype(np.float64)
     if "prompts_used" in run.data_vars:
         values = values.where(values.notnull().all("prompt"))  # a raced run: heads that left early saw fewer prompts
+    if bool(values.isnull().all()) and f"{criterion.needs[0]}_estimate" in run.data_vars:
+        raise CriterionError(
+            f"Criterion {criterion.name!r} was computed for no head of this run, which holds estimates only "
+            f"(run.{criterion.needs[0]}_estimate). Sweep with engine_options={{'best': 16}} to score the best exactly."
+        )
     _refuse_holes(values, criterion.name)
     return values
+
+
+def safe_ranks(run: xr.Dataset, criterion: Criterion) -> np.ndarray | None:
+    """Where each head's mean over safe prompts lies among those of all heads, 0-100; [projection, layer, head].
+
+    Only for runs whose engine left heads out and knows something of them all the same, so that a bound on safe values
+    is that of all heads: of a head that left a race, the prompts it was scored on; of a head that was only screened,
+    its calibrated estimate. None for all other runs.
+    """
+    estimate_name = f"{criterion.needs[0]}_estimate"
+    screened = len(criterion.needs) == 1 and estimate_name in run.data_vars
+    if run[criterion.needs[0]].dims != HEAD_DIMS or not (screened or "prompts_used" in run.data_vars):
+        return None
+    estimated = run.assign({criterion.needs[0]: run[estimate_name]}) if screened else None
+
+    def cells(given: xr.Dataset) -> np.ndarray:
+        return criterion.values(given).transpose(*HEAD_DIMS).values.astype(np.float64)
+
+    unsafe = prompt_coord(run, "label") == "unsafe"
+    levels = safe_levels(cells(run), unsafe, None if estimated is None else cells(estimated))
+    flat = criterion.strength(levels.reshape(len(levels), -1))
+    return np.stack([percentile_ranks(values) for values in flat]).reshape(levels.shape)
+
+
+def percentile_ranks(values: np.ndarray) -> np.ndarray:
+    """The percentile at which each value lies, 0-100: under p just where the value is under the p-th percentile."""
+    known = np.sort(values[~np.isnan(values)])
+    ranks = 100 * (np.searchsorted(known, values, side="right") - 1) / max(1, len(known) - 1)
+    return np.where(np.isnan(values), np.nan, ranks if len(known) > 1 else 100.0)
 
 
 def prompts_of(run: xr.Dataset, values: xr.DataArray) -> xr.Dataset:

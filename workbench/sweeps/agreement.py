@@ -1,65 +1,66 @@
-"""How much a cheaper mask agrees with the canonical one."""
+"""How much masks at fewer positions agree with masks at all of them, on a few prompts of the same sweep.
 
-from collections.abc import Sequence
+Masks after the image, or at the last position alone, reuse the unmasked cache of everything before, so they are
+cheaper; whether they rank heads alike is a question about the model, which every such sweep answers for itself.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
-import pandas as pd
-from scipy.stats import spearmanr
+import numpy as np
 
-from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask, Positions
-from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.shapes import PROJECTIONS
-from workbench.sweeps.run import sweep
+from workbench.sweeps.engine import ExactBlock
+from workbench.sweeps.job import by_layer
+from workbench.sweeps.tasks import Sweep
 
+PROMPTS = 8
 TOP = 5
 
 
-def positions_agreement(
-    model: HookedLVLM,
-    prompts: Sequence[Prompt],
-    *,
-    positions: Sequence[Positions] = ("after_image", "last"),
-    mask: Mask | None = None,
-    projections: Sequence[str] = PROJECTIONS,
-    progress: bool = False,
-) -> pd.DataFrame:
-    """Sweep with masks at fewer positions, and hold the heads' mean deflections against `positions="all"`.
-
-    Masks after the image, or at the last position alone, reuse the unmasked cache of everything before, so they are
-    cheaper; whether they rank heads alike is a question about the model, which this answers.
+def agreement_with_all(this: Sweep, tick: Callable[[], Any]) -> dict[str, Any]:
+    """Mean deflections of a finished sweep's cells against those under the same mask at all positions.
 
     Args:
-        prompts: Those without an image are left out where `after_image` is asked for.
-    Returns: One row a (positions, projection): `spearman` over heads, `top_shared` (of the first five heads), `work`
-        (layer-tokens against `all`).
-    Raises: as `sweep`.
+        this: A sweep whose mask acts at fewer positions.
+        tick: Called after each layer.
+    Returns: `prompts` (how many, spread evenly over the sweep's); by projection `spearman` over heads, and
+        `top_shared`, the share of the first five heads that are the same. A projection with fewer than three heads is
+        left out.
     """
-    mask = mask or Mask()
-    if "after_image" in positions:
-        prompts = PromptSet(p for p in prompts if p.image is not None)
-    whole = sweep(
-        model,
-        prompts,
-        mask=replace(mask, positions="all"),
-        projections=projections,
-        keep_states=False,
-        progress=progress,
+    from scipy.stats import spearmanr
+
+    n = len(this.prompts)
+    sample = sorted({int(i) for i in np.linspace(0, n - 1, min(n, PROMPTS))})
+    part = this.sink.read("deflection")[sample]
+    known = ~np.isnan(part).any(0)
+    cells = by_layer((number, layer, head) for number, layer, head in np.argwhere(known).tolist())
+    job = replace(this.job, mask=replace(this.job.mask, positions="all"), cells=cells, keep_states=False)
+    block = ExactBlock(this.model, [this.encode(i) for i in sample], job, this.sink.partition.rows)
+    whole = np.full_like(part, np.nan)
+    for layer in cells:
+        whole[:, :, layer] = np.where(known[:, layer], block.layer_arrays(layer)["deflection"], np.nan)
+        tick()
+    spearman, shared = {}, {}
+    for number, name in enumerate(this.job.projections):
+        one, other = (values[:, number][:, known[number]].mean(0) for values in (whole, part))
+        if len(one) > 2 and np.ptp(one) > 0 and np.ptp(other) > 0:
+            spearman[name] = round(float(spearmanr(one, other).statistic), 4)
+            top = min(TOP, len(one))
+            shared[name] = len(set(one.argsort()[-top:]) & set(other.argsort()[-top:])) / top
+    return {"prompts": len(sample), "spearman": spearman, "top_shared": shared}
+
+
+def said(attrs: Mapping[str, Any]) -> str:
+    """The agreement in one line; empty for a sweep that masked all positions."""
+    found = attrs.get("positions_agreement")
+    if not found:
+        return ""
+    parts = [
+        f"{name}: rank correlation {rank:.2f}, {found['top_shared'][name]:.0%} of the first {TOP} heads the same"
+        for name, rank in found["spearman"].items()
+    ]
+    return (
+        f"positions={attrs['mask_positions']!r} against positions='all', on {found['prompts']} prompts: "
+        f"{'; '.join(parts) or 'too few heads to compare'}."
     )
-    rows = []
-    for where in positions:
-        part = sweep(
-            model,
-            prompts,
-            mask=replace(mask, positions=where),
-            projections=projections,
-            keep_states=False,
-            progress=progress,
-        )
-        for projection in projections:
-            one, other = (r.deflection.sel(projection=projection).mean("prompt").values.ravel() for r in (whole, part))
-            shared = set(one.argsort()[-TOP:]) & set(other.argsort()[-TOP:])
-            work = part.attrs["layer_tokens"] / whole.attrs["layer_tokens"]
-            spearman = float(spearmanr(one, other, nan_policy="omit").statistic)
-            rows.append((where, projection, spearman, len(shared), work))
-    return pd.DataFrame(rows, columns=["positions", "projection", "spearman", "top_shared", "work"])

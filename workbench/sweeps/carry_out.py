@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from workbench.errors import WorkbenchError
 from workbench.models.hooked import HookedLVLM
+from workbench.sweeps.agreement import agreement_with_all
 from workbench.sweeps.engines import ENGINES
 from workbench.sweeps.memory import Memory
 from workbench.sweeps.tasks import Sweep, run_here
@@ -37,11 +38,14 @@ def carry_out(this: Sweep, engine: str, naive: tuple[int, int], progress: bool, 
 
     try:
         with _bar(progress) as bar, _threads(sink), _runner(this, cluster) as run:
-            line, total = bar.add_task(f"sweep ({engine})"), 0
+            line, total = bar.add_task(f"sweep ({engine}), prompts x layers"), 0
             for tasks in ENGINES[engine].phases(this):
                 total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
                 bar.update(line, total=total)
                 run(tasks, sink, lambda n: bar.advance(line, n), count)
+            if this.job.mask.positions != "all" and this.job.groups is None:
+                line = bar.add_task("the same at all positions, layers", total=len(this.job.layers(model)))
+                sink.note(positions_agreement=agreement_with_all(this, lambda: bar.advance(line)))
         count(complete=True)
     except KeyboardInterrupt:
         kept = "Nothing is stored; with out=PATH the same call could go on from here."
@@ -54,7 +58,6 @@ def _bar(shown: bool) -> Progress:
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("prompt-layers"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

@@ -25,7 +25,7 @@ class ExactBlock:
 
     def __init__(self, model: HookedLVLM, encoded: Sequence[Encoded], job: Job, rows: int) -> None:
         self.model, self.encoded, self.job, self.rows = model, encoded, job, rows
-        n_rows = len(job.projections) * max((len(job.heads_of(model, n)) for n in job.layers(model)), default=1)
+        n_rows = max((len(job.cells_of(model, layer)) for layer in job.layers(model)), default=1)
         self.batches = batches(encoded, max(1, rows // n_rows))
         self.bases = [base_pass(model, [encoded[i] for i in batch]) for batch in self.batches]
 
@@ -55,20 +55,12 @@ def layer_cells(model: HookedLVLM, base: BasePass, layer: int, job: Job, most_ro
     starts = {job.mask.start(e) for e in base.encoded}
     assert len(starts) == 1, "prompts of one batch have equal lengths and image spans"
     start = starts.pop()
-    heads = job.heads_of(model, layer)
-    all_rows = job.mask.row_heads(model.n_heads, model.n_kv_heads)
-    rows = [all_rows[h] for h in heads]
+    cells = job.cells_of(model, layer)
     # In the last layer only the last position leads anywhere.
     seen_from = base.n_pos - 1 if layer == model.n_layers - 1 else start
-    deltas, z = [], base.recordings[layer].z[:, seen_from:]
-    for projection in job.projections:
-        masked = masked_z(model, base, layer, projection, job.mask)[:, seen_from:]
-        deltas.append(masked - z)
-    writes = torch.cat([head_writes(model, layer, delta, rows) for delta in deltas], dim=1)
-    index = torch.as_tensor(rows, device=z.device)
-    acts = torch.cat([(delta[:, :, index] != 0).flatten(3).any(3).any(1) for delta in deltas], dim=1)
+    writes, acts = mask_writes(model, base, layer, job, cells, seen_from)
     parts: dict[str, list[Tensor]] = {}
-    for chosen in torch.arange(writes.shape[1], device=z.device).split(max(1, most_rows // base.n_prompts)):
+    for chosen in torch.arange(len(cells), device=writes.device).split(max(1, most_rows // base.n_prompts)):
         # A mask that changed no bit of z changed nothing: the base state stands, not a recomputation of it.
         states = base.state[:, None].expand(-1, len(chosen), -1)
         if acts[:, chosen].any():
@@ -79,21 +71,40 @@ def layer_cells(model: HookedLVLM, base: BasePass, layer: int, job: Job, most_ro
             found["state"] = states
         for name, value in found.items():
             parts.setdefault(name, []).append(value)
-    cells = {
-        name: torch.cat(value, dim=1).unflatten(1, (len(job.projections), len(rows))) for name, value in parts.items()
-    }
-    return at_heads(cells, heads, len(all_rows))
+    return at_heads({name: torch.cat(value, dim=1) for name, value in parts.items()}, cells, model, job)
 
 
-def at_heads(cells: dict[str, Tensor], heads: tuple[int, ...], n_rows: int) -> dict[str, Tensor]:
-    """Spread the measured heads over the full head axis; what was not computed is NaN."""
-    if len(heads) == n_rows:
-        return cells
+def mask_writes(
+    model: HookedLVLM, base: BasePass, layer: int, job: Job, cells: Sequence[tuple[int, int]], seen_from: int | None
+) -> tuple[Tensor, Tensor]:
+    """What each cell's mask adds to the residual stream of a layer, and whether it changes anything.
+
+    Args:
+        cells: (projection, head), projection by projection.
+        seen_from: First position that matters.
+    Returns: `[prompt, row, pos, d_model]` and `[prompt, row]`.
+    """
+    rows = job.mask.row_heads(model.n_heads, model.n_kv_heads)
+    z = base.recordings[layer].z[:, seen_from:]
+    writes, acts = [], []
+    for number, projection in enumerate(job.projections):
+        if mine := [rows[head] for at, head in cells if at == number]:
+            delta = masked_z(model, base, layer, projection, job.mask)[:, seen_from:] - z
+            writes.append(head_writes(model, layer, delta, mine))
+            acts.append((delta[:, :, torch.as_tensor(mine, device=z.device)] != 0).flatten(3).any(3).any(1))
+    return torch.cat(writes, dim=1), torch.cat(acts, dim=1)
+
+
+def at_heads(
+    found: dict[str, Tensor], cells: Sequence[tuple[int, int]], model: HookedLVLM, job: Job
+) -> dict[str, Tensor]:
+    """Measured cells `[prompt, row]` at their places in `[prompt, projection, head]`; what was not computed is NaN."""
+    n_heads = len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
+    numbers, heads = (list(part) for part in zip(*cells, strict=True))
     spread = {}
-    for name, value in cells.items():
-        full = value.new_full((*value.shape[:2], n_rows, *value.shape[3:]), torch.nan)
-        full[:, :, list(heads)] = value
-        spread[name] = full
+    for name, value in found.items():
+        spread[name] = value.new_full((value.shape[0], len(job.projections), n_heads, *value.shape[2:]), torch.nan)
+        spread[name][:, numbers, heads] = value
     return spread
 
 

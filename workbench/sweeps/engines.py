@@ -28,6 +28,7 @@ class Engine:
         groups: Whether it can mask head sets.
         order: In which order it takes (and stores) the prompts; the returned run has the order they were given in.
         check_options: Raises a WorkbenchError for options that have no meaning.
+        said: From a finished run's attributes to what a user should hear of it, besides the work it took.
     """
 
     phases: Callable[[Sweep], Iterator[list[Task]]]
@@ -37,6 +38,7 @@ class Engine:
     name: str = ""
     order: Callable[[PromptSet, int], list[int]] | None = None
     check_options: Callable[[Mapping[str, Any]], None] = lambda options: None
+    said: Callable[[Mapping[str, Any]], str] = lambda attrs: ""
 
     def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All options of the engine; a WorkbenchError for one it does not take."""
@@ -63,7 +65,7 @@ def _one_phase(step: str) -> Callable[[Sweep], Iterator[list[Task]]]:
             yield layer_tasks("groups", this.bounds, (BASE,), None, this.sink)
             return
         units = (BASE, *map(unit_of, this.job.layers(this.model)))
-        yield layer_tasks(step, this.bounds, units, this.job.heads, this.sink)
+        yield layer_tasks(step, this.bounds, units, this.job.cells, this.sink)
 
     return phases
 
@@ -71,9 +73,17 @@ def _one_phase(step: str) -> Callable[[Sweep], Iterator[list[Task]]]:
 ENGINES = {
     "exact": Engine(_one_phase("exact"), {}, groups=True, name="exact"),
     "naive": Engine(_one_phase("naive"), {}, name="naive"),
-    "sketch": Engine(sketch.phases, sketch.DEFAULTS, name="sketch", check_options=sketch.check_options),
+    "sketch": Engine(
+        sketch.phases, sketch.DEFAULTS, name="sketch", check_options=sketch.check_options, said=sketch.said
+    ),
     "race": Engine(
-        race.phases, race.DEFAULTS, block=race.BLOCK, name="race", order=race.order, check_options=race.check_options
+        race.phases,
+        race.DEFAULTS,
+        block=race.BLOCK,
+        name="race",
+        order=race.order,
+        check_options=race.check_options,
+        said=race.said,
     ),
     # Prompts are shared within a block, so its blocks are larger.
     "prefix": Engine(_one_phase("prefix"), {}, block=8 * BLOCK, name="prefix"),

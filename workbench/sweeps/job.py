@@ -1,14 +1,17 @@
 """What a sweep is to measure, and the checks on what a user asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from workbench.errors import MaskError
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 
-Cells = dict[int, tuple[int, ...]]
+# By layer: (projection, head) of each cell, as numbers into `Job.projections` and into the rows of the grain; in order.
+Cells = dict[int, tuple[tuple[int, int], ...]]
 Groups = tuple[tuple[tuple[int, int], ...], ...]
 
 
@@ -19,7 +22,7 @@ class Job:
     Attributes:
         projections: Of "query" and "value", in order.
         mask: The mask.
-        heads: Masked (layer, head) cells by layer; every cell of a layer when None. Heads are rows of the grain.
+        cells: What is masked, by layer; every head of every projection when None.
         keep_states: Keep masked final states too.
         groups: Head sets masked together, in place of single cells.
         estimates: What a sketch estimates.
@@ -29,7 +32,7 @@ class Job:
 
     projections: tuple[str, ...]
     mask: Mask
-    heads: Cells | None
+    cells: Cells | None
     keep_states: bool
     groups: Groups | None = None
     estimates: tuple[str, ...] = ()
@@ -38,39 +41,61 @@ class Job:
 
     def layers(self, model: HookedLVLM) -> tuple[int, ...]:
         """Layers with cells to measure."""
-        return model.masked_layers if self.heads is None else tuple(sorted(self.heads))
+        return model.masked_layers if self.cells is None else tuple(sorted(self.cells))
 
-    def heads_of(self, model: HookedLVLM, layer: int) -> tuple[int, ...]:
-        """Cells of a layer."""
-        if self.heads is not None:
-            return self.heads[layer]
-        return tuple(range(len(self.mask.row_heads(model.n_heads, model.n_kv_heads))))
+    def cells_of(self, model: HookedLVLM, layer: int) -> tuple[tuple[int, int], ...]:
+        """(projection, head) of each cell of a layer, projection by projection."""
+        if self.cells is not None:
+            return self.cells[layer]
+        n_rows = len(self.mask.row_heads(model.n_heads, model.n_kv_heads))
+        return tuple((number, head) for number in range(len(self.projections)) for head in range(n_rows))
+
+    def chosen(self, model: HookedLVLM) -> np.ndarray:
+        """Which cells are masked, `[projection, layer, head]`."""
+        n_rows = len(self.mask.row_heads(model.n_heads, model.n_kv_heads))
+        chosen = np.zeros((len(self.projections), model.n_layers, n_rows), dtype=bool)
+        for layer in self.layers(model):
+            numbers, heads = zip(*self.cells_of(model, layer), strict=True)
+            chosen[list(numbers), layer, list(heads)] = True
+        return chosen
 
     def naive_work(self, model: HookedLVLM, encoded: Sequence[Encoded]) -> tuple[int, int]:
         """(layer-tokens, image passes) of one full forward a cell and one unmasked, as the peers do it."""
         if self.groups is not None:
-            cells = len(self.groups)
+            cells = len(self.groups) * len(self.projections)
         else:
-            cells = sum(len(self.heads_of(model, layer)) for layer in self.layers(model))
-        forwards = 1 + cells * len(self.projections)
+            cells = sum(len(self.cells_of(model, layer)) for layer in self.layers(model))
+        forwards = 1 + cells
         tokens = sum(e.n_tokens for e in encoded)
         return forwards * model.n_layers * tokens, forwards * sum(e.image_span is not None for e in encoded)
 
 
-def check_heads(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask) -> Cells:
-    """Chosen (layer, head) pairs by layer; a MaskError names the first that does not exist."""
+def check_heads(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask) -> list[tuple[int, int]]:
+    """The (layer, head) pairs, sorted; a MaskError names the first that does not exist."""
     n_rows = len(mask.row_heads(model.n_heads, model.n_kv_heads))
-    chosen: dict[int, list[int]] = {}
     for layer, head in heads:
         if layer not in model.sites or not 0 <= head < n_rows:
             raise MaskError(
                 f"heads names L{layer}H{head}, which is not in {model.name!r}: maskable layers are "
                 f"{', '.join(map(str, model.masked_layers))}; heads are 0..{n_rows - 1} at grain {mask.grain!r}."
             )
-        chosen.setdefault(int(layer), []).append(int(head))
-    if not chosen:
+    if not heads:
         raise MaskError("heads is empty, so there is nothing to mask. Leave it out to sweep all heads.")
-    return {layer: tuple(sorted(set(chosen[layer]))) for layer in sorted(chosen)}
+    return sorted({(int(layer), int(head)) for layer, head in heads})
+
+
+def chosen_cells(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask, n_projections: int) -> Cells:
+    """The cells of some heads, under every projection."""
+    pairs = check_heads(model, heads, mask)
+    return by_layer((number, layer, head) for number in range(n_projections) for layer, head in pairs)
+
+
+def by_layer(cells: Iterable[tuple[int, int, int]]) -> Cells:
+    """Cells (projection, layer, head), in any order and with repeats, layer by layer."""
+    found: Cells = {}
+    for layer, number, head in sorted({(layer, number, head) for number, layer, head in cells}):
+        found[layer] = (*found.get(layer, ()), (number, head))
+    return found
 
 
 def check_groups(model: HookedLVLM, groups: Sequence[Sequence[tuple[int, int]]], mask: Mask) -> Groups:

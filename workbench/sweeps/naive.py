@@ -38,17 +38,16 @@ class NaiveBlock:
         arrays: Arrays = {}
         for index, (encoded, base_state) in enumerate(zip(self.encoded, self.base_states, strict=True)):
             start = job.mask.start(encoded)
-            for number, projection in enumerate(job.projections):
-                for head in job.heads_of(model, layer):
-                    hook = head_hook(model, layer, rows[head], projection, job, start)
-                    state = final_state(model, encoded, [hook])
-                    found = measure(model, base_state[None], model.unembed(base_state[None]), state[None, None])
-                    if job.keep_states:
-                        found["state"] = state[None, None]
-                    for name, value in found.items():
-                        shape = (len(self.encoded), len(job.projections), len(rows), *value.shape[2:])
-                        array = arrays.setdefault(name, np.full(shape, np.nan))
-                        array[index, number, head] = value[0, 0].cpu().numpy()
+            for number, head in job.cells_of(model, layer):
+                hook = head_hook(model, layer, rows[head], job.projections[number], job, start)
+                state = final_state(model, encoded, [hook])
+                found = measure(model, base_state[None], model.unembed(base_state[None]), state[None, None])
+                if job.keep_states:
+                    found["state"] = state[None, None]
+                for name, value in found.items():
+                    shape = (len(self.encoded), len(job.projections), len(rows), *value.shape[2:])
+                    array = arrays.setdefault(name, np.full(shape, np.nan))
+                    array[index, number, head] = value[0, 0].cpu().numpy()
         return arrays
 
 

@@ -20,15 +20,16 @@ from workbench.models.encode import Encoded
 from workbench.models.families.family import nothing_between
 from workbench.models.hooked import HookedLVLM
 from workbench.models.precision import double_kept
-from workbench.models.resume import BasePass, call_layer, head_writes, last_attention_out, masked_z, row_arguments
+from workbench.models.resume import BasePass, call_layer, last_attention_out, row_arguments
 from workbench.sweeps.beginnings import known_passes, rows_of, sees_ahead, segment, stack
-from workbench.sweeps.engine import Arrays, ExactBlock, at_heads, base_variables, scatter
+from workbench.sweeps.engine import Arrays, ExactBlock, at_heads, base_variables, mask_writes, scatter
 from workbench.sweeps.job import Job
 from workbench.sweeps.measure import measure
 from workbench.sweeps.plan import row_bytes
 from workbench.sweeps.trie import Node, build_trie
 
 KeysValues = dict[int, tuple[Tensor, Tensor]]
+SomeCells = Sequence[tuple[int, int]]
 
 
 @dataclass(eq=False)
@@ -88,21 +89,14 @@ class PrefixBlock:
     def layer_arrays(self, layer: int) -> Arrays:
         if self.exact is not None:
             return self.exact.layer_arrays(layer)
-        heads, every = (
-            self.job.heads_of(self.model, layer),
-            self.job.mask.row_heads(self.model.n_heads, self.model.n_kv_heads),
-        )
-        n_rows = len(self.job.projections) * len(heads)
+        cells, at_once = self.job.cells_of(self.model, layer), self._rows_at_once(layer)
         found: list[list[dict[str, Tensor]]] = [[] for _ in self.leaves]
-        for chosen in torch.arange(n_rows).split(self._rows_at_once(layer)):
-            for part, states in zip(found, self._states(layer, chosen.tolist()), strict=True):
+        for first in range(0, len(cells), at_once):
+            for part, states in zip(found, self._states(layer, cells[first : first + at_once]), strict=True):
                 part.append(states)
-        cells = []
-        for part in found:
-            joined = {name: torch.cat([p[name] for p in part], 1) for name in part[0]}
-            by_head = {name: v.unflatten(1, (len(self.job.projections), len(heads))) for name, v in joined.items()}
-            cells.append(at_heads(by_head, heads, len(every)))
-        return scatter(self.prompts, cells, len(self.encoded))
+        joined = [{name: torch.cat([p[name] for p in part], 1) for name in part[0]} for part in found]
+        parts = [at_heads(part, cells, self.model, self.job) for part in joined]
+        return scatter(self.prompts, parts, len(self.encoded))
 
     def _unmasked(self) -> list[Wave]:
         """Waves from the roots down; none where sharing is not sound or there is nothing to share."""
@@ -132,8 +126,8 @@ class PrefixBlock:
         planned = self.rows * row_bytes(model, max(e.n_tokens for e in self.encoded))
         return max(8, planned // max(1, inner * width * (model.n_layers - layer)))
 
-    def _states(self, layer: int, chosen: list[int]) -> list[dict[str, Tensor]]:
-        """The measured cells `[prompt, row]` of each leaf wave under the chosen rows of a layer."""
+    def _states(self, layer: int, chosen: SomeCells) -> list[dict[str, Tensor]]:
+        """The measured cells `[prompt, row]` of each leaf wave under the chosen masks of a layer."""
         model, kept, found = self.model, dict[Node, Kept](), []
         tokens = self.rows * max(e.n_tokens for e in self.encoded)
         last = layer == model.n_layers - 1
@@ -153,14 +147,14 @@ class PrefixBlock:
 
     @torch.no_grad()
     def _continue(
-        self, wave: Wave, some: slice, layer: int, chosen: list[int], kept: dict[Node, Kept]
+        self, wave: Wave, some: slice, layer: int, chosen: SomeCells, kept: dict[Node, Kept]
     ) -> Tensor | None:
         """Some nodes of a wave under some masks of a layer: final states of leaves; keys and values of others."""
         model, nodes = self.model, wave.nodes[some]
         base = rows_of(wave.base, some)
         n_rows, last_layer = len(chosen), model.n_layers - 1
         seen_from = -1 if layer == last_layer else None
-        writes, acts = self._writes(base, layer, chosen, seen_from)
+        writes, acts = mask_writes(model, base, layer, self.job, chosen, seen_from)
         for row, node in enumerate(nodes):
             if node.parent in kept:
                 acts[row] |= kept[node.parent].acts
@@ -191,21 +185,6 @@ class PrefixBlock:
             states = model.normed(hidden[:, -1]).view(len(nodes), n_rows, -1)
         # A mask that changed no bit of z, here or in the beginning, changed nothing.
         return torch.where(acts[..., None], states, base.state[:, None])
-
-    def _writes(self, base: BasePass, layer: int, chosen: list[int], seen_from: int | None) -> tuple[Tensor, Tensor]:
-        """What the masks write at these positions, `[node, row, pos, d_model]`, and whether they change anything."""
-        model, mask, n_heads = self.model, self.job.mask, len(self.job.heads_of(self.model, layer))
-        every = mask.row_heads(model.n_heads, model.n_kv_heads)
-        rows = [every[h] for h in self.job.heads_of(model, layer)]
-        writes, acts = [], []
-        z = base.recordings[layer].z[:, seen_from:]
-        for number, projection in enumerate(self.job.projections):
-            mine = [rows[r - number * n_heads] for r in chosen if r // n_heads == number]
-            if mine:
-                delta = masked_z(model, base, layer, projection, mask)[:, seen_from:] - z
-                writes.append(head_writes(model, layer, delta, mine))
-                acts.append((delta[:, :, torch.as_tensor(mine, device=z.device)] != 0).flatten(3).any(3).any(1))
-        return torch.cat(writes, 1), torch.cat(acts, 1)
 
     def _last_keys(self, number: int, hidden: Tensor, arguments: dict[str, object]) -> None:
         """The last layer's keys and values of positions that only others look at."""

@@ -1,19 +1,23 @@
 """The race engine: which k heads win under a rule, from as few masked passes as that takes.
 
 Successive elimination: all heads are scored on a few prompts drawn at random, in equal parts from both classes; heads
-whose confidence interval cannot reach the k best are dropped; the rest go on to the next prompts, until k are left or
-the prompts are used up. The intervals are Student's, for means over the prompts of this very set (drawn without
-replacement, so they shrink to nothing at its end), and hold for all heads and all rounds together with probability
-`level` (Bonferroni).
+that k others surely beat, or that surely break the safe bound, are dropped; the rest go on to the next prompts, and the
+k that are left are scored on all of them. Where prompts declare the split `selection`, the race is run on
+those, and the others only see its winners. Heads are compared prompt by prompt (what a prompt does to two heads alike
+says nothing about their difference), by Student's intervals for means over the prompts of this very set, which are
+drawn without replacement, so that the intervals shrink to nothing at its end. With probability `level` none of the k
+best is dropped in any round (Bonferroni over what could go wrong: one of the k best beaten by one of the others, or a
+safe mean outside its interval).
 
 Source of the scheme: Even-Dar, Mannor and Mansour, "Action elimination and stopping conditions for the multi-armed
-bandit and reinforcement learning problems", JMLR 7, 2006. With `screen` heads kept by a sketch of the first prompts
-(`workbench.sweeps.screen`), the level holds among those, and the run's attributes say so.
+bandit and reinforcement learning problems", JMLR 7, 2006. With `screen` heads kept by a sketch of the same prompts
+(`workbench.sweeps.screen`), the level holds among those, the other heads entering the safe bound by their calibrated
+estimates; the run's attributes say so.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +25,14 @@ from scipy import stats
 
 from workbench.errors import PromptError, WorkbenchError
 from workbench.prompts.prompt import PromptSet
-from workbench.sweeps.job import Cells
+from workbench.shapes import head_name
+from workbench.sweeps.job import by_layer
 from workbench.sweeps.memory import BASE, unit_of
-from workbench.sweeps.rule import RULES, SAFE_PERCENTILE, SCREEN_PERCENTILE, best_cells, rule_values
-from workbench.sweeps.tasks import Sweep, Task, layer_tasks
+from workbench.sweeps.rule import RULES, SAFE_PERCENTILE, SCREEN_PERCENTILE, best_cells, rule_values, safe_levels
+from workbench.sweeps.tasks import Sweep, Task, layer_tasks, selection_of
 
 BLOCK = 16
+RIVALS = 4  # times k heads, the first by value, that all others are compared with
 DEFAULTS: Mapping[str, Any] = {
     "k": 5,  # how many heads to find
     "rule": "selectivity",
@@ -44,6 +50,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise WorkbenchError(f"rule must be one of {', '.join(RULES)}; got {options['rule']!r}.")
     if options["by"] not in ("deflection", "kl"):
         raise WorkbenchError(f"by must be deflection or kl; got {options['by']!r}.")
+    for name, least in (("k", 1), ("screen", 0), ("directions", 1)):
+        if not isinstance(options[name], int) or options[name] < least:
+            raise WorkbenchError(f"{name} must be a whole number, {least} or more; got {options[name]!r}.")
     if not 0.5 <= options["level"] < 1:
         raise WorkbenchError(f"level is a probability, at least 0.5 and less than 1; got {options['level']!r}.")
     if options["screen"] and options["screen"] < options["k"]:
@@ -51,23 +60,24 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def order(prompts: PromptSet, seed: int) -> list[int]:
-    """A random order in which every stretch holds both classes in their overall proportion."""
-    draws = np.random.default_rng(seed)
+    """A random order in which every stretch holds both classes in their overall proportion; raced prompts first."""
+    draws, raced = np.random.default_rng(seed), selection_of(prompts)
     place: dict[int, float] = {}
     for label in ("safe", "unsafe"):
-        members = [i for i, prompt in enumerate(prompts) if prompt.label == label]
+        members = [i for i, prompt in enumerate(prompts) if prompt.label == label and raced[i]]
         if len(members) < 3:
-            raise PromptError(f"A race needs at least 3 {label} prompts; got {len(members)}.")
+            raise PromptError(f"A race needs at least 3 {label} prompts to choose heads on; got {len(members)}.")
         for number, i in enumerate(draws.permutation(members)):
             place[int(i)] = (number + 0.5) / len(members)
-    return sorted(place, key=lambda i: (place[i], i))
+    return [*sorted(place, key=lambda i: (place[i], i)), *np.flatnonzero(~raced).tolist()]
 
 
 @dataclass(frozen=True)
 class Standing:
     """What is known of the rule's value after some prompts; each `[projection, layer, head]`, NaN if not computed.
 
-    `safe_low` and `safe_high` bound the mean over safe prompts, which decides who may take part under selectivity.
+    `safe_low` and `safe_high` bound the mean over safe prompts, which decides who may take part under selectivity;
+    `width` is how many standard errors an interval reaches to either side.
     """
 
     value: np.ndarray
@@ -76,6 +86,21 @@ class Standing:
     safe_low: np.ndarray
     safe_high: np.ndarray
     used: np.ndarray
+    width: np.ndarray
+
+
+def by_class(cells: np.ndarray, unsafe: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """Cells of the unsafe prompts seen and how many there are in all; then the same of the safe ones."""
+    seen = unsafe[: len(cells)]
+    return [(cells[seen].astype(float), int(unsafe.sum())), (cells[~seen].astype(float), int((~unsafe).sum()))]
+
+
+def mean_and_error(values: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the first axis of values drawn without replacement from `total`, and their squared errors."""
+    n = (~np.isnan(values)).sum(0)
+    mean = np.where(n < 2, np.nan, np.nansum(values, 0) / np.maximum(n, 1))
+    spread = np.nansum((values - mean) ** 2, 0) / np.maximum(n - 1, 1)
+    return mean, np.where(n < 2, np.nan, spread / np.maximum(n, 1) * (1 - n / total))
 
 
 def standing(cells: np.ndarray, unsafe: np.ndarray, rule: str, risk: float) -> Standing:
@@ -83,28 +108,25 @@ def standing(cells: np.ndarray, unsafe: np.ndarray, rule: str, risk: float) -> S
 
     Args:
         unsafe: Of all prompts of the set, also those that `cells` does not reach yet.
-        risk: Chance that one interval does not hold.
+        risk: Chance that one interval does not hold, on one side.
     """
-    seen = unsafe[: len(cells)]
-    parts = {}
-    for name, chosen, total in (("unsafe", seen, unsafe.sum()), ("safe", ~seen, (~unsafe).sum())):
-        values = cells[chosen].astype(np.float64)
-        count = (~np.isnan(values)).sum(0)
-        few = count < 2
-        mean = np.where(few, np.nan, np.nansum(values, 0) / np.maximum(count, 1))
-        spread = np.nansum((values - mean) ** 2, 0) / np.maximum(count - 1, 1)
-        error = np.where(few, np.nan, spread / np.maximum(count, 1) * (1 - count / total))
-        parts[name] = mean, error, count
-    (high, high_error, n_high), (low, low_error, n_low) = parts["unsafe"], parts["safe"]
-    width = stats.t.ppf(1 - risk / 2, np.maximum(np.minimum(n_high, n_low) - 1, 1))
-    safe_width = width * np.sqrt(low_error)
-    value, error = (high, high_error) if rule == "sensitivity" else (high - low, high_error + low_error)
+    parts = by_class(cells, unsafe)
+    on_unsafe, on_safe = ((~np.isnan(values)).sum(0) for values, _ in parts)
+    width = stats.t.isf(risk, np.maximum(np.minimum(on_unsafe, on_safe) - 1, 1))
+    (value, error), (safe, safe_error) = (mean_and_error(*part) for part in parts)
+    safe_reach = width * np.sqrt(safe_error)
+    if rule == "selectivity":
+        value, error = value - safe, error + safe_error
     reach = width * np.sqrt(error)
-    return Standing(value, value - reach, value + reach, low - safe_width, low + safe_width, n_high + n_low)
+    return Standing(
+        value, value - reach, value + reach, safe - safe_reach, safe + safe_reach, on_unsafe + on_safe, width
+    )
 
 
-def survivors(alive: np.ndarray, now: Standing, rule: str, k: int) -> np.ndarray:
-    """Heads `[projection, layer, head]` that may still be among the k best."""
+def survivors(alive: np.ndarray, now: Standing, cells: np.ndarray, unsafe: np.ndarray, rule: str, k: int) -> np.ndarray:
+    """Heads `[projection, layer, head]` that may still be among the k best; `cells` as for `standing`."""
+    if np.isnan(now.value[alive]).any():
+        return alive  # too few prompts of a class so far
     sure, possible = alive.copy(), alive.copy()
     if rule == "selectivity":
         least = np.nanpercentile(now.safe_low, SAFE_PERCENTILE, axis=(1, 2), keepdims=True)
@@ -113,9 +135,20 @@ def survivors(alive: np.ndarray, now: Standing, rule: str, k: int) -> np.ndarray
         possible &= now.safe_low < most
     kept = np.zeros_like(alive)
     for number in range(len(alive)):
-        reached = np.sort(now.low[number][sure[number]])[::-1]
-        bar = reached[k - 1] if len(reached) >= k else -np.inf
-        kept[number] = possible[number] & ~(now.high[number] < bar)
+        if alive[number].sum() <= k:
+            kept[number] = alive[number]
+            continue
+        rivals = np.argwhere(sure[number])
+        rivals = rivals[np.argsort(-now.value[number][sure[number]], kind="stable")][: RIVALS * k]
+        beaten = np.zeros(alive[number].shape, dtype=int)
+        for layer, head in rivals:
+            gap = now.value[number, layer, head] - now.value[number]
+            apart = [
+                mean_and_error(values[:, number] - values[:, number, layer, head][:, None, None], total)[1]
+                for values, total in by_class(cells, unsafe)[: 2 if rule == "selectivity" else 1]
+            ]
+            beaten += gap > now.width[number] * np.sqrt(sum(apart))
+        kept[number] = possible[number] & (beaten < k)
     return kept
 
 
@@ -123,46 +156,66 @@ def phases(this: Sweep) -> Iterator[list[Task]]:
     """Rounds of one block of prompts each, with the heads that are still alive."""
     options, sink = this.options, this.sink
     rule, k, by = options["rule"], options["k"], options["by"]
-    alive = np.zeros(sink.read(by).shape[1:], dtype=bool)
-    for layer in this.job.layers(this.model):
-        alive[:, layer, list(this.job.heads_of(this.model, layer))] = True
+    raced, alive, estimate = int(this.selection.sum()), this.job.chosen(this.model), None
+    unsafe, rounds_to_come = this.unsafe[:raced], [start for start, _ in this.bounds if start < raced]
     if options["screen"]:
-        first = this.bounds[:2]
-        yield layer_tasks("sketch", first, (BASE,), None, sink)
-        stop = first[-1][1]
-        estimate = sink.read(f"{by}_estimate")[:stop]
-        guess = rule_values(estimate, this.unsafe[:stop], rule, percentile=SCREEN_PERCENTILE)
-        for number, value in enumerate(guess):
-            chosen = best_cells(value, options["screen"])
-            alive[number] &= np.isin(np.arange(value.size), [a * value.shape[1] + b for a, b in chosen]).reshape(
-                value.shape
-            )
-    risk = (1 - options["level"]) / max(1, 2 * alive.sum() * len(this.bounds))
-    rounds, now = 0, None
+        yield layer_tasks("sketch", this.bounds[: len(rounds_to_come)], (BASE,), None, sink)
+        estimate = np.where(alive, sink.read(f"{by}_estimate")[:raced], np.nan)
+        alive = np.zeros_like(alive)
+        for number, value in enumerate(rule_values(estimate, unsafe, rule, percentile=SCREEN_PERCENTILE)):
+            for cell in best_cells(value, options["screen"]):
+                alive[(number, *cell)] = True
+    entered = int(alive.sum((1, 2)).max())
+    # Either side of every safe mean, and each of the k best against each other head; in every round and projection.
+    events = entered * (k + (2 if rule == "selectivity" else 0)) * len(rounds_to_come) * len(alive)
+    risk, rounds = (1 - options["level"]) / max(1, events), 0
     for start, stop in this.bounds:
-        cells: Cells = {}
-        for layer, head in np.argwhere(alive.any(0)).tolist():
-            cells[layer] = (*cells.get(layer, ()), head)
+        cells = by_layer((number, layer, head) for number, layer, head in np.argwhere(alive).tolist())
         yield layer_tasks("exact", [(start, stop)], (BASE, *map(unit_of, cells)), cells, sink)
-        now = standing(sink.read(by)[:stop], this.unsafe, rule, risk)
-        alive, rounds = survivors(alive, now, rule, k), rounds + 1
-        if (alive.sum((1, 2)) <= k).all():
-            break
-    assert now is not None
-    _report(this, now, alive, rounds)
+        if start >= raced or (rounds and (alive.sum((1, 2)) <= k).all()):
+            continue  # the heads that are left, on the rest of the prompts
+        exact = sink.read(by)[: min(stop, raced)]
+        now = standing(exact, unsafe, rule, risk)
+        if estimate is not None:
+            known = safe_levels(sink.read(by)[:raced], unsafe, estimate)
+            now = replace(now, safe_low=_filled(now.safe_low, known), safe_high=_filled(now.safe_high, known))
+        alive, rounds = survivors(alive, now, exact, unsafe, rule, k), rounds + 1
+    exact = sink.read(by)[:raced]
+    _report(
+        this, standing(exact, unsafe, rule, risk), rule_values(exact, unsafe, rule, estimate=estimate), alive, rounds
+    )
 
 
-def _report(this: Sweep, now: Standing, alive: np.ndarray, rounds: int) -> None:
+def _filled(values: np.ndarray, other: np.ndarray) -> np.ndarray:
+    return np.where(np.isnan(values), other, values)
+
+
+def _report(this: Sweep, now: Standing, values: np.ndarray, alive: np.ndarray, rounds: int) -> None:
     k, dims = this.options["k"], ("projection", "layer", "head")
     for name, array in (("value", now.value), ("low", now.low), ("high", now.high)):
         this.sink.put(f"rule_{name}", dims, array.astype(np.float32))
     this.sink.put("prompts_used", dims, np.where(now.used > 0, now.used, np.nan).astype(np.float32))
-    ranked = [best_cells(np.where(a, v, np.nan), k) for a, v in zip(alive, now.value, strict=True)]
+    ranked = [best_cells(value, k) for value in values]
     top = {name: [list(cell) for cell in cells] for name, cells in zip(this.job.projections, ranked, strict=True)}
     this.sink.note(
         race_top=json.dumps(top),
         race_left=alive.sum((1, 2)).tolist(),
         race_decided=bool((alive.sum((1, 2)) <= k).all()),
         race_rounds=rounds,
+        race_prompts=int(this.selection.sum()),
         race_level_holds_among="the screened heads" if this.options["screen"] else "all heads",
+    )
+
+
+def said(attrs: Mapping[str, Any]) -> str:
+    """What a race says when it ends: who won, and how sure that is."""
+    winners = [
+        f"{name}: {' '.join(head_name(*cell) for cell in cells) or 'none'}"
+        for name, cells in json.loads(attrs["race_top"]).items()
+    ]
+    among = f"among {attrs['race_level_holds_among']}"
+    state = "decided" if attrs["race_decided"] else f"not decided ({max(attrs['race_left'])} heads are left)"
+    return (
+        f"The race, {among}, is {state} after {attrs['race_rounds']} of its rounds on {attrs['race_prompts']} prompts. "
+        f"First by rule, {'; '.join(winners)}."
     )

@@ -54,7 +54,7 @@ UNITS = {
     "rule_value": ("degrees", "value of the raced rule on the prompts the head was scored on"),
     "rule_low": ("degrees", "lower end of its confidence interval"),
     "rule_high": ("degrees", "upper end of its confidence interval"),
-    "prompts_used": ("prompts", "how many prompts the head was scored on before it left the race"),
+    "prompts_used": ("prompts", "on how many of the raced prompts the head was scored"),
 }
 
 
@@ -148,7 +148,7 @@ def recipe(
     model: HookedLVLM, prompts: PromptSet, job: Job, engine: str, options: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """What a run is of. Two runs with equal recipes hold the same numbers; a store takes no other's."""
-    heads = None if job.heads is None else [[layer, head] for layer in job.heads for head in job.heads[layer]]
+    heads = None if job.cells is None else [[n, h] for n in job.cells for h in sorted({h for _, h in job.cells[n]})]
     return {
         "schema": SCHEMA,
         "weight_hash": model.weight_hash,

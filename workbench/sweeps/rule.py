@@ -6,22 +6,27 @@ Defense, Eq. 6 and released code).
 """
 
 import numpy as np
-import pandas as pd
-import xarray as xr
-
-from workbench.errors import RunError
 
 RULES = ("selectivity", "sensitivity")
 SAFE_PERCENTILE = 80.0
 # Who is under the bound is itself an estimate while heads are screened, so the screen's bound is a little wider.
 SCREEN_PERCENTILE = 84.0
+GROUPS = 4
 
 
-def rule_values(cells: np.ndarray, unsafe: np.ndarray, rule: str, *, percentile: float = SAFE_PERCENTILE) -> np.ndarray:
+def rule_values(
+    cells: np.ndarray,
+    unsafe: np.ndarray,
+    rule: str,
+    *,
+    percentile: float = SAFE_PERCENTILE,
+    estimate: np.ndarray | None = None,
+) -> np.ndarray:
     """Value of the rule, `[projection, layer, head]`, from `[prompt, projection, layer, head]`.
 
-    Minus infinity for heads that the rule leaves out, NaN for heads that were not computed. Without prompts of both
-    classes every rule is the mean over all. A `percentile` of 100 leaves none out.
+    Minus infinity for heads that the rule leaves out, NaN for heads that were not computed on every prompt. Without
+    prompts of both classes every rule is the mean over all. A `percentile` of 100 leaves none out. With `estimate`
+    (same axes as `cells`) the bound is that of all heads, by estimates where nothing else is known.
     """
     if unsafe.all() or not unsafe.any():
         return cells.mean(0, dtype=np.float64)
@@ -29,29 +34,45 @@ def rule_values(cells: np.ndarray, unsafe: np.ndarray, rule: str, *, percentile:
     if rule == "sensitivity":
         return high
     low = cells[~unsafe].mean(0, dtype=np.float64)
-    bound = np.nanpercentile(low, percentile, axis=(1, 2), keepdims=True)
+    bound = np.nanpercentile(safe_levels(cells, unsafe, estimate), percentile, axis=(1, 2), keepdims=True)
     keeps = (low < bound) | (percentile >= 100) | np.isnan(low)
     return np.where(keeps, high - low, -np.inf)
 
 
-def completed(exact: np.ndarray, estimate: np.ndarray) -> np.ndarray:
-    """Exact cells where there are any, estimates elsewhere, brought to the exact ones' scale head by head.
+def safe_levels(cells: np.ndarray, unsafe: np.ndarray, estimate: np.ndarray | None = None) -> np.ndarray:
+    """What is known of each head's mean over safe prompts, `[projection, layer, head]`; NaN where nothing is.
 
-    Estimates of large changes are too small (they are linear); how much so is read off the heads known both ways, in
-    a few groups of like size, and is nothing for a change of nothing. `[prompt, projection, layer, head]`.
+    Of a head that was computed on some prompts, the mean over those; of one that was not computed, that of its
+    `estimate`, calibrated.
     """
-    known = ~np.isnan(exact).any(0)
-    filled = np.where(known, exact, estimate).astype(np.float64)
-    for number in range(exact.shape[1]):
-        at = known[number]
-        one, other = exact[:, number, at].mean(0, dtype=float), estimate[:, number, at].mean(0, dtype=float)
-        order = np.argsort(other)
-        groups = [g for g in np.array_split(order[other[order] > 0], 4) if len(g)]
-        sizes = [0.0, *(float(np.median(other[g])) for g in groups)]
-        factors = [1.0, *(float(np.median(one[g] / other[g])) for g in groups)]
-        factor = np.interp(estimate[:, number].mean(0), sizes, factors)
-        filled[:, number, ~at] = (factor * estimate[:, number])[:, ~at]
-    return filled
+    levels = _mean(cells[~unsafe])
+    if estimate is None:
+        return levels
+    return np.where(np.isnan(levels), calibration(cells, estimate) * _mean(estimate[~unsafe]), levels)
+
+
+def calibration(exact: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+    """What to multiply estimates with to bring them to the exact ones' scale, `[projection, layer, head]`.
+
+    Estimates of large changes are too small (they are linear); how much so is read off the cells known both ways, in a
+    few groups of like size, and is nothing for a change of nothing.
+    """
+    one, other = _mean(exact), _mean(np.where(np.isnan(exact), np.nan, estimate))
+    factor = np.ones(exact.shape[1:])
+    for number, sizes_here in enumerate(_mean(estimate)):
+        known = other[number] > 0
+        by_size = np.argsort(other[number][known])
+        groups = [group for group in np.array_split(by_size, GROUPS) if len(group)]
+        sizes = [float(np.median(other[number][known][group])) for group in groups]
+        factors = [float(np.median((one[number] / other[number])[known][group])) for group in groups]
+        factor[number] = np.interp(sizes_here, [0.0, *sizes], [1.0, *factors])
+    return factor
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the prompts that have a value; NaN without any."""
+    count = (~np.isnan(values)).sum(0)
+    return np.where(count == 0, np.nan, np.nansum(values, 0, dtype=np.float64) / np.maximum(count, 1))
 
 
 def best_cells(values: np.ndarray, k: int) -> list[tuple[int, int]]:
@@ -59,24 +80,3 @@ def best_cells(values: np.ndarray, k: int) -> list[tuple[int, int]]:
     flat = np.where(np.isfinite(values), values, -np.inf).ravel()
     order = np.argsort(-flat, kind="stable")[:k]
     return [(int(i) // values.shape[1], int(i) % values.shape[1]) for i in order if np.isfinite(flat[i])]
-
-
-def sketched_top(
-    run: xr.Dataset, projection: str, k: int = 5, *, by: str = "deflection", rule: str = "selectivity"
-) -> pd.DataFrame:
-    """The k best heads of a sketched run: ranked by exact values, the safe bound taken from estimates where need be.
-
-    Returns: columns layer, head, value (exact), estimate; best first.
-    Raises: RunError if the run has no estimates.
-    """
-    if f"{by}_estimate" not in run:
-        raise RunError(f"This run has no {by}_estimate; sweep with engine='sketch' first.")
-    unsafe = run.label.values.astype(str) == "unsafe"
-    estimate = run[f"{by}_estimate"].sel(projection=[projection]).values
-    exact = run[by].sel(projection=[projection]).values
-    known = ~np.isnan(exact[0, 0])
-    value = rule_values(completed(exact, estimate), unsafe, rule)[0]
-    rows = best_cells(np.where(known, value, -np.inf), k)
-    guess = rule_values(estimate, unsafe, rule, percentile=100)[0]
-    columns = [(layer, head, value[layer, head], guess[layer, head]) for layer, head in rows]
-    return pd.DataFrame(columns, columns=["layer", "head", "value", "estimate"])

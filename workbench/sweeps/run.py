@@ -13,9 +13,10 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.shapes import PROJECTIONS
+from workbench.sweeps import agreement
 from workbench.sweeps.carry_out import carry_out, work_line
 from workbench.sweeps.engines import ENGINES
-from workbench.sweeps.job import Job, blocks, check_groups, check_heads
+from workbench.sweeps.job import Job, blocks, check_groups, chosen_cells
 from workbench.sweeps.memory import Memory
 from workbench.sweeps.plan import Partition, plan
 from workbench.sweeps.records import layout, provenance, recipe, skeleton
@@ -77,7 +78,7 @@ def sweep(
     job = Job(
         projections,
         mask,
-        None if heads is None else check_heads(model, heads, mask),
+        None if heads is None else chosen_cells(model, heads, mask, len(projections)),
         groups is None and _keeps_states(keep_states, model, len(prompts), len(projections), mask),
         None if groups is None else check_groups(model, groups, mask),
         tuple(options.get("estimates", ())),
@@ -101,7 +102,8 @@ def sweep(
     finally:
         sink.close()
     if progress:
-        Console(stderr=True).print(work_line(run.attrs), highlight=False)
+        lines = (work_line(run.attrs), ENGINES[engine].said(run.attrs), agreement.said(run.attrs))
+        Console(stderr=True).print(*filter(None, lines), sep="\n", highlight=False)
     return run
 
 

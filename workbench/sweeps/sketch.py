@@ -1,22 +1,28 @@
 """The sketch engine: all heads from a few backward passes (`workbench.sweeps.screen`), then the best of them exactly.
 
 Estimates have variables of their own and are never put among exact numbers: `deflection`, `kl` and the rest hold only
-cells that were computed exactly, and are NaN elsewhere. Those are the `best` heads by the estimate, and `sample` heads
-drawn at random; what the screen missed among the latter is reported (`screen_*` attributes), so that a model on which
-linearity fails is seen.
+cells that were computed exactly, and are NaN elsewhere. Those are, for each projection, the `best` heads by the
+estimate, the `edge` heads nearest the safe bound, and `sample` heads drawn at random; what the screen missed among the
+latter is reported (`screen_*` attributes, and a line when the sweep ends), so that a model on which linearity fails is
+seen. With none of the three, the sketch is the screen alone. Heads are chosen on the prompts of the split `selection`
+where prompts declare it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from workbench.errors import WorkbenchError
-from workbench.sweeps.job import Cells
+from workbench.sweeps.job import by_layer
 from workbench.sweeps.memory import BASE, unit_of
-from workbench.sweeps.rule import RULES, SAFE_PERCENTILE, SCREEN_PERCENTILE, best_cells, completed, rule_values
+from workbench.sweeps.rule import RULES, SAFE_PERCENTILE, SCREEN_PERCENTILE, best_cells, rule_values
 from workbench.sweeps.tasks import Sweep, Task, layer_tasks
 
+# Below this share of the first heads found, a user should not rely on the screen.
+LEAST_RECALL = 0.8
+# Numbers of projection, layer and head.
+Cell = tuple[int, int, int]
 DEFAULTS: Mapping[str, Any] = {
     "directions": 4,  # backward passes an estimate
     "best": 16,  # heads a projection that are scored exactly
@@ -38,69 +44,92 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
     if options["rule"] not in RULES:
         raise WorkbenchError(f"rule must be one of {', '.join(RULES)}; got {options['rule']!r}.")
-    for name in ("directions", "best"):
-        if not isinstance(options[name], int) or options[name] < 1:
-            raise WorkbenchError(f"{name} must be a whole number, 1 or more; got {options[name]!r}.")
+    for name, least in (("directions", 1), ("best", 0), ("edge", 0), ("sample", 0)):
+        if not isinstance(options[name], int) or options[name] < least:
+            raise WorkbenchError(f"{name} must be a whole number, {least} or more; got {options[name]!r}.")
 
 
 def phases(this: Sweep) -> Iterator[list[Task]]:
     """Screen every block, then score the chosen heads exactly."""
     yield layer_tasks("sketch", this.bounds, (BASE,), None, this.sink)
     best, drawn = chosen_cells(this)
-    cells: Cells = {}
-    for layer, head in sorted(set(best) | set(drawn)):
-        cells[layer] = (*cells.get(layer, ()), head)
-    if cells:
+    if cells := by_layer(best | drawn):
         yield layer_tasks("exact", this.bounds, tuple(map(unit_of, cells)), cells, this.sink)
         this.sink.note(**screen_report(this, best, drawn))
 
 
-def chosen_cells(this: Sweep) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """(the best heads by the estimate, heads drawn at random from all)."""
+def chosen_cells(this: Sweep) -> tuple[set[Cell], set[Cell]]:
+    """(the best cells by the estimate and those at the safe bound, cells of heads drawn at random from all)."""
     options = this.options
-    estimate = this.sink.read(f"{options['by']}_estimate")
-    values = rule_values(estimate, this.unsafe, options["rule"], percentile=SCREEN_PERCENTILE)
-    best = {cell for value in values for cell in best_cells(value, options["best"])}
-    if options["rule"] == "selectivity" and 0 < this.unsafe.sum() < len(this.unsafe):
-        low = estimate[~this.unsafe].mean(0)
+    chosen, unsafe = this.job.chosen(this.model), this.unsafe[this.selection]
+    estimate = np.where(chosen, this.sink.read(f"{options['by']}_estimate"), np.nan)[this.selection]
+    values = rule_values(estimate, unsafe, options["rule"], percentile=SCREEN_PERCENTILE)
+    best = _cells(best_cells(value, options["best"]) for value in values)
+    if options["rule"] == "selectivity" and 0 < unsafe.sum() < len(unsafe):
+        low = estimate[~unsafe].mean(0)
         bound = np.nanpercentile(low, SAFE_PERCENTILE, axis=(1, 2), keepdims=True)
-        best |= {cell for value in -np.abs(low - bound) for cell in best_cells(value, options["edge"])}
-    every = [(layer, head) for layer in this.job.layers(this.model) for head in range(estimate.shape[3])]
-    picked = np.random.default_rng(this.seed).permutation(len(every))[: options["sample"]]
-    return sorted(best), [every[i] for i in sorted(picked)]
+        best |= _cells(best_cells(value, options["edge"]) for value in -np.abs(low - bound))
+    every = np.argwhere(chosen.any(0))
+    picked = np.random.default_rng(this.seed).permutation(every)[: options["sample"]].tolist()
+    return best, _cells([(layer, head) for layer, head in picked] for _ in this.job.projections)
 
 
-def screen_report(this: Sweep, best: list[tuple[int, int]], drawn: list[tuple[int, int]]) -> dict[str, Any]:
-    """How the screen did on heads it did not choose: what the attributes `screen_*` of a run say.
+def _cells(by_projection: Iterable[list[tuple[int, int]]]) -> set[Cell]:
+    return {(number, *head) for number, heads in enumerate(by_projection) for head in heads}
 
-    `screen_spearman` compares estimate and exact value of the rule on the drawn heads, by projection. `screen_missed`
-    counts drawn heads that were not chosen though their exact value beats that of the fifth best chosen one (or the
-    last, of fewer); `screen_recall` is the share of such heads that were chosen, the missed ones scaled up from the
-    sample to all heads.
+
+def screen_report(this: Sweep, best: set[Cell], drawn: set[Cell]) -> dict[str, Any]:
+    """How the screen did on heads it did not choose: what the attributes `screen_*` of a run say, by projection.
+
+    `screen_spearman` compares estimate and exact value of the rule on the drawn heads. `screen_missed` counts drawn
+    heads that were not chosen though their exact value beats that of the fifth best chosen one (or the last, of fewer);
+    `screen_recall` is the share of such heads that were chosen, the missed ones scaled up from the sample to all heads.
+    Without a sample there is nothing to say, and both are left out.
     """
     from scipy.stats import spearmanr
 
-    options = this.options
-    exact, estimate = this.sink.read(options["by"]), this.sink.read(f"{options['by']}_estimate")
-    values = rule_values(completed(exact, estimate), this.unsafe, options["rule"])
-    plain = [rule_values(cells, this.unsafe, options["rule"], percentile=100) for cells in (exact, estimate)]
-    n_cells = sum(len(this.job.heads_of(this.model, layer)) for layer in this.job.layers(this.model))
-    others = [cell for cell in drawn if cell not in best]
-    at = tuple(np.array(drawn).T)
+    options, names = this.options, this.job.projections
+    unsafe = this.unsafe[this.selection]
+    exact, estimate = (this.sink.read(name)[this.selection] for name in (options["by"], f"{options['by']}_estimate"))
+    values = rule_values(exact, unsafe, options["rule"], estimate=estimate)
+    plain = [rule_values(cells, unsafe, options["rule"], percentile=100) for cells in (exact, estimate)]
+    n_heads = int(this.job.chosen(this.model)[0].sum())
     spearman, missed, recall = {}, {}, {}
-    for number, name in enumerate(this.job.projections):
-        known = [value[number][at] for value in plain]
-        if len(drawn) > 2 and all(np.ptp(value) > 0 for value in known):
+    for number, name in enumerate(names):
+        chosen, sample = ([cell[1:] for cell in some if cell[0] == number] for some in (best, drawn))
+        others = [head for head in sample if head not in chosen]
+        known = [np.array([value[number][head] for head in sample]) for value in plain]
+        if len(sample) > 2 and all(np.ptp(value) > 0 for value in known):
             spearman[name] = round(float(spearmanr(*known).statistic), 4)
-        top = sorted((values[number][cell] for cell in best), reverse=True)[:5]
-        missed[name] = sum(bool(values[number][cell] > top[-1]) for cell in others)
-        scaled = missed[name] * (n_cells - len(best)) / len(others) if others else 0.0
-        recall[name] = round(len(top) / (len(top) + scaled), 4)
+        top = sorted((values[number][head] for head in chosen), reverse=True)[:5]
+        if top and sample:
+            missed[name] = sum(bool(values[number][head] > top[-1]) for head in others)
+            scaled = missed[name] * (n_heads - len(chosen)) / len(others) if others else 0.0
+            recall[name] = round(len(top) / (len(top) + scaled), 4)
     return {
-        "exact_cells": [list(cell) for cell in sorted(set(best) | set(drawn))],
-        "screen_best": [list(cell) for cell in best],
-        "screen_sample": [list(cell) for cell in drawn],
+        "exact_cells": _named(best | drawn, names),
+        "screen_best": _named(best, names),
+        "screen_sample": _named(drawn, names),
         "screen_spearman": spearman,
         "screen_missed": missed,
         "screen_recall": recall,
     }
+
+
+def said(attrs: Mapping[str, Any]) -> str:
+    """What a sketch says when it ends: how much is exact, and how the screen did."""
+    exact = attrs.get("exact_cells", [])
+    if not exact:
+        return "All numbers are estimates; nothing was scored exactly."
+    line = f"{len(exact)} cells were scored exactly; all others have estimates only."
+    if recall := attrs["screen_recall"]:
+        heads = len(attrs["screen_sample"]) // len(recall)
+        parts = [f"{share:.0%} for {name}" for name, share in recall.items()]
+        line += f" Recall of the screen, by {heads} heads drawn at random: {', '.join(parts)}."
+        if min(recall.values()) < LEAST_RECALL:
+            line += " It misses heads here (masks act too strongly to be linear?): raise best, or use engine='exact'."
+    return line
+
+
+def _named(cells: set[Cell], names: Sequence[str]) -> list[list[Any]]:
+    return [[names[number], layer, head] for number, layer, head in sorted(cells)]

@@ -54,7 +54,7 @@ class Task:
     Attributes:
         step: Which of `STEPS` computes them.
         units: 0 for what the base pass says, l + 1 for masked layer l; in order.
-        heads: The cells to mask, as in `Job`.
+        cells: What is masked, as in `Job`.
         rows: Most rows in one batch.
     """
 
@@ -62,7 +62,7 @@ class Task:
     start: int
     stop: int
     units: tuple[int, ...]
-    heads: Cells | None
+    cells: Cells | None
     rows: int
 
 
@@ -106,11 +106,22 @@ class Sweep:
         """Which prompts are labelled unsafe, `[prompt]`."""
         return np.array([prompt.label == "unsafe" for prompt in self.prompts])
 
+    @property
+    def selection(self) -> np.ndarray:
+        """The prompts that heads are chosen on, `[prompt]`."""
+        return selection_of(self.prompts)
+
+
+def selection_of(prompts: PromptSet) -> np.ndarray:
+    """True for prompts of the split `selection`, as when runs are scored; for all where none declares it."""
+    chosen = np.array([prompt.split == "selection" for prompt in prompts])
+    return chosen if chosen.any() else np.ones_like(chosen)
+
 
 def compute(model: HookedLVLM, encode: Encoder, job: Job, task: Task) -> Iterator[tuple[int, Arrays]]:
     """The arrays of each unit of a task, one after the other."""
     encoded = [encode(index) for index in range(task.start, task.stop)]
-    block = STEPS[task.step](model, encoded, replace(job, heads=task.heads), task.rows)
+    block = STEPS[task.step](model, encoded, replace(job, cells=task.cells), task.rows)
     for unit in task.units:
         yield unit, block.base_arrays() if unit == BASE else block.layer_arrays(unit - 1)
 
@@ -170,7 +181,7 @@ def halved(sink: Memory | Store, task: Task) -> int:
 
 
 def layer_tasks(
-    step: str, bounds: Iterable[tuple[int, int]], units: Sequence[int], heads: Cells | None, sink: Memory | Store
+    step: str, bounds: Iterable[tuple[int, int]], units: Sequence[int], cells: Cells | None, sink: Memory | Store
 ) -> list[Task]:
     """What is still to be done of `units` on blocks of prompts; a task's units share the rows they run with."""
     tasks = []
@@ -179,5 +190,5 @@ def layer_tasks(
         for unit in units:
             if not sink.done(start, unit):
                 by_rows.setdefault(sink.rows(start, unit), []).append(unit)
-        tasks += [Task(step, start, stop, tuple(found), heads, rows) for rows, found in by_rows.items()]
+        tasks += [Task(step, start, stop, tuple(found), cells, rows) for rows, found in by_rows.items()]
     return tasks
