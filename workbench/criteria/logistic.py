@@ -2,10 +2,10 @@
 
 The problems of a batch share their labels, and the folds of a head share its features, which is what makes it fast:
 
-1. every head is fitted once on the pooled folds, roughly, by Newton steps in float32;
-2. from there every fold goes on by itself. A step is its own gradient, in float64, through a Hessian in float32 that is
-   refreshed every few steps and only for heads that are not done yet. An approximate Hessian costs steps, not accuracy:
-   a problem is done when its gradient is;
+1. every head is fitted once on the pooled folds, in float32, and the inverse Hessian there is computed, once a head;
+2. from there every fold goes on by itself, in float32 and then in float64. A Newton step is solved roughly, by a few
+   conjugate gradients that the pooled inverse preconditions. A rough step costs steps, not accuracy: a problem is done
+   when its gradient, in float64, is;
 3. whatever is left after that (features of odd scale, folds unlike the pool) goes through a damped Newton in float64.
 """
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRADIENT_TOLERANCE = 1e-8  # largest gradient entry at the optimum, against that at zero coefficients or 1
-POOLED_STEPS, POOLED_TOLERANCE = 12, 5e-3
-ROUNDS, STEPS_A_ROUND = 6, 4
+ROUGH = 1e-5  # the same, up to which float32 goes
+ROUGH_STEPS, STEPS, CONJUGATE_STEPS = 6, 10, 6
+SMALLEST = 1e-30  # instead of 0 in a denominator
 DAMPED_STEPS, HALVINGS = 200, 30
-NUMBERS_AT_ONCE = 2**23  # features in one solve: 64 MB
+NUMBERS_AT_ONCE = 2**19  # features in one solve: 4 MB, which stay in the caches
 JITTER = 1e-6  # keeps a float32 Hessian invertible where the intercept's curvature vanishes
 
 
@@ -100,63 +101,92 @@ def _solve(x: "Tensor", cost: "Tensor") -> "Tensor":
     penalty = torch.ones(width, dtype=x.dtype, device=x.device)
     penalty[-1] = 0
     tolerance = GRADIENT_TOLERANCE * (cost.sum(-1) * x.abs().amax((-1, -2))[:, None]).clamp_min(1)  # head, fold
-    theta = _pooled(x.float(), cost.mean(0).float(), penalty.float()).to(x.dtype)
-    theta = theta[:, None].expand(heads, folds, width).contiguous()
-    open_ = torch.arange(heads, device=x.device)
-    for _ in range(ROUNDS):
-        part, at = x[open_], theta[open_]
-        inverse = _inverse_hessian(part, cost, penalty, at)
-        for _ in range(STEPS_A_ROUND):
-            at = at - (inverse @ _gradient(part, cost, penalty, at)[..., None])[..., 0]
-        theta[open_] = at
-        done = (_gradient(part, cost, penalty, at).abs().amax(-1) <= tolerance[open_]).all(-1)
-        open_ = open_[~done]
-        if not len(open_):
-            return theta
-    for head in open_.tolist():
+    single, coarse = x.float(), (ROUGH / GRADIENT_TOLERANCE * tolerance).float()
+    light, flat = cost.float(), penalty.float()
+    theta = torch.zeros(heads, 1, width, device=x.device)
+    inverse = _inverse_hessian(single, light.mean(0), flat, theta[:, 0])
+    theta, _ = _newton(single, single, light.mean(0, keepdim=True), flat, theta, inverse, coarse[:, :1], ROUGH_STEPS)
+    theta = torch.where(torch.isfinite(theta).all(-1, keepdim=True), theta, torch.zeros_like(theta))
+    inverse = _inverse_hessian(single, light.mean(0), flat, theta[:, 0])
+    theta = theta.expand(heads, folds, width).contiguous()
+    theta, _ = _newton(single, single, light, flat, theta, inverse, coarse, ROUGH_STEPS)
+    theta, done = _newton(x, single, cost, penalty, theta.to(x.dtype), inverse, tolerance, STEPS)
+    for head in torch.argwhere(~done.all(1))[:, 0].tolist():
         for fold in range(folds):
             theta[head, fold] = _damped_newton(x[head], cost[fold], penalty, tolerance[head, fold])
     return theta
 
 
-def _pooled(x: "Tensor", cost: "Tensor", penalty: "Tensor") -> "Tensor":
-    """A rough optimum on all folds together, [head, d + 1], float32; where it goes astray, zeros."""
+def _newton(
+    x: "Tensor",
+    single: "Tensor",
+    cost: "Tensor",
+    penalty: "Tensor",
+    theta: "Tensor",
+    inverse: "Tensor",
+    tolerance: "Tensor",
+    steps: int,
+) -> tuple["Tensor", "Tensor"]:
+    """Newton steps from theta [head, fold, d + 1] until every gradient is within tolerance [head, fold], or `steps`.
+
+    A gradient is computed in x's type and the step for it roughly, in float32 (`single` is x in that): an approximate
+    step costs steps, not accuracy.
+    Returns: theta, and whether each problem is done.
+    """
     import torch
 
-    theta = torch.zeros(len(x), x.shape[-1], dtype=x.dtype, device=x.device)
-    turned = x.transpose(1, 2).contiguous()
-    smallest = POOLED_TOLERANCE * float(cost.sum()) * x.abs().amax((1, 2)).clamp_min(1e-3)
-    ridge = penalty + JITTER
-    for _ in range(POOLED_STEPS):
-        miss = torch.sigmoid(-(x @ theta[..., None])[..., 0])
-        gradient = penalty * theta - ((cost * miss)[:, None] @ x)[:, 0]
-        if bool((gradient.abs().amax(-1) <= smallest).all()):
+    theta, flat = theta.clone(), penalty.float()
+    done = torch.zeros(theta.shape[:2], dtype=torch.bool, device=x.device)
+    open_ = torch.arange(len(x), device=x.device)
+    best, least = theta.clone(), torch.full(theta.shape[:2], torch.inf, dtype=x.dtype, device=x.device)
+    for step in range(steps + 1):
+        at = theta[open_]
+        miss = torch.sigmoid(-(at @ x.transpose(1, 2)))
+        gradient = penalty * at - (cost * miss) @ x
+        done[open_] = gradient.abs().amax(-1) <= tolerance[open_]
+        going = ~done[open_].all(1)
+        if step == steps or not going.any():
             break
-        hessian = (turned * (cost * miss * (1 - miss))[:, None]) @ x
-        hessian.diagonal(dim1=1, dim2=2).add_(ridge)
-        theta = theta - torch.linalg.solve_ex(hessian, gradient[..., None])[0][..., 0]
-    return torch.where(torch.isfinite(theta).all(-1, keepdim=True), theta, torch.zeros_like(theta))
+        if not going.all():  # what is done is left behind
+            open_, x, single, inverse = open_[going], x[going], single[going], inverse[going]
+            at, miss, gradient = at[going], miss[going], gradient[going]
+        curvature = (cost * miss * (1 - miss)).float()
+        ahead = at - _conjugate(single, curvature, flat, inverse, gradient.float()).to(x.dtype)
+        size = gradient.norm(dim=-1)
+        better = (size <= least[open_])[..., None]  # a step that went too far is halved
+        theta[open_] = torch.where(better, ahead, (at + best[open_]) / 2)
+        best[open_] = torch.where(better, at, best[open_])
+        least[open_] = torch.minimum(size, least[open_])
+    return theta, done
 
 
-def _gradient(x: "Tensor", cost: "Tensor", penalty: "Tensor", theta: "Tensor") -> "Tensor":
-    """Gradient of the objective, [head, fold, d + 1]."""
+def _conjugate(x: "Tensor", curvature: "Tensor", penalty: "Tensor", inverse: "Tensor", wanted: "Tensor") -> "Tensor":
+    """Roughly the solution s of (Xᵀ diag(curvature) X + diag(penalty)) s = wanted, [head, fold, d + 1]."""
     import torch
 
-    miss = torch.sigmoid(-(theta @ x.transpose(1, 2)))  # head, fold, n
-    return penalty * theta - (cost * miss) @ x
+    turned = x.transpose(1, 2)
+    solution, residual = torch.zeros_like(wanted), wanted
+    ahead = direction = residual @ inverse
+    size = (residual * ahead).sum(-1, keepdim=True)
+    for _ in range(CONJUGATE_STEPS):
+        image = penalty * direction + (curvature * (direction @ turned)) @ x
+        length = size / (direction * image).sum(-1, keepdim=True).clamp_min(SMALLEST)
+        solution = solution + length * direction
+        residual = residual - length * image
+        ahead = residual @ inverse
+        before, size = size, (residual * ahead).sum(-1, keepdim=True)
+        direction = ahead + size / before.clamp_min(SMALLEST) * direction
+    return solution
 
 
 def _inverse_hessian(x: "Tensor", cost: "Tensor", penalty: "Tensor", theta: "Tensor") -> "Tensor":
-    """Inverse Hessians, [head, fold, d + 1, d + 1], computed in float32 and returned in x's type."""
+    """Inverse Hessian of every head at theta [head, d + 1], [head, d + 1, d + 1], in float32."""
     import torch
 
-    miss = torch.sigmoid(-(theta @ x.transpose(1, 2)))
-    curvature = (cost * miss * (1 - miss)).float()
-    single = x.float()
-    turned = single.transpose(1, 2).contiguous()
-    hessian = torch.stack([(turned * curvature[:, fold, None]) @ single for fold in range(len(cost))], 1)
-    hessian.diagonal(dim1=-2, dim2=-1).add_(penalty.float() + JITTER)
-    return torch.linalg.inv_ex(hessian)[0].to(x.dtype)
+    miss = torch.sigmoid(-(x @ theta[..., None])[..., 0])
+    hessian = (x.transpose(1, 2) * (cost * miss * (1 - miss))[:, None]) @ x
+    hessian.diagonal(dim1=1, dim2=2).add_(penalty + JITTER)
+    return torch.cholesky_inverse(torch.linalg.cholesky_ex(hessian)[0])
 
 
 def _damped_newton(x: "Tensor", cost: "Tensor", penalty: "Tensor", tolerance: "Tensor") -> "Tensor":
