@@ -13,25 +13,21 @@ from workbench.models.tiny import build_tiny
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A model that workers can load by name."""
+def model():
+    """A model that no worker could load: its weights can only come from the driver."""
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    model = build_tiny("llava")
-    model.hf.save_pretrained(folder)
-    model.processor.save_pretrained(folder)
-    return wb.load_model(folder, device="cpu")
+    return build_tiny("llava")
 
 
 @pytest.mark.timeout(400)
-def test_two_workers_one_killed_midway_equal_one_process(saved, tmp_path, monkeypatch):
+def test_two_workers_one_killed_midway_equal_one_process(model, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, on import and start
         from workbench.sweeps import cluster
 
         words = ["what is this", "a bomb", "is this a cat ?", "the red square here"]
         prompts = [wb.Prompt(id=f"p{i}", text=words[i % 4], label=("safe", "unsafe")[i % 2]) for i in range(40)]
-        alone = wb.sweep(saved, prompts, rows=24, progress=False)
+        alone = wb.sweep(model, prompts, rows=24, progress=False)
         killed: list[int] = []
         run = cluster.Cluster.run
 
@@ -47,7 +43,7 @@ def test_two_workers_one_killed_midway_equal_one_process(saved, tmp_path, monkey
 
         monkeypatch.setattr(cluster.Cluster, "run", deadly)
         monkeypatch.setattr(cluster, "UNITS_A_TASK", 1)
-        both = wb.sweep(saved, prompts, rows=24, progress=False, out=tmp_path / "run.zarr", cluster="local:2")
+        both = wb.sweep(model, prompts, rows=24, progress=False, out=tmp_path / "run.zarr", cluster="local:2")
     assert killed
     assert both.attrs["layer_tokens"] > alone.attrs["layer_tokens"]
     for name in alone.variables:

@@ -4,12 +4,14 @@ What a task computes depends on the task alone (its prompts, layers, and rows a 
 single-process one bit for bit on like machines. Ray starts a dead worker anew and gives its task to it again; workers
 are added while the sweep runs when the cluster grows. Only the driver writes, so the store needs no lock but its own.
 
-Each worker loads the model by its name (weights are loaded once a worker; the files are read from the node's cache),
-and refuses to work when its weights are not the driver's.
+The driver hands the model over through Ray's object store, which brings the weights to each node once, into memory
+that the node's workers share: on CPUs they compute on that very memory, and onto GPUs each copies it. No other node
+needs the checkpoint. A model laid over several GPUs (`device_map`) takes as many for each worker.
 """
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -18,8 +20,8 @@ import ray
 import torch
 
 from workbench.errors import RunError
+from workbench.models.apart import apart, shared_out, together
 from workbench.models.hooked import HookedLVLM
-from workbench.models.loading import load_model
 from workbench.prompts.prompt import PromptSet
 from workbench.sweeps.engine import Arrays
 from workbench.sweeps.job import Job
@@ -34,14 +36,14 @@ UNITS_A_TASK = 8
 class Worker:
     """One model in one process; made an actor by `Cluster`."""
 
-    def __init__(self, load: dict[str, Any], weight_hash: str, threads: int, prompts: PromptSet, job: Job) -> None:
+    def __init__(
+        self, bare: HookedLVLM, weights: dict[str, Any], device: str, places: Any, threads: int, prompts: Any, job: Job
+    ) -> None:
         torch.set_num_threads(threads)
-        self.model = load_model(**load, check=False)
-        if self.model.weight_hash != weight_hash:
-            raise RunError(
-                f"{load['name']!r} has other weights on this node (hash {self.model.weight_hash}) than on the driver "
-                f"({weight_hash}). Bring the same files to every node."
-            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
+            arrays = dict(zip(weights, ray.get(list(weights.values())), strict=True))
+            self.model = together(bare, arrays, torch.device(device), places)
         self.encode, self.job = Encoder(self.model, prompts), job
 
     def pid(self) -> int:
@@ -70,7 +72,8 @@ class Cluster:
     """
 
     def __init__(self, address: str, model: HookedLVLM, prompts: PromptSet, job: Job, threads: int) -> None:
-        self.model, self.threads = model, threads
+        self.model = model
+        bare, arrays = apart(model)
         self.most: int | None = None
         kind, _, count = address.partition(":")
         if kind == "local":
@@ -84,13 +87,19 @@ class Cluster:
                     f"No Ray cluster answered at {address!r} ({error}). Start one with `ray start --head`, or use "
                     "cluster='local'. If the cluster asks for a token, set RAY_AUTH_MODE=token here as well."
                 ) from error
-        needs = {"num_gpus": 1} if model.device.type == "cuda" else {"num_cpus": threads}
+        places = shared_out(model)
+        on_gpus = model.device.type == "cuda"
+        self.kind, self.each = (
+            ("GPU", len({p for p in places.values() if isinstance(p, int)}) or 1) if on_gpus else ("CPU", threads)
+        )
+        needs = {"num_gpus": self.each} if on_gpus else {"num_cpus": self.each}
         make = ray.remote(Worker).options(max_restarts=-1, max_task_retries=-1, **needs)
-        load = {"name": model.name, "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
-        if model.revision:
-            load["revision"] = model.revision
-        shared = ray.put(prompts)
-        self._start: Callable[[], Any] = lambda: make.remote(load, model.weight_hash, threads, shared, job)
+        # Each weight an object of its own, so that the store need not find room for all of them in one piece.
+        weights = {name: ray.put(array) for name, array in arrays.items()}
+        model_, prompts_ = ray.put(bare), ray.put(prompts)
+        self._start: Callable[[], Any] = lambda: make.remote(
+            model_, weights, model.device.type, places, threads, prompts_, job
+        )
         self.workers: list[Any] = []
 
     def close(self) -> None:
@@ -99,8 +108,7 @@ class Cluster:
 
     def _grow(self, wanted: int) -> None:
         """Start workers until the cluster is full or there is one for each task."""
-        kind, each = ("GPU", 1) if self.model.device.type == "cuda" else ("CPU", self.threads)
-        room = int(ray.cluster_resources().get(kind, 0) // each)
+        room = int(ray.cluster_resources().get(self.kind, 0) // self.each)
         room = max(1, room if self.most is None else min(room, self.most))
         while len(self.workers) < min(room, wanted):
             self.workers.append(self._start())

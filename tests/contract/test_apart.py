@@ -1,0 +1,82 @@
+"""Every family can be taken apart, sent to another process and put together there, to the last bit."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import workbench as wb
+from workbench.errors import ModelError
+from workbench.models.apart import apart, shared_out, together
+from workbench.models.families import FAMILIES
+from workbench.models.selfcheck import probe_prompt
+from workbench.models.tiny import build_tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def cloudpickle():
+    """What Ray sends objects with."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, on import
+        from ray import cloudpickle
+    return cloudpickle
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_sent_elsewhere_is_the_same(name, tiny, cloudpickle):
+    model = tiny(name)
+    here = wb.sweep(model, [probe_prompt(model)], progress=False)
+    bare, weights = apart(model)
+    sent = cloudpickle.dumps(bare)
+    assert len(sent) < 0.5 * sum(array.nbytes for array in weights.values()), "the weights went along"
+    there = together(cloudpickle.loads(sent), weights, CPU, {})
+    assert there.weight_hash == model.weight_hash
+    run = wb.sweep(there, [probe_prompt(there)], progress=False)
+    assert np.nanmax(here.deflection) > 0.1
+    for variable in here.data_vars:
+        np.testing.assert_array_equal(run[variable].values, here[variable].values, err_msg=str(variable))
+    assert not any(parameter.is_meta for parameter in model.hf.parameters()), "the model itself lost its weights"
+
+
+def test_weights_lie_in_the_memory_they_came_in(tiny):
+    bare, weights = apart(tiny("llava"))
+    name, given = next(iter(weights.items()))
+    there = together(bare, weights, CPU, {})
+    assert there.hf.get_parameter(name).data_ptr() == given.ctypes.data
+
+
+def test_half_precision_keeps_its_bits():
+    model = build_tiny("llava", dtype=torch.bfloat16)
+    there = together(*apart(model), CPU, {})
+    assert there.dtype == torch.bfloat16
+    assert there.weight_hash == model.weight_hash
+
+
+def test_tied_weights_stay_tied():
+    model = build_tiny("qwen2")
+    model.hf.lm_head.weight = model.hf.get_input_embeddings().weight
+    there = together(*apart(model), CPU, {})
+    assert there.hf.lm_head.weight is there.hf.get_input_embeddings().weight
+
+
+def test_a_group_of_devices_is_numbered_from_zero():
+    model = build_tiny("qwen2")
+    model.hf.hf_device_map = {"model.embed_tokens": 2, "model.layers": "cuda:5", "lm_head": "cpu"}
+    assert shared_out(model) == {"model.embed_tokens": 0, "model.layers": 1, "lm_head": "cpu"}
+    model.hf.hf_device_map = {"": "cpu"}
+    assert shared_out(model) == {}
+
+
+def test_quantised_weights_are_refused():
+    class Packed(nn.Parameter):
+        pass
+
+    model = build_tiny("qwen2")
+    model.hf.lm_head.weight = Packed(model.hf.lm_head.weight.detach(), requires_grad=False)
+    with pytest.raises(ModelError, match=r"quantised \(Packed\)"):
+        apart(model)
