@@ -66,7 +66,12 @@ def test_jobs_report_agreement_and_ratios(model, asked):
     found += jobs.shared_image(model, asked, repeats=1)
     found += jobs.probes(np.random.default_rng(0).normal(size=(4, 30, 5)), np.arange(30) % 2 == 0, repeats=1, part=2)
     by_name = {(row.job, row.engine): row for row in found}
-    for name in (("exact_map", "hooks"), ("exact_map", "naive"), ("shared_image", "prefix"), ("probes", "batched")):
+    for name in (
+        ("exact_map", "hooks"),
+        ("exact_map", "naive"),
+        ("shared_image", "prefix"),
+        ("probes", "scikit_learn"),
+    ):
         assert by_name[name].agreement < 1e-2, name
     assert by_name["exact_map", "hooks"].scaled == pytest.approx(25 / 7, abs=1e-3)
     more = by_name["exact_map", "exact"].more

@@ -22,6 +22,7 @@ from workbench.prompts import load_prompts
 from workbench.views.bench_figure import save_growth
 
 console = Console()
+JOBS = ("exact_map", "shared_image", "find_top5", "probes", "growth")
 
 
 def main(
@@ -33,18 +34,19 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     figures: Annotated[Path, typer.Option(help="Folder for the plot of how cost grows.")] = Path("figures"),
-    only: Annotated[
-        str, typer.Option(help="Jobs, comma-separated.")
-    ] = "exact_map,shared_image,find_top5,probes,growth",
+    only: Annotated[str, typer.Option(help="Jobs, comma-separated.")] = ",".join(JOBS),
 ) -> None:
     """Measure the jobs, print medians and ratios, and write what was asked for."""
     began = time.perf_counter()
     chosen = only.split(",")
+    if unknown := sorted(set(chosen) - set(JOBS)):
+        raise typer.BadParameter(f"--only names jobs of {', '.join(JOBS)}; got {', '.join(map(repr, unknown))}.")
     found = large(shape, device, dtype) if shape != "pocket" else small(chosen, quick=quick)
+    show(row for row in found if row.job != "growth")
     if growing := [row for row in found if row.job == "growth"]:
+        show_growth(growing)
         files = save_growth([row.json() for row in growing], figures)
         console.print(f"How cost grows: {', '.join(map(str, files))}", highlight=False)
-    show(row for row in found if row.job != "growth")
     console.print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
         f"{time.perf_counter() - began:.0f} s in all. Ratios are medians of processor time on a CPU, of wall time "
@@ -57,13 +59,15 @@ def main(
 
 def small(chosen: list[str], *, quick: bool) -> list[Row]:
     """The jobs on Pocket and shapes like it."""
-    repeats = 1 if quick else 3
+    repeats = 2 if quick else 3
     names = ["transformer_lens", "hooks", *(["nnsight"] if peers.has_nnsight() else [])]
     if "nnsight" not in names:
         console.print("nnsight is not installed here (pip install 'lvlm-workbench[peers]'), so its rows are left out.")
     found: list[Row] = []
     if "exact_map" in chosen:
-        model, prompts = load_model("pocket", device="cpu"), load_prompts("pocket", n=16 if quick else 104)
+        model, prompts = load_model("pocket", device="cpu"), load_prompts("pocket", n=104)
+        if quick:
+            prompts = jobs.alike(model, prompts, 8)
         found += jobs.exact_map(model, prompts, repeats=repeats, peer_names=names, part=None, naive=1 if quick else 4)
     if "shared_image" in chosen:
         wide = replace(POCKET, side=96)
@@ -72,7 +76,10 @@ def small(chosen: list[str], *, quick: bool) -> list[Row]:
         found += jobs.shared_image(build(wide, name="pocket shape, 144 image tokens"), asked, repeats=repeats)
     if "find_top5" in chosen:
         model = split_heads(load_model("pocket", device="cpu"), 8)
-        asked, part = load_prompts("pocket", n=16 if quick else 48), 12 if quick else 48
+        # Of one split: engines and rules choose heads on the same prompts.
+        asked, part = load_prompts("pocket", split="selection", n=48), 12 if quick else 48
+        if quick:
+            asked = jobs.alike(model, asked, 6)
         found += jobs.find_top5(model, asked, repeats=repeats, peer_names=["transformer_lens"], part=part)
     if "probes" in chosen:
         model, prompts = load_model("pocket", device="cpu"), load_prompts("pocket", n=120 if quick else 300)
@@ -81,8 +88,9 @@ def small(chosen: list[str], *, quick: bool) -> list[Row]:
         features = run.head_output.stack(cell=("layer", "head")).transpose("cell", "prompt", "d_head").values
         unsafe = run.label.values.astype(str) == "unsafe"
         found += jobs.probes(features.astype(np.float64), unsafe, repeats=repeats, part=16 if quick else 64)
+        found += jobs.probes(*jobs.wide_features(len(unsafe)), repeats=repeats, part=4 if quick else 16)
     if "growth" in chosen:
-        found += jobs.growth(repeats=1, prompts=4 if quick else 8, most_heads=64 if quick else 256)
+        found += jobs.growth(repeats=1 if quick else repeats, prompts=2 if quick else 8)
     return found
 
 
@@ -119,6 +127,22 @@ def show(found: Iterable[Row]) -> None:
         for row in alike:
             for name, value in row.more.items():
                 console.print(f"  {row.engine}: {name} = {value}", highlight=False)
+
+
+def show_growth(found: Iterable[Row]) -> None:
+    """A table of sizes and times, and how much more a screen of the most heads costs than one of the fewest."""
+    seconds: dict[tuple[str, int], dict[str, float]] = {}
+    for row in found:
+        seconds.setdefault((row.more["axis"], row.more["size"]), {})[row.engine] = row.cpu_seconds
+    table = Table("axis", "size", "screen, cpu s", "exact, cpu s", title="growth: random models, one size at a time")
+    for (axis, size), of in seconds.items():
+        table.add_row(axis, str(size), f"{of['sketch']:.2f}", f"{of['exact']:.2f}" if "exact" in of else "")
+    console.print(table)
+    screens = {size: of["sketch"] for (axis, size), of in seconds.items() if axis == "heads"}
+    if screens:
+        fewest, most = min(screens), max(screens)
+        ratio = screens[most] / screens[fewest]
+        console.print(f"  screen: {fewest} to {most} heads = {ratio:.2f} times the cost", highlight=False)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The benchmark's jobs: each returns a row an engine, side by side on the same model and prompts."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,11 +14,15 @@ from workbench.bench import peers
 from workbench.bench.measuring import Row, in_turn, rows
 from workbench.bench.operations import Counts, matmul_rate
 from workbench.bench.shapes import Shape, build, questions
+from workbench.criteria.registry import get_criterion
+from workbench.criteria.rules import ranked, scored_rows
+from workbench.criteria.score import score
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
+from workbench.shapes import LABELS
 from workbench.sweeps.measure import angle_degrees
-from workbench.sweeps.rule import best_cells, rule_values, sketched_top
+from workbench.sweeps.rule import SAFE_PERCENTILE, best_cells, rule_values
 from workbench.sweeps.run import sweep
 
 PROJECTIONS = ("query", "value")
@@ -32,6 +37,15 @@ def deflections(states: torch.Tensor) -> np.ndarray:
     """Degrees, `[prompt, cell]`, from final states `[prompt, 1 + cell, d_model]`."""
     wide = states.to(torch.float64)
     return angle_degrees(wide[:, :1].expand_as(wide[:, 1:]), wide[:, 1:]).cpu().numpy()
+
+
+def alike(model: HookedLVLM, prompts: PromptSet, n: int) -> PromptSet:
+    """`n` prompts, half of each label, of the commonest lengths: few that still fill a batch without padding."""
+    lengths = [model.encode(prompt).n_tokens for prompt in prompts]
+    often = Counter(lengths)
+    by_length = sorted(range(len(prompts)), key=lambda i: (-often[lengths[i]], i))
+    chosen = [i for label in LABELS for i in [j for j in by_length if prompts[j].label == label][: n // 2]]
+    return PromptSet((prompts[i] for i in sorted(chosen)), name=prompts.name)
 
 
 def swept(model: HookedLVLM, prompts: PromptSet, engine: str, **options: Any) -> xr.Dataset:
@@ -138,26 +152,21 @@ def find_top5(
     calls: dict[str, Any] = peer_calls(model, encoded, [cells[i] for i in chosen], peer_names)
     screen = {"directions": 4, "estimates": ["deflection"], "best": 16, "sample": 2}
     calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
-    calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 24, "directions": 4})
+    calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 24})
     timings, results = in_turn(calls, repeats, model.device)
     once, exact = in_turn({"exact": partial(swept, model, prompts, "exact")}, 1, model.device)
     scale = {name: (len(cells) + 1) / (len(chosen) + 1) for name in peer_names}
     found = rows("find_top5", model.name, {"exact": once["exact"]} | timings, "sketch", scale)
     unsafe = np.array([p.label == "unsafe" for p in prompts])
     truth = exact["exact"].deflection.values
-    values = rule_values(truth, unsafe, "selectivity")
     for engine in ("sketch", "race"):
         run = results[engine]
         same, tied = 0, 0
         for number, name in enumerate(PROJECTIONS):
-            best = best_cells(values[number], k)
-            if engine == "sketch":
-                picked = [(int(a), int(b)) for a, b in sketched_top(run, name, k)[["layer", "head"]].values]
-            else:
-                picked = [tuple(cell) for cell in json.loads(run.attrs["race_top"])[name]]
+            best = best_cells(rule_values(truth, unsafe, "selectivity")[number], k)
+            picked = first_heads(run, name, k)
             same += len(set(best) & set(picked))
-            least = _lower_end(truth[:, number, best[-1][0], best[-1][1]], unsafe)
-            tied += sum(cell in best or values[number][cell] >= least for cell in picked)
+            tied += len(set(picked) & (set(best) | tied_heads(truth[:, number], unsafe, best[-1])))
         found[engine].agreement, found[engine].agreement_unit = same / (2 * k), "share of the exact top 5"
         found[engine].more = {
             "same_or_tied": tied / (2 * k),
@@ -167,16 +176,40 @@ def find_top5(
     return list(found.values())
 
 
-def _lower_end(cells: np.ndarray, unsafe: np.ndarray, draws: int = 1000) -> float:
-    """Lower end of the 95 % bootstrap interval of a head's unsafe - safe mean."""
+def first_heads(run: xr.Dataset, projection: str, k: int) -> list[tuple[int, int]]:
+    """The k (layer, head) that a user of this run would take for the most selective ones."""
+    if "race_top" in run.attrs:
+        return [(layer, head) for layer, head in json.loads(run.attrs["race_top"])[projection]]
+    deflection = get_criterion("deflection")
+    rows, _ = scored_rows(score(run, "deflection", bootstrap=0, permutations=0), deflection, projection)
+    first = ranked(rows, deflection, "selectivity").head(k)
+    return [(int(layer), int(head)) for layer, head in first[["layer", "head"]].values]
+
+
+def tied_heads(cells: np.ndarray, unsafe: np.ndarray, last: tuple[int, int], draws: int = 1000) -> set[tuple[int, int]]:
+    """Heads that these prompts cannot tell from the `last` chosen one, from deflections `[prompt, layer, head]`.
+
+    Their value is inside the 95 % bootstrap interval of its value, or above; and their safe mean is under the upper end
+    of the bootstrap interval of the safe bound.
+    """
     generator = np.random.default_rng(0)
-    high, low = cells[unsafe], cells[~unsafe]
-    means = [generator.choice(high, len(high)).mean() - generator.choice(low, len(low)).mean() for _ in range(draws)]
-    return float(np.quantile(means, 0.025))
+    high, low = cells[unsafe].astype(float), cells[~unsafe].astype(float)
+    values, bounds = [], []
+    for _ in range(draws):
+        again = (part[generator.integers(len(part), size=len(part))].mean(0) for part in (high, low))
+        on_unsafe, on_safe = again
+        values.append((on_unsafe - on_safe)[last])
+        bounds.append(np.percentile(on_safe, SAFE_PERCENTILE))
+    value, safe = high.mean(0) - low.mean(0), low.mean(0)
+    tied = np.argwhere((value >= np.quantile(values, 0.025)) & (safe < np.quantile(bounds, 0.975)))
+    return {(int(layer), int(head)) for layer, head in tied}
 
 
 def probes(features: np.ndarray, unsafe: np.ndarray, *, repeats: int, part: int) -> list[Row]:
-    """Cross-validated logistic probes on every head, 5 folds, against a scikit-learn loop over `part` of the heads."""
+    """Cross-validated logistic probes on every head, 5 folds, against a scikit-learn loop over `part` of the heads.
+
+    The loop runs to the same optimum (tol=1e-8), and with scikit-learn's default tolerance, which stops short of it.
+    """
     from sklearn.linear_model import LogisticRegression
 
     from workbench.criteria.probes import cross_validated, fold_numbers
@@ -184,37 +217,47 @@ def probes(features: np.ndarray, unsafe: np.ndarray, *, repeats: int, part: int)
     fold = fold_numbers(unsafe, np.full(len(unsafe), "", dtype=object))
     chosen = np.random.default_rng(0).permutation(len(features))[:part]
 
-    def loop() -> np.ndarray:
+    def loop(tolerance: float) -> np.ndarray:
         found = np.empty((len(chosen), len(unsafe)))
         for number, head in enumerate(chosen):
             for held_out in np.unique(fold):
                 train, test = fold != held_out, fold == held_out
-                probe = LogisticRegression(tol=1e-8, max_iter=10_000).fit(features[head][train], unsafe[train])
+                probe = LogisticRegression(tol=tolerance, max_iter=10_000).fit(features[head][train], unsafe[train])
                 found[number, test] = probe.decision_function(features[head][test])
         return found
 
     calls: dict[str, Callable[[], Any]] = {
-        "scikit_learn": loop,
+        "scikit_learn": partial(loop, 1e-8),
+        "scikit_learn, tol=1e-4": partial(loop, 1e-4),
         "batched": partial(cross_validated, features, unsafe, fold),
     }
+    cross_validated(features[:2], unsafe, fold)  # warm
     timings, results = in_turn(calls, repeats, torch.device("cpu"))
     name = f"{len(features)} heads x {features.shape[2]}"
-    found = rows("probes", name, timings, "batched", {"scikit_learn": len(features) / len(chosen)})
-    found["batched"].agreement = float(np.abs(results["batched"][chosen] - results["scikit_learn"]).max())
-    found["batched"].agreement_unit = "log-odds"
+    loops = [engine for engine in calls if engine != "batched"]
+    found = rows("probes", name, timings, "batched", dict.fromkeys(loops, len(features) / len(chosen)))
+    for engine in loops:
+        found[engine].agreement = float(np.abs(results["batched"][chosen] - results[engine]).max())
+        found[engine].agreement_unit = "log-odds"
     return list(found.values())
 
 
-def growth(*, repeats: int, prompts: int = 8, most_heads: int = 256) -> list[Row]:
+def wide_features(n: int, heads: int = 128, width: int = 128) -> tuple[np.ndarray, np.ndarray]:
+    """Random features `[head, n, width]` as wide as a large model's heads, with classes that are partly apart."""
+    draws, unsafe = np.random.default_rng(0), np.arange(n) % 2 == 0
+    shift = draws.uniform(0, 0.3, (heads, 1, 1)) * draws.normal(size=(heads, 1, width))
+    return 0.3 * draws.normal(size=(heads, n, width)) + unsafe[:, None] * shift, unsafe
+
+
+def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
     """How the cost of a screen and of an exact map grows with heads, layers, prompts and tokens, one at a time.
 
-    Beyond `most_heads` heads the exact map is left out.
+    The exact map's cost is proportional to the number of heads, so along that axis only the screen is timed.
     """
     found = []
     base = Shape(layers=8, heads=8, d_model=256, d_mlp=512)
     for heads in (8, 32, 128):  # 64, 256 and 1,024 in all, at one width and depth
-        wide = Shape(8, heads, 512, 1024)
-        found += _grown("heads", 8 * heads, wide, prompts, 8, repeats, exact=8 * heads <= most_heads)
+        found += _grown("heads", 8 * heads, Shape(8, heads, 1024, 2048), prompts, 8, repeats, exact=False)
     for layers in (4, 8, 16):
         found += _grown("layers", layers, Shape(layers, 8, 256, 512), prompts, 8, repeats)
     for n in (4, 8, 16):
@@ -227,11 +270,11 @@ def growth(*, repeats: int, prompts: int = 8, most_heads: int = 256) -> list[Row
 def _grown(axis: str, size: int, shape: Shape, n: int, words: int, repeats: int, *, exact: bool = True) -> list[Row]:
     model = build(shape, name=f"{axis} {size}")
     prompts = questions(n, words=words, side=shape.side)
-    screen = {"estimates": ["deflection"], "best": 1, "sample": 0}
+    screen = {"estimates": ["deflection"], "best": 0, "edge": 0, "sample": 0}
     calls: dict[str, Any] = {"sketch": partial(swept, model, prompts, "sketch", engine_options=screen)}
     if exact:
         calls["exact"] = partial(swept, model, prompts, "exact")
-    swept(model, prompts[:2], "sketch", engine_options=screen)
+    calls["sketch"]()  # warm
     timings, _ = in_turn(calls, repeats, model.device)
     made = rows("growth", model.name, timings, "sketch")
     for row in made.values():

@@ -33,7 +33,8 @@ def save_growth(
                 for row in rows
                 if row["more"]["axis"] == axis and row["engine"] == engine
             )
-            ax.plot(*zip(*points, strict=True), "o-", color=colour, label=engine, markersize=3, linewidth=1)
+            if points:
+                ax.plot(*zip(*points, strict=True), "o-", color=colour, label=engine, markersize=3, linewidth=1)
         ax.set(xscale="log", yscale="log", xlabel=words)
         sizes = sorted({row["more"]["size"] for row in rows if row["more"]["axis"] == axis})
         ax.set_xticks(sizes, [str(size) for size in sizes])  # the sizes that were measured, in plain numbers
@@ -43,7 +44,7 @@ def save_growth(
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
     axes[0].yaxis.set_minor_locator(NullLocator())
-    axes[0].legend(frameon=False, fontsize=7)
+    axes[-1].legend(frameon=False, fontsize=7)
     Path(folder).mkdir(parents=True, exist_ok=True)
     files = [Path(folder) / f"bench_growth.{kind}" for kind in formats]
     for file in files:
