@@ -56,7 +56,8 @@ def shared_out(model: HookedLVLM) -> dict[str, Any]:
     if len(set(map(str, places.values()))) < 2:
         return {}
     gpus = sorted({number for place in places.values() if (number := _gpu(place)) is not None})
-    return {part: place if _gpu(place) is None else gpus.index(_gpu(place)) for part, place in places.items()}
+    renumbered: dict[int | None, int] = {number: rank for rank, number in enumerate(gpus)}
+    return {part: renumbered.get(_gpu(place), place) for part, place in places.items()}
 
 
 def _gpu(place: Any) -> int | None:
