@@ -59,7 +59,7 @@ def main(
 
 def small(chosen: list[str], *, quick: bool) -> list[Row]:
     """The jobs on Pocket and shapes like it."""
-    repeats = 2 if quick else 3
+    repeats = 1 if quick else 3
     names = ["transformer_lens", "hooks", *(["nnsight"] if peers.has_nnsight() else [])]
     if "nnsight" not in names:
         console.print("nnsight is not installed here (pip install 'lvlm-workbench[peers]'), so its rows are left out.")
@@ -80,7 +80,8 @@ def small(chosen: list[str], *, quick: bool) -> list[Row]:
         asked, part = load_prompts("pocket", split="selection", n=48), 12 if quick else 48
         if quick:
             asked = jobs.alike(model, asked, 6)
-        found += jobs.find_top5(model, asked, repeats=repeats, peer_names=["transformer_lens"], part=part)
+        # Each takes seconds, and less than the truth they are held against: more repeats cost little.
+        found += jobs.find_top5(model, asked, repeats=3, peer_names=["transformer_lens"], part=part)
     if "probes" in chosen:
         model, prompts = load_model("pocket", device="cpu"), load_prompts("pocket", n=120 if quick else 300)
         last = [(model.n_layers - 1, 0)]  # next to nothing to mask: the outputs of all heads are what is wanted
@@ -90,7 +91,7 @@ def small(chosen: list[str], *, quick: bool) -> list[Row]:
         found += jobs.probes(features.astype(np.float64), unsafe, repeats=repeats, part=16 if quick else 64)
         found += jobs.probes(*jobs.wide_features(len(unsafe)), repeats=repeats, part=4 if quick else 16)
     if "growth" in chosen:
-        found += jobs.growth(repeats=1 if quick else repeats, prompts=2 if quick else 8)
+        found += jobs.growth(repeats=repeats, prompts=2 if quick else 8)
     return found
 
 

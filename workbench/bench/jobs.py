@@ -150,7 +150,7 @@ def find_top5(
     encoded, cells = [model.encode(p) for p in prompts], cells_of(model)
     chosen = a_part(cells, part)
     calls: dict[str, Any] = peer_calls(model, encoded, [cells[i] for i in chosen], peer_names)
-    screen = {"directions": 4, "estimates": ["deflection"], "best": 16, "sample": 2}
+    screen = {"estimates": ["deflection"], "sample": 2}
     calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
     calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 24})
     timings, results = in_turn(calls, repeats, model.device)
@@ -260,7 +260,7 @@ def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
         found += _grown("heads", 8 * heads, Shape(8, heads, 1024, 2048), prompts, 8, repeats, exact=False)
     for layers in (4, 8, 16):
         found += _grown("layers", layers, Shape(layers, 8, 256, 512), prompts, 8, repeats)
-    for n in (4, 8, 16):
+    for n in (prompts // 2, prompts, 2 * prompts):
         found += _grown("prompts", n, base, n, 8, repeats)
     for words in (8, 48, 128):
         found += _grown("tokens", words, base, prompts, words, repeats)
@@ -270,7 +270,7 @@ def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
 def _grown(axis: str, size: int, shape: Shape, n: int, words: int, repeats: int, *, exact: bool = True) -> list[Row]:
     model = build(shape, name=f"{axis} {size}")
     prompts = questions(n, words=words, side=shape.side)
-    screen = {"estimates": ["deflection"], "best": 0, "edge": 0, "sample": 0}
+    screen = {"estimates": ["deflection"], "directions": 4, "best": 0, "edge": 0, "sample": 0}
     calls: dict[str, Any] = {"sketch": partial(swept, model, prompts, "sketch", engine_options=screen)}
     if exact:
         calls["exact"] = partial(swept, model, prompts, "exact")

@@ -16,6 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.models.hooked import HookedLVLM
 from workbench.sweeps.agreement import agreement_with_all
 from workbench.sweeps.engines import ENGINES
+from workbench.sweeps.kept_memory import kept_memory
 from workbench.sweeps.memory import Memory
 from workbench.sweeps.tasks import Sweep, run_here
 from workbench.sweeps.zarr_store import Store
@@ -37,7 +38,7 @@ def carry_out(this: Sweep, engine: str, naive: tuple[int, int], progress: bool, 
         )
 
     try:
-        with _bar(progress) as bar, _threads(sink), _runner(this, cluster) as run:
+        with _bar(progress) as bar, _threads(sink), kept_memory(model.device), _runner(this, cluster) as run:
             line, total = bar.add_task(f"sweep ({engine}), prompts x layers"), 0
             for tasks in ENGINES[engine].phases(this):
                 total += sum(len(task.units) * (task.stop - task.start) for task in tasks)

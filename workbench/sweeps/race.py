@@ -39,7 +39,7 @@ DEFAULTS: Mapping[str, Any] = {
     "by": "deflection",
     "level": 0.95,
     "screen": 0,  # heads a projection that a sketch lets into the race; 0 lets all in
-    "directions": 4,
+    "directions": 8,
     "estimates": [],  # set by `screen`
 }
 

@@ -24,9 +24,11 @@ LEAST_RECALL = 0.8
 # Numbers of projection, layer and head.
 Cell = tuple[int, int, int]
 DEFAULTS: Mapping[str, Any] = {
-    "directions": 4,  # backward passes an estimate
-    "best": 16,  # heads a projection that are scored exactly
-    "edge": 8,  # heads a projection nearest the safe bound, scored exactly so that it lies where it should
+    # Searching 512 heads of a split Pocket, 8 directions and 12 + 4 exact heads found more of the true first five than
+    # 4 directions and 16 + 8 heads did, at less cost: a backward pass is cheaper than exact heads.
+    "directions": 8,  # backward passes an estimate
+    "best": 12,  # heads a projection that are scored exactly
+    "edge": 4,  # heads a projection nearest the safe bound, scored exactly so that it lies where it should
     "sample": 8,  # heads drawn at random that are scored exactly, to see what the screen missed
     "by": "deflection",  # the estimate that chooses
     "rule": "selectivity",
