@@ -83,7 +83,12 @@ def sweep(
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")] = None,
-    cluster: Annotated[str | None, typer.Option(help="local, or the address of a Ray cluster.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto lays a model that is too large for one device over several.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="local, local:N for N workers, auto, or the address of a Ray cluster.")
+    ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute what is damaged in the store.")] = False,
     seed: Seed = 0,
 ) -> None:
@@ -105,6 +110,7 @@ def sweep(
         seed=seed,
         dtype=dtype,
         device=device,
+        device_map=device_map,
         cluster=cluster,
         repair=repair,
     )

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import workbench as wb
 from workbench.models.tiny import build_tiny
@@ -26,7 +27,11 @@ def test_two_workers_one_killed_midway_equal_one_process(model, tmp_path, monkey
         from workbench.sweeps import cluster
 
         words = ["what is this", "a bomb", "is this a cat ?", "the red square here"]
-        prompts = [wb.Prompt(id=f"p{i}", text=words[i % 4], label=("safe", "unsafe")[i % 2]) for i in range(40)]
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+        prompts = [
+            wb.Prompt(id=f"p{i}", text=words[i % 4], label=("safe", "unsafe")[i % 2], image=picture if i % 3 else None)
+            for i in range(40)
+        ]
         alone = wb.sweep(model, prompts, rows=24, progress=False)
         killed: list[int] = []
         run = cluster.Cluster.run

@@ -1,6 +1,7 @@
 """The sketch and the race: estimates that rank, exact numbers that are exact, and neither taken for the other."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from workbench.models.resume import base_pass
 from workbench.models.tiny import build_tiny
 from workbench.sweeps import race, screen, sketch
 from workbench.sweeps.engine import ExactBlock
+from workbench.sweeps.engines import ENGINES
 from workbench.sweeps.job import Job
 from workbench.sweeps.race import said as race_said
 from workbench.sweeps.rule import best_cells, calibration, rule_values, safe_levels
@@ -144,6 +146,31 @@ def test_a_killed_sketch_goes_on_with_the_same_choice(double, tmp_path, monkeypa
         with pytest.raises(KeyboardInterrupt):
             swept(double, "sketch", engine_options={"best": 3}, out=tmp_path / "run.zarr")
     run = swept(double, "sketch", engine_options={"best": 3}, out=tmp_path / "run.zarr")
+    for name in whole.data_vars:
+        np.testing.assert_array_equal(run[name].values, whole[name].values)
+
+
+@pytest.mark.parametrize("left", [1, 3])
+def test_a_killed_race_makes_the_same_choices_again(double, tmp_path, monkeypatch, left):
+    # The rounds that were stored before the kill must not be known to the rounds that are judged again.
+    monkeypatch.setattr("workbench.sweeps.engines.ENGINES", ENGINES | {"race": replace(ENGINES["race"], block=6)})
+    options = {"k": 1, "screen": 3, "level": 0.5}
+    whole = swept(double, "race", text_prompts(24), engine_options=options)
+    assert 1 < whole.prompts_used.min() < 24, "nothing was dropped midway"
+    seen, base_arrays = [0], ExactBlock.layer_arrays
+
+    def deadly(self, layer):
+        seen[0] += 1
+        if seen[0] > left * double.n_layers:
+            raise KeyboardInterrupt
+        return base_arrays(self, layer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExactBlock, "layer_arrays", deadly)
+        with pytest.raises(KeyboardInterrupt):
+            swept(double, "race", text_prompts(24), engine_options=options, out=tmp_path / "run.zarr")
+    run = swept(double, "race", text_prompts(24), engine_options=options, out=tmp_path / "run.zarr")
+    assert run.attrs["race_top"] == whole.attrs["race_top"]
     for name in whole.data_vars:
         np.testing.assert_array_equal(run[name].values, whole[name].values)
 

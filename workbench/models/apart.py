@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from workbench.errors import ModelError
 from workbench.models.hooked import HookedLVLM
@@ -19,7 +21,7 @@ Weights = dict[str, np.ndarray]
 def apart(model: HookedLVLM) -> tuple[HookedLVLM, Weights]:
     """(the model with empty parameters, the bytes of each parameter by its first name); the model itself is unchanged.
 
-    Raises: ModelError for quantised weights, which are no plain arrays.
+    Raises: ModelError for weights that are no plain arrays here: quantised ones, and those offloaded elsewhere.
     """
     named = dict(model.hf.named_parameters())
     odd = sorted({type(p).__name__ for p in named.values()} - {"Parameter"})
@@ -27,6 +29,11 @@ def apart(model: HookedLVLM) -> tuple[HookedLVLM, Weights]:
         raise ModelError(
             f"The weights of {model.name!r} are quantised ({', '.join(odd)}) and cannot be sent to other processes. "
             "Sweep in this process, or load the model unquantised."
+        )
+    if away := [name for name, p in named.items() if p.is_meta]:
+        raise ModelError(
+            f"{len(away)} weights of {model.name!r} are offloaded to the CPU or the disk (first: {away[0]}) and cannot "
+            "be sent to other processes. Load the model on devices that hold all of it."
         )
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in named.values()}
     alone = copy.copy(model)
@@ -78,6 +85,8 @@ def together(bare: HookedLVLM, weights: Weights, device: torch.device, places: d
     for name, empty in bare.hf.named_parameters():
         full[id(empty)] = nn.Parameter(_tensor(weights[name], empty), requires_grad=False)
     for module in bare.hf.modules():
+        if isinstance(module, PreTrainedModel):  # as its constructor does, which never ran in this process
+            _CAN_RECORD_REGISTRY[module] = module._can_record_outputs
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = full[id(parameter)]

@@ -28,6 +28,7 @@ def sweep_command(
     seed: int = 0,
     dtype: str = "float32",
     device: str | None = None,
+    device_map: str | None = None,
     cluster: str | None = None,
     repair: bool = False,
 ) -> None:
@@ -36,7 +37,7 @@ def sweep_command(
     Raises: WorkbenchError, as `sweep`, `load_model` and `load_prompts` do.
     """
     chosen = load_prompts(prompts, split=split, seed=seed, n=n)
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map)
     run = sweep(
         loaded,
         chosen,

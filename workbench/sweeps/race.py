@@ -2,12 +2,12 @@
 
 Successive elimination: all heads are scored on a few prompts drawn at random, in equal parts from both classes; heads
 that k others surely beat, or that surely break the safe bound, are dropped; the rest go on to the next prompts, and the
-k that are left are scored on all of them. Where prompts declare the split `selection`, the race is run on
-those, and the others only see its winners. Heads are compared prompt by prompt (what a prompt does to two heads alike
-says nothing about their difference), by Student's intervals for means over the prompts of this very set, which are
-drawn without replacement, so that the intervals shrink to nothing at its end. With probability `level` none of the k
-best is dropped in any round (Bonferroni over what could go wrong: one of the k best beaten by one of the others, or a
-safe mean outside its interval).
+k that are left are scored on all of them. Where prompts declare the split `selection`, the race is run on those, and
+the others only see its winners. Heads are compared prompt by prompt (what a prompt does to two heads alike says nothing
+about their difference), by Student's intervals for means over the prompts of this very set, which are drawn without
+replacement, so that the intervals shrink to nothing at its end. With probability `level` none of the k best is dropped
+in any round (Bonferroni over what could go wrong: one of the k best beaten by one of the others, or a safe mean outside
+its interval).
 
 Source of the scheme: Even-Dar, Mannor and Mansour, "Action elimination and stopping conditions for the multi-armed
 bandit and reinforcement learning problems", JMLR 7, 2006. With `screen` heads kept by a sketch of the same prompts
@@ -177,7 +177,9 @@ def phases(this: Sweep) -> Iterator[list[Task]]:
         exact = sink.read(by)[: min(stop, raced)]
         now = standing(exact, unsafe, rule, risk)
         if estimate is not None:
-            known = safe_levels(sink.read(by)[:raced], unsafe, estimate)
+            seen = np.full_like(estimate, np.nan)  # and not what an interrupted race stored of later rounds
+            seen[:stop] = exact
+            known = safe_levels(seen, unsafe, estimate)
             now = replace(now, safe_low=_filled(now.safe_low, known), safe_high=_filled(now.safe_high, known))
         alive, rounds = survivors(alive, now, exact, unsafe, rule, k), rounds + 1
     exact = sink.read(by)[:raced]
