@@ -94,6 +94,9 @@ def test_the_selectivity_plot_names_the_planted_head_and_the_decoy_and_draws_the
     safe = theme.grid(scores, criterion="deflection", projection="query", column="safe")
     bound = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     assert bound[0].get_xdata()[0] == pytest.approx(np.percentile(safe, 80))
+    # Of a run that scored some heads only, the bound among all of them is not in the table, and no line is drawn.
+    some = scores.assign(safe_rank=50.0)
+    assert np.isnan(picks(some, criterion="deflection", projection="query", k=1).bound)
     assert "mean over safe prompts (degrees)" in texts(figure)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
@@ -64,7 +65,8 @@ def save_figures(
     written, sections = [], []
     with paper_figures.house_style():
         for plate in _plates(run, table):
-            plate.figure.draw_without_rendering()
+            for _ in range(3):  # what a colour bar needs is known after the first time, and settles by the third
+                plate.figure.draw_without_rendering()
             plate.figure.set_layout_engine("none")  # laid out once, so that every format has the same places
             files = [folder / f"{plate.name}.{suffix}" for suffix in formats]
             for file in files:
@@ -156,10 +158,8 @@ def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
                 f"selectivity_{name}",
                 paper_figures.selectivity(scores, **where, picks=kept),
                 f"**Safe against unsafe: {paper_figures.heading(criterion, projection).lower()}.** One point a head. "
-                "The rule keeps "
-                "heads left of the dashed line, the 80th percentile over heads of the mean on safe prompts "
-                f"({kept.bound:.3g} {theme.unit(criterion)}), and ranks them by unsafe − safe, their height above "
-                "the grey line. "
+                f"The rule keeps heads {_bound_words(kept.bound, theme.unit(criterion))}, and ranks them by "
+                "unsafe − safe, their height above the grey line. "
                 f"Ringed in colour, its picks, best first: {heads}. Ringed in dark, where it is no pick: the head "
                 "that moves most "
                 f"on unsafe prompts. {over}",
@@ -193,6 +193,13 @@ def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
             "by the mean over "
             f"unsafe prompts (for the probe, its accuracy). {captions.over(run, scores)}",
         )
+
+
+def _bound_words(bound: float, unit: str) -> str:
+    percentile = "the 80th percentile over heads of the mean on safe prompts"
+    if np.isfinite(bound):
+        return f"left of the dashed line, {percentile} ({bound:.3g} {unit})"
+    return f"under {percentile} (no line: it leans on heads that are not drawn, or is no single value)"
 
 
 def _write(figure: Figure, file: Path) -> None:

@@ -36,8 +36,13 @@ def picks(scores: pd.DataFrame, *, criterion: str, projection: str, k: int = 5) 
     selective, refused = rule_heads(scores, criterion=criterion, projection=projection, rule="selectivity", k=k)
     safe = theme.grid(scores, criterion=criterion, projection=projection, column="safe")
     bound = float("nan")
-    # A criterion that ranks by another strength than its value (a change that is more negative) has no such line.
-    if selective and np.array_equal(get_criterion(criterion).strength(safe), safe, equal_nan=True):
+    # A criterion that ranks by another strength than its value (a change that is more negative) has no such line; nor
+    # has a run of some heads only, whose bound is that of all heads and leans on estimates.
+    if (
+        selective
+        and "safe_rank" not in scores
+        and np.array_equal(get_criterion(criterion).strength(safe), safe, equal_nan=True)
+    ):
         bound = float(np.nanpercentile(safe, SAFE_PERCENTILE))
     return Picks(selective, sensitive[0] if sensitive else None, bound, refused)
 
