@@ -107,10 +107,13 @@ def name_points(
     ax.figure.draw_without_rendering()  # places in pixels are known only after a layout
     inside = ax.get_window_extent()
     taken = [artist.get_window_extent(renderer).extents for artist in avoid]
+    names: list[Sequence[float]] = []
+    rings: dict[Head, Sequence[float]] = {}
     dots = [_around(ax.transData.transform(dot), 2) for cloud in ax.collections for dot in cloud.get_offsets()]
     for cell, colour in heads.items():
         ax.scatter([x[cell]], [y[cell]], s=24, facecolors="none", edgecolors=colour, linewidths=0.8, zorder=3)
-        taken.append(_around(ax.transData.transform((x[cell], y[cell])), 4))
+        rings[cell] = _around(ax.transData.transform((x[cell], y[cell])), 4)
+        taken.append(rings[cell])
     for cell, colour in heads.items():
         text = ax.annotate(
             head_name(*cell),
@@ -128,9 +131,20 @@ def name_points(
             text.arrow_patch.set_visible(radius > 8)  # a name far from its ring is tied to it
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer).padded(2).extents  # the word, without its line
-            if _within(box, inside.extents) and not any(_overlap(box, other) for other in filled):
-                taken.append(box)
+            line = _line(ax.transData.transform((x[cell], y[cell])), box) if radius > 8 else []
+            others = [*names, *(ring for head, ring in rings.items() if head != cell)]
+            crossed = filled and any(_overlap(part, other) for part in line for other in others)
+            free = not crossed and not any(_overlap(box, other) for other in filled)
+            if _within(box, inside.extents) and free:
+                names.append(box)
+                taken += [box, *line]
                 break
+
+
+def _line(ring: np.ndarray, box: np.ndarray) -> list[tuple[float, float, float, float]]:
+    """Small boxes along the line from a ring to a word."""
+    centre = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+    return [_around(ring + share * (centre - ring), 0.5) for share in np.linspace(0.2, 1, 20)]
 
 
 def _around(place: np.ndarray, reach: float) -> tuple[float, float, float, float]:
