@@ -295,6 +295,9 @@ def test_chosen_heads_bound_the_sketch_and_the_race(double):
     heads = [(0, 0), (0, 1), (1, 0), (1, 1)]
     run = swept(double, "sketch", heads=heads, engine_options={"best": 3, "edge": 1, "sample": 4})
     assert {tuple(cell[1:]) for cell in run.attrs["exact_cells"]} <= set(heads)
+    # Heads may come as a table's values do.
+    same = swept(double, "sketch", heads=np.array(heads), engine_options={"best": 3, "edge": 1, "sample": 4})
+    assert same.attrs["exact_cells"] == run.attrs["exact_cells"]
 
 
 def test_the_race_finds_the_planted_head_with_less_work():

@@ -79,12 +79,13 @@ def check_heads(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask)
                 f"heads names L{layer}H{head}, which is not in {model.name!r}: maskable layers are "
                 f"{', '.join(map(str, model.masked_layers))}; heads are 0..{n_rows - 1} at grain {mask.grain!r}."
             )
-    if not heads:
+    pairs = sorted({(int(layer), int(head)) for layer, head in heads})
+    if not pairs:
         raise MaskError("heads is empty, so there is nothing to mask. Leave it out to sweep all heads.")
-    return sorted({(int(layer), int(head)) for layer, head in heads})
+    return pairs
 
 
-def chosen_cells(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask, n_projections: int) -> Cells:
+def cells_of_heads(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask, n_projections: int) -> Cells:
     """The cells of some heads, under every projection."""
     pairs = check_heads(model, heads, mask)
     return by_layer((number, layer, head) for number in range(n_projections) for layer, head in pairs)

@@ -16,7 +16,7 @@ from workbench.shapes import PROJECTIONS
 from workbench.sweeps import agreement
 from workbench.sweeps.carry_out import carry_out, work_line
 from workbench.sweeps.engines import ENGINES
-from workbench.sweeps.job import Job, blocks, check_groups, chosen_cells
+from workbench.sweeps.job import Job, blocks, cells_of_heads, check_groups
 from workbench.sweeps.memory import Memory
 from workbench.sweeps.plan import Partition, plan
 from workbench.sweeps.records import layout, provenance, recipe, skeleton
@@ -78,7 +78,7 @@ def sweep(
     job = Job(
         projections,
         mask,
-        None if heads is None else chosen_cells(model, heads, mask, len(projections)),
+        None if heads is None else cells_of_heads(model, heads, mask, len(projections)),
         groups is None and _keeps_states(keep_states, model, len(prompts), len(projections), mask),
         None if groups is None else check_groups(model, groups, mask),
         tuple(options.get("estimates", ())),
