@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.criteria import score, top_heads
-    from workbench.detectors import generate
     from workbench.models.hooked import HookedLVLM
     from workbench.models.loading import load_model
     from workbench.models.masks import Mask
     from workbench.prompts import load_prompts
     from workbench.prompts.prompt import Prompt, PromptSet
-    from workbench.sweeps.run import sweep
-    from workbench.views.explorer import explore
-    from workbench.views.paper import save_figures
+    from workbench.replies import generate
+    from workbench.sweeps.sweep import sweep
+    from workbench.views.explorer.explore import explore
+    from workbench.views.figures.save import save_figures
 
 # Before torch is imported: its threads wait for each other by spinning, so that beside any other program on the same
 # cores a sweep of small batches was measured to take five times as long. Set by the user, the user's word stands.
@@ -28,13 +28,13 @@ _HOME = {
     "Mask": "workbench.models.masks",
     "Prompt": "workbench.prompts.prompt",
     "PromptSet": "workbench.prompts.prompt",
-    "explore": "workbench.views.explorer",
-    "generate": "workbench.detectors",
+    "explore": "workbench.views.explorer.explore",
+    "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
     "load_prompts": "workbench.prompts",
-    "save_figures": "workbench.views.paper",
+    "save_figures": "workbench.views.figures.save",
     "score": "workbench.criteria",
-    "sweep": "workbench.sweeps.run",
+    "sweep": "workbench.sweeps.sweep",
     "top_heads": "workbench.criteria",
 }
 __version__ = "0.1.0"

@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from workbench.axes import head_name
 from workbench.criteria import score, top_heads
 from workbench.criteria.detection import detection_table
 from workbench.errors import CriterionError
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.prompts import load_prompts
-from workbench.shapes import head_name
-from workbench.sweeps.run import sweep
-from workbench.views.paper import save_figures
+from workbench.sweeps.sweep import sweep
+from workbench.views.figures.save import save_figures
 
 CRITERIA = ("deflection", "ships", "probe")
 RULES = ("sensitivity", "selectivity", "auroc")

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 import workbench as wb
-from workbench.models.apart import together
-from workbench.models.selfcheck import probe_prompt
+from workbench.models.conformance.at_load import probe_prompt
+from workbench.models.transfer import together
 
 folder = Path(sys.argv[1])
 torch.set_num_threads(int(sys.argv[2]))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from workbench.errors import ModelError
-from workbench.models.conformance import conformance
+from workbench.models.conformance.report import conformance
 from workbench.models.families import FAMILIES, family_of, register_family
 from workbench.models.tiny import build_tiny
 

@@ -12,10 +12,10 @@ from torch import nn
 
 import workbench as wb
 from workbench.errors import ModelError
-from workbench.models.apart import apart, shared_out, together
+from workbench.models.conformance.at_load import probe_prompt
 from workbench.models.families import FAMILIES
-from workbench.models.selfcheck import probe_prompt
 from workbench.models.tiny import build_tiny
+from workbench.models.transfer import apart, shared_out, together
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import pytest
 
 import workbench as wb
 from workbench.errors import MaskError
+from workbench.models.conformance.at_load import probe_prompt
 from workbench.models.families import FAMILIES
-from workbench.models.selfcheck import probe_prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
 # After Llama 4's query norm there is no module, hence no hook, for the naive engine's query mask.

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers.utils import logging as hf_logging
 
-from workbench.models import conformance_checks as checks
 from workbench.models.attention import allowed_keys
-from workbench.models.conformance import conformance
+from workbench.models.conformance import checks
+from workbench.models.conformance.at_load import check_at_load, probe_prompt
+from workbench.models.conformance.report import conformance
 from workbench.models.families import FAMILIES
 from workbench.models.loading import load_model
 from workbench.models.precision import double_kept
-from workbench.models.selfcheck import check_at_load, probe_prompt
 from workbench.models.tiny import build_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma

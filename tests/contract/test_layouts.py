@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from workbench.models.families import FAMILIES
-from workbench.models.resume import base_pass
 from workbench.models.tiny import build_tiny
+from workbench.models.walk import base_pass
 from workbench.prompts.prompt import Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma

@@ -18,9 +18,10 @@ from transformers.utils import logging as hf_logging
 
 import workbench as wb
 from workbench.errors import ModelError, SelfCheckError
+from workbench.models.conformance.at_load import probe_prompt
 from workbench.models.families.llava import LLAVA
-from workbench.models.selfcheck import probe_prompt
-from workbench.models.tiny import build_tiny, randomise, text_sizes, tiny_tokenizer
+from workbench.models.families.tiny_parts import randomise, text_sizes, tiny_tokenizer
+from workbench.models.tiny import build_tiny
 
 hf_logging.disable_progress_bar()
 
@@ -135,7 +136,7 @@ def test_unknown_model_types_and_missing_parts(saved):
 
 def test_a_model_whose_masks_cannot_act_is_refused():
     """All output projections zero: every score would be 0 for the wrong reason."""
-    from workbench.models.selfcheck import check_at_load
+    from workbench.models.conformance.at_load import check_at_load
 
     model = build_tiny("llava")
     for attention in model.attentions.values():
@@ -145,7 +146,7 @@ def test_a_model_whose_masks_cannot_act_is_refused():
 
 
 def test_weights_that_are_not_numbers_are_refused():
-    from workbench.models.selfcheck import check_at_load
+    from workbench.models.conformance.at_load import check_at_load
 
     model = build_tiny("llama")
     model.layers[2].mlp.down_proj.weight.data[0, 0] = float("nan")
@@ -156,8 +157,8 @@ def test_weights_that_are_not_numbers_are_refused():
 def test_check_command_says_so_in_its_exit_status(capsys):
     from rich.console import Console
 
+    from workbench.cli.models import check_model, show_models
     from workbench.models import tiny
-    from workbench.models.commands import check_model, show_models
 
     console = Console(width=150)
     assert check_model("llama", tiny=True, console=console) == 0

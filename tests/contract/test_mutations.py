@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
-from workbench.models import attention, masks, resume
-from workbench.models.conformance import conformance
+from workbench.models import attention, masks, walk
+from workbench.models.conformance.report import conformance
 from workbench.models.families import FAMILIES
 from workbench.models.families.family import nothing_between
 from workbench.models.tiny import build_tiny
@@ -44,12 +44,12 @@ def test_every_family_has_mutants():
 
 @pytest.mark.parametrize("name", NORMED)
 def test_masking_before_the_query_norm(name, tiny, mutate):
-    def before_the_norm(model, base, layer, projection, mask, *rest, original=resume.masked_z):
+    def before_the_norm(model, base, layer, projection, mask, *rest, original=walk.masked_z):
         if projection == "query" and mask.form != "as_published":
             mask = masks.Mask(form="as_published", factor=mask.factor)
         return original(model, base, layer, projection, mask, *rest)
 
-    mutate(resume.masked_z, before_the_norm)
+    mutate(walk.masked_z, before_the_norm)
     assert failed(tiny(name), "query norm", "heads as rows")
 
 
@@ -95,7 +95,7 @@ def test_image_features_forgotten_on_resume(name, mutate):
     else:
         placeholders = model.hf.get_input_embeddings()
 
-        def text_only(model, base, layer, n_rows, original=resume.resume, **options):
+        def text_only(model, base, layer, n_rows, original=walk.resume, **options):
             ids = torch.cat([e.input_ids for e in base.encoded])
             there = torch.stack([e.image_positions for e in base.encoded])[..., None]
             inputs = {n: torch.where(there, placeholders(ids), x) for n, x in base.inputs.items()}
@@ -104,7 +104,7 @@ def test_image_features_forgotten_on_resume(name, mutate):
                 model, dataclasses.replace(base, inputs=inputs, arguments=arguments), layer, n_rows, **options
             )
 
-        mutate(resume.resume, text_only)
+        mutate(walk.resume, text_only)
     assert failed(model, "going on from any layer") == {"going on from any layer"}
 
 
@@ -123,13 +123,13 @@ def test_a_mask_dropped_while_decoding(name, tiny, mutate):
 
 
 def test_a_prompt_that_looks_ahead_taken_for_a_causal_one(tiny, mutate):
-    mutate(resume.looks_ahead, lambda *_: False)
+    mutate(walk.looks_ahead, lambda *_: False)
     assert failed(tiny("paligemma"), "masks at some positions") == {"masks at some positions"}
     assert not failed(tiny("llava"), "masks at some positions")
 
 
 def test_positions_counted_from_zero_on_a_partial_resume(tiny, monkeypatch):
-    monkeypatch.setattr(resume.Prefix, "get_seq_length", lambda self, layer_idx=0: 0)
+    monkeypatch.setattr(walk.Prefix, "get_seq_length", lambda self, layer_idx=0: 0)
     assert failed(tiny("llama4"), "masks at some positions") == {"masks at some positions"}
 
 

@@ -1,7 +1,7 @@
 """What every head of the planted model does to a prompt, worked out by hand from counts of words and patches.
 
 No weights are read. The final residual of the last position is a list of named, mutually orthogonal components; a mask
-changes the components of one head (`workbench.models.planted_weights` says why it changes no others).
+changes the components of one head (`workbench.models.embedded.planted_weights` says why it changes no others).
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from math import cos, e, exp, log, sqrt
 
 import numpy as np
 
-from workbench.models.planted import VOCABULARY
-from workbench.models.planted_weights import signature
-from workbench.prompts import planted_world as world
+from workbench.models.embedded.planted import VOCABULARY
+from workbench.models.embedded.planted_weights import signature
 from workbench.prompts.prompt import Prompt
+from workbench.prompts.worlds import planted as world
 
 State = dict[str, float]
 

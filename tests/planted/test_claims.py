@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 
 import workbench as wb
-from workbench.detectors.groups import greedy_groups, head_interactions
-from workbench.models.planted import build_null
+from workbench.finding.head_sets import greedy_groups, head_interactions
+from workbench.models.embedded.planted import build_null
 
 PROJECTIONS = ("query", "value")
 MEASURES = ("deflection", "ships", "js", "tv", "l2")

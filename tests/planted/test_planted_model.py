@@ -11,8 +11,8 @@ import torch
 
 import workbench as wb
 from tests.planted import closed_form, reference
-from workbench.models.planted import VOCABULARY, build_null, build_planted
-from workbench.prompts import planted_world as world
+from workbench.models.embedded.planted import VOCABULARY, build_null, build_planted
+from workbench.prompts.worlds import planted as world
 
 HEADS = tuple(product(range(4), range(4)))
 PROJECTIONS = ("query", "value")

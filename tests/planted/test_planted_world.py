@@ -7,8 +7,8 @@ import pytest
 
 import workbench as wb
 from workbench.errors import PromptError
-from workbench.prompts.planted_world import FAMILIES, NOUN_PAIRS, draw_planted_prompts
 from workbench.prompts.prompt import image_hash
+from workbench.prompts.worlds.planted import FAMILIES, NOUN_PAIRS, draw_planted_prompts
 
 
 def test_labels_families_and_twins_are_balanced():

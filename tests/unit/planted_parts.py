@@ -6,8 +6,8 @@ import numpy as np
 
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import load_model
-from workbench.prompts.planted_world import draw_planted_prompts
 from workbench.prompts.prompt import PromptSet
+from workbench.prompts.worlds.planted import draw_planted_prompts
 
 
 @cache

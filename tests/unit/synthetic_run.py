@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.criteria.deflection import angle_deg
-from workbench.criteria.stored_run import SCHEMAS
+from workbench.runs.reading import SCHEMAS
 
 Head = tuple[int, int]
 FAMILIES = ("text", "typographic", "icon", "wrapper")

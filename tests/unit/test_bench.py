@@ -9,12 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.bench import __main__ as bench
 from workbench.bench import jobs, peers
-from workbench.bench.measuring import Row, Timing, ratio
 from workbench.bench.operations import Counts
-from workbench.bench.shapes import Shape, build, questions, split_heads
+from workbench.bench.synthetic import Shape, build, questions, split_heads
+from workbench.bench.timing import Row, Timing, ratio
 from workbench.errors import FigureError
-from workbench.sweeps.run import sweep
-from workbench.views.bench_figure import save_growth
+from workbench.sweeps.sweep import sweep
+from workbench.views.figures.bench import save_growth
 
 SMALL = Shape(layers=3, heads=4, d_model=32, d_mlp=64, vision_layers=1, vision_width=16, vision_heads=2, side=32)
 

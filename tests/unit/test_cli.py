@@ -7,7 +7,7 @@ import pytest
 import workbench as wb
 from workbench import cli
 from workbench.errors import WorkbenchError
-from workbench.sweeps.store import open_run
+from workbench.runs.opening import open_run
 
 COMMANDS = ("demo", "sweep", "score", "figures", "models", "check", "compare", "detect", "generate", "lab")
 

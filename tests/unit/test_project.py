@@ -201,7 +201,7 @@ def test_the_walk_through_to_a_criterion_works(monkeypatch):
 
 def test_the_walk_through_to_a_family_works(monkeypatch):
     from workbench.models import families, tiny
-    from workbench.models.selfcheck import check_at_load
+    from workbench.models.conformance.at_load import check_at_load
 
     (family,) = walk_through("the family")["FAMILIES"]
     monkeypatch.setitem(families.FAMILIES, family.name, family)

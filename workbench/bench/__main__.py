@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench.bench import jobs, peers
-from workbench.bench.measuring import Row
-from workbench.bench.shapes import POCKET, SHAPES, build, questions, split_heads
+from workbench.bench.synthetic import POCKET, SHAPES, build, questions, split_heads
+from workbench.bench.timing import Row
 from workbench.models.loading import DTYPES, load_model
 from workbench.prompts import load_prompts
-from workbench.views.bench_figure import save_growth
+from workbench.views.figures.bench import save_growth
 
 console = Console()
 JOBS = ("exact_map", "shared_image", "find_top5", "probes", "growth")

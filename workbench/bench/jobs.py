@@ -10,20 +10,20 @@ import numpy as np
 import torch
 import xarray as xr
 
+from workbench.axes import LABELS
 from workbench.bench import peers
-from workbench.bench.measuring import Row, in_turn, rows
 from workbench.bench.operations import Counts, matmul_rate
-from workbench.bench.shapes import Shape, build, questions
+from workbench.bench.synthetic import Shape, build, questions
+from workbench.bench.timing import Row, in_turn, rows
+from workbench.criteria.array_rules import SAFE_PERCENTILE, best_cells, rule_values
 from workbench.criteria.registry import get_criterion
 from workbench.criteria.rules import ranked, scored_rows
 from workbench.criteria.score import score
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
-from workbench.shapes import LABELS
-from workbench.sweeps.measure import angle_degrees
-from workbench.sweeps.rule import SAFE_PERCENTILE, best_cells, rule_values
-from workbench.sweeps.run import sweep
+from workbench.runs.effects import angle_degrees
+from workbench.sweeps.sweep import sweep
 
 PROJECTIONS = ("query", "value")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from workbench.models.bridge import twin_of
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.resume import join
+from workbench.models.walk import join
 from workbench.sweeps.plan import batches
 
 # Projection, layer and head.

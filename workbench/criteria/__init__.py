@@ -5,19 +5,19 @@ tests what the picked heads detect on prompts they have not seen. `rank_agreemen
 trust a ranking. A new criterion is one call of `register_criterion` (an example is in `workbench.criteria.registry`).
 """
 
-from workbench.criteria import attention, deflection, direction, divergence, probes, subspace
+from workbench.criteria import deflection, divergence, image_attention, probes, refusal_write, subspace
 from workbench.criteria.agreement import head_stability, rank_agreement, rank_biased_overlap
 from workbench.criteria.detection import DETECTION_COLUMNS, detection_table, leave_one_family_out
 from workbench.criteria.logistic import fit_logistic
-from workbench.criteria.measures import measures_on
+from workbench.criteria.rates import measures_on
 from workbench.criteria.registry import Criterion, criteria_table, get_criterion, list_criteria, register_criterion
 from workbench.criteria.rules import RULES, pairs_table, top_heads
 from workbench.criteria.score import SCORE_COLUMNS, score
-from workbench.criteria.splits import in_split, with_splits
-from workbench.criteria.stored_run import prompt_values
 from workbench.criteria.thresholds import Threshold, fpr_threshold, kde_threshold, tpr_at_fpr
+from workbench.criteria.values import prompt_values
+from workbench.runs.splits import in_split, with_splits
 
-for _file in (deflection, divergence, subspace, probes, direction, attention):
+for _file in (deflection, divergence, subspace, probes, refusal_write, image_attention):
     for _criterion in _file.CRITERIA:
         register_criterion(_criterion)
 

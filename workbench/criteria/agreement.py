@@ -10,8 +10,8 @@ from workbench.criteria.registry import get_criterion
 from workbench.criteria.rules import anchor_rule, ranked, scored_rows
 from workbench.criteria.score import score
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
-from workbench.criteria.stored_run import check_run, prompt_coord, selection_part, unsafe_mask
 from workbench.errors import CriterionError
+from workbench.runs.reading import check_run, prompt_coord, selection_part, unsafe_mask
 
 PERSISTENCE = 0.9  # of rank-biased overlap: the first ten ranks carry 86 % of the weight
 

@@ -6,15 +6,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.criteria.measures import measures_on
+from workbench.axes import head_name
+from workbench.criteria.rates import measures_on
 from workbench.criteria.registry import PER_PROMPT, TRAINED, Criterion, get_criterion
 from workbench.criteria.rules import top_heads
 from workbench.criteria.score import score
-from workbench.criteria.splits import in_split, with_splits
-from workbench.criteria.stored_run import prompt_coord, prompt_values, prompts_of
 from workbench.criteria.thresholds import kde_threshold
+from workbench.criteria.values import prompt_values, prompts_of
 from workbench.errors import CriterionError
-from workbench.shapes import head_name
+from workbench.runs.reading import prompt_coord
+from workbench.runs.splits import in_split, with_splits
 
 DETECTION_COLUMNS = (
     "criterion",

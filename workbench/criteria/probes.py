@@ -10,12 +10,12 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
+from workbench.axes import head_name
 from workbench.criteria.logistic import fit_logistic
 from workbench.criteria.registry import TRAINED, Criterion, get_criterion
-from workbench.criteria.stored_run import check_run, prompt_coord, unsafe_mask
-from workbench.criteria.units import strata
 from workbench.errors import CriterionError
-from workbench.shapes import head_name
+from workbench.runs.pairs import strata
+from workbench.runs.reading import check_run, prompt_coord, unsafe_mask
 
 Features = Callable[[xr.Dataset], np.ndarray]
 FOLDS = 5

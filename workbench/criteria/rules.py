@@ -22,7 +22,7 @@ import pandas as pd
 from workbench.criteria.controls import CONTROLS, control_heads
 from workbench.criteria.registry import RULES_OF_KIND, TRAINED, Criterion, get_criterion, list_criteria
 from workbench.criteria.score import SCORE_COLUMNS
-from workbench.criteria.stored_run import percentile_ranks
+from workbench.criteria.values import percentile_ranks
 from workbench.errors import CriterionError
 
 SAFE_PERCENTILE = 80.0

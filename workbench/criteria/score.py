@@ -8,16 +8,9 @@ import xarray as xr
 
 from workbench.criteria import statistics
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
-from workbench.criteria.stored_run import (
-    check_run,
-    prompt_coord,
-    prompt_values,
-    prompts_of,
-    safe_ranks,
-    selection_part,
-    unsafe_mask,
-)
+from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
+from workbench.runs.reading import check_run, prompt_coord, selection_part, unsafe_mask
 
 SCORE_COLUMNS = (
     "criterion",

@@ -5,7 +5,7 @@ Arrays are [prompt, cell]: a cell is one head under one projection. Everything r
 
 import numpy as np
 
-from workbench.criteria.units import strata
+from workbench.runs.pairs import strata
 
 CONFIDENCE = 0.95
 NUMBERS_AT_ONCE = 2**24  # of float64 in a resampling block: 128 MB

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.criteria.stored_run import FEWEST_PROMPTS
 from workbench.errors import CriterionError
+from workbench.runs.reading import FEWEST_PROMPTS
 
 GRID = 1000  # points at which the published rule compares the densities
 CANDIDATES = 3  # how many crossings it lists

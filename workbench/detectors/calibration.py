@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from workbench.criteria.stored_run import FEWEST_PROMPTS, check_run, prompt_coord
+from workbench.axes import LABELS
 from workbench.errors import DetectorError
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
-from workbench.shapes import LABELS
+from workbench.runs.reading import FEWEST_PROMPTS, check_run, prompt_coord
 
 SHARES = {"selection": 0.6, "threshold": 0.4}
 

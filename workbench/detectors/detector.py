@@ -15,7 +15,7 @@ from workbench.criteria.thresholds import balanced_accuracy, kde_threshold
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.sweeps.run import sweep
+from workbench.sweeps.sweep import sweep
 
 FORMAT = "workbench-detector-1"
 DESCRIPTION, ARRAYS = "detector.json", "arrays.safetensors"

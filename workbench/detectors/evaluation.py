@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from workbench.criteria.measures import measures_on
+from workbench.criteria.rates import measures_on
 from workbench.criteria.statistics import rate_interval
 from workbench.detectors.calibration import check_labels, unsafe_array
 from workbench.detectors.detector import Detector, as_prompts

@@ -10,7 +10,7 @@ from workbench.detectors.calibration import calibration_parts, unsafe_array
 from workbench.detectors.detector import Detector, as_prompts, check_finite, check_is_model
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
-from workbench.models.resume import base_pass
+from workbench.models.walk import base_pass
 from workbench.prompts.prompt import Prompt
 from workbench.sweeps.plan import batches
 

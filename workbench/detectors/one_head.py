@@ -7,17 +7,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import xarray as xr
 
+from workbench.axes import PROJECTIONS, head_name
 from workbench.criteria import get_criterion, list_criteria, prompt_values, score, top_heads
 from workbench.criteria.registry import PER_PROMPT, Criterion
-from workbench.criteria.stored_run import prompt_coord
 from workbench.detectors.calibration import Parts, calibration_parts, run_parts, unsafe_array
 from workbench.detectors.detector import Detector, as_prompts, check_finite, check_is_model
 from workbench.errors import DetectorError, MaskError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
-from workbench.shapes import PROJECTIONS, head_name
-from workbench.sweeps.run import sweep
+from workbench.runs.reading import prompt_coord
+from workbench.sweeps.sweep import sweep
 
 Head = tuple[int, int]
 

@@ -6,7 +6,7 @@ query norm and after the rotary step, keys and values after the cache, the real 
 (sliding windows, chunks and bidirectional image blocks included), and the head outputs z before W_O. Grouped
 queries, fused projections and query norms therefore need no special case.
 
-Axis words: row pos head kv_head key d_head (see `workbench.shapes`).
+Axis words: row pos head kv_head key d_head (see `workbench.axes`).
 """
 
 from collections.abc import Iterator

@@ -23,7 +23,7 @@ from workbench.models.encode import Encoded, encode
 from workbench.models.families.family import Family
 from workbench.models.masks import Mask
 from workbench.models.precision import double_kept
-from workbench.models.resume import BasePass, base_pass, published_queries
+from workbench.models.walk import BasePass, base_pass, published_queries
 from workbench.prompts.prompt import Prompt
 
 # Openings by which instruction-tuned models refuse; only their first tokens are read, those a tokenizer knows.

@@ -9,12 +9,12 @@ from transformers.utils import is_torchvision_available
 from transformers.utils import logging as hf_logging
 
 from workbench.errors import ModelError
+from workbench.models.conformance.at_load import check_at_load
 from workbench.models.families import FAMILIES, family_of
 from workbench.models.families.family import Family
 from workbench.models.hooked import HookedLVLM
-from workbench.models.selfcheck import check_at_load
 
-EMBEDDED = {"pocket": "pocket/pocket", "pocket-base": "pocket/pocket-base"}
+EMBEDDED = {"pocket": "embedded/pocket/pocket", "pocket-base": "embedded/pocket/pocket-base"}
 PLANTED = ("planted", "planted-pair")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,7 +81,7 @@ def _device(device: str | None) -> torch.device:
 
 
 def _planted(name: str) -> HookedLVLM:
-    from workbench.models.planted import build_planted, planted_truth
+    from workbench.models.embedded.planted import build_planted, planted_truth
 
     pair = name == "planted-pair"
     hf, processor = build_planted(pair=pair)

@@ -19,10 +19,10 @@ from typing import Literal, get_args
 
 import torch
 
+from workbench.axes import PROJECTIONS
 from workbench.errors import MaskError
 from workbench.models.attention import HeadEdit
 from workbench.models.encode import Encoded
-from workbench.shapes import PROJECTIONS
 
 Form = Literal["limit", "as_published", "scale"]
 Grain = Literal["query_head", "kv_group"]
@@ -101,7 +101,7 @@ class Mask:
         """The edit of one layer in which row r masks the query heads `rows[r]`.
 
         The query projection of `as_published` is not an edit of the attention but of its weights
-        (`workbench.models.resume.published_queries`).
+        (`workbench.models.walk.published_queries`).
         """
         if projection not in PROJECTIONS:
             raise MaskError(f"projection must be one of {', '.join(PROJECTIONS)}; got {projection!r}.")

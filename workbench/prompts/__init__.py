@@ -5,11 +5,11 @@ from collections.abc import Callable
 from numbers import Integral
 from pathlib import Path
 
+from workbench.axes import SPLITS
 from workbench.errors import PromptError
 from workbench.prompts.files import READERS, read_prompts
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, sample_prompts, split_prompts
-from workbench.shapes import SPLITS
 
 __all__ = ["Prompt", "PromptSet", "check_splits", "load_prompts", "read_prompts", "split_prompts"]
 
@@ -63,10 +63,10 @@ def load_prompts(
 
 def _world(name: str) -> Callable[..., PromptSet]:
     if name == "pocket":
-        from workbench.prompts.pocket_world import draw_prompts
+        from workbench.prompts.worlds.pocket import draw_prompts
 
         return draw_prompts
-    from workbench.prompts.planted_world import draw_planted_prompts
+    from workbench.prompts.worlds.planted import draw_planted_prompts
 
     return draw_planted_prompts
 

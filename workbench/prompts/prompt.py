@@ -8,8 +8,8 @@ from typing import overload
 import pandas as pd
 from PIL import Image
 
+from workbench.axes import LABELS, SPLITS
 from workbench.errors import PromptError
-from workbench.shapes import LABELS, SPLITS
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from workbench.axes import LABELS, SPLITS
 from workbench.errors import PromptError
 from workbench.prompts.prompt import Prompt, PromptSet, image_hash
-from workbench.shapes import LABELS, SPLITS
 
 DEFAULT_FRACTIONS = {"selection": 0.5, "threshold": 0.25, "test": 0.25}
 

@@ -1,1 +1,1 @@
-"""What changes when a head is masked: the mask, the engines, and the stored run."""
+"""Sweeps: masking every head on every prompt, planned, carried out and resumed."""

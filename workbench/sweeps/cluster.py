@@ -20,14 +20,13 @@ import ray
 import torch
 
 from workbench.errors import RunError
-from workbench.models.apart import apart, shared_out, together
 from workbench.models.hooked import HookedLVLM
+from workbench.models.transfer import apart, shared_out, together
 from workbench.prompts.prompt import PromptSet
-from workbench.sweeps.engine import Arrays
-from workbench.sweeps.job import Job
-from workbench.sweeps.memory import Memory
-from workbench.sweeps.tasks import Encoder, Task, compute, halved, out_of_memory
-from workbench.sweeps.zarr_store import Store
+from workbench.runs.job import Job
+from workbench.runs.memory import Memory
+from workbench.runs.zarr_store import Store
+from workbench.sweeps.tasks import Arrays, Encoder, Task, compute, halved, out_of_memory
 
 # Units a task holds at most, so that a dead worker loses little and the last task does not keep all others waiting.
 UNITS_A_TASK = 8

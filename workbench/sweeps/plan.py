@@ -1,15 +1,14 @@
 """How a sweep is cut into pieces before it starts: blocks of prompts, batches of equal length, rows a batch."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 import psutil
 import torch
 
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.resume import batch_key
+from workbench.models.walk import batch_key
+from workbench.runs.job import Partition
 
 # A batch of this many token positions keeps a CPU busy without leaving its caches; on Pocket the time was flat, within
 # what other programs disturb, from 1,024 to 8,192.
@@ -17,30 +16,6 @@ CPU_TOKENS = 4096
 # The share of free memory a batch may plan to fill; the rest is for weights in flight, kernels and other programs.
 MEMORY_SHARE = 0.4
 BLOCK = 32
-
-
-@dataclass(frozen=True)
-class Partition:
-    """How rows were put together. Recorded with the run: another partition changes the last bits of results.
-
-    Attributes:
-        block: Consecutive prompts that are swept and stored together.
-        rows: Most rows (a prompt under one mask) in one batch.
-        halved: How often `rows` was halved because the device ran out of memory.
-    """
-
-    block: int
-    rows: int
-    halved: int = 0
-
-    @staticmethod
-    def parse(text: str) -> "Partition":
-        """The partition a stored run was recorded with."""
-        return Partition(**json.loads(text))
-
-    def json(self) -> str:
-        """As a run records it."""
-        return json.dumps(asdict(self))
 
 
 def row_bytes(model: HookedLVLM, n_pos: int) -> int:

@@ -6,7 +6,7 @@ what interruption.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,36 +15,19 @@ from workbench.errors import RunError
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
-from workbench.sweeps.engine import Arrays, ExactBlock
-from workbench.sweeps.groups import GroupBlock
-from workbench.sweeps.job import Cells, Job
-from workbench.sweeps.memory import BASE, Memory
-from workbench.sweeps.naive import NaiveBlock
-from workbench.sweeps.prefix import PrefixBlock
-from workbench.sweeps.screen import SketchBlock
-from workbench.sweeps.zarr_store import Store
+from workbench.runs.job import Cells, Job
+from workbench.runs.memory import Memory
+from workbench.runs.zarr_store import Store
 
 # Encoded prompts are kept for the whole sweep while they are at most this large.
 ENCODED_BUDGET = 256 * 2**20
 
 
-class Block(Protocol):
-    """The cells of one block of prompts under one engine."""
-
-    def base_arrays(self) -> Arrays:
-        """What is known without a mask, `prompt` first."""
-
-    def layer_arrays(self, layer: int) -> Arrays:
-        """One layer's masked cells, `[prompt, projection, head]`."""
-
-
-STEPS: dict[str, Callable[[HookedLVLM, Sequence[Encoded], Job, int], Block]] = {
-    "exact": ExactBlock,
-    "naive": NaiveBlock,
-    "groups": GroupBlock,
-    "prefix": PrefixBlock,
-    "sketch": SketchBlock,
-}
+Arrays = dict[str, np.ndarray]
+# What computes the units of one block of prompts: from the model, the encoded prompts, the job, the most rows in a
+# batch and the units that are wanted, to (unit, its arrays, `prompt` first), one after the other. A function of a
+# module, so that it can be named to another process.
+Step = Callable[[HookedLVLM, Sequence[Encoded], Job, int, Sequence[int]], Iterator[tuple[int, Arrays]]]
 
 
 @dataclass(frozen=True)
@@ -52,13 +35,13 @@ class Task:
     """Some units of work on the prompts `start:stop`.
 
     Attributes:
-        step: Which of `STEPS` computes them.
+        step: What computes them.
         units: 0 for what the base pass says, l + 1 for masked layer l; in order.
         cells: What is masked, as in `Job`.
         rows: Most rows in one batch.
     """
 
-    step: str
+    step: Step
     start: int
     stop: int
     units: tuple[int, ...]
@@ -121,9 +104,7 @@ def selection_of(prompts: PromptSet) -> np.ndarray:
 def compute(model: HookedLVLM, encode: Encoder, job: Job, task: Task) -> Iterator[tuple[int, Arrays]]:
     """The arrays of each unit of a task, one after the other."""
     encoded = [encode(index) for index in range(task.start, task.stop)]
-    block = STEPS[task.step](model, encoded, replace(job, cells=task.cells), task.rows)
-    for unit in task.units:
-        yield unit, block.base_arrays() if unit == BASE else block.layer_arrays(unit - 1)
+    yield from task.step(model, encoded, replace(job, cells=task.cells), task.rows, task.units)
 
 
 def run_here(
@@ -181,7 +162,7 @@ def halved(sink: Memory | Store, task: Task) -> int:
 
 
 def layer_tasks(
-    step: str, bounds: Iterable[tuple[int, int]], units: Sequence[int], cells: Cells | None, sink: Memory | Store
+    step: Step, bounds: Iterable[tuple[int, int]], units: Sequence[int], cells: Cells | None, sink: Memory | Store
 ) -> list[Task]:
     """What is still to be done of `units` on blocks of prompts; a task's units share the rows they run with."""
     tasks = []

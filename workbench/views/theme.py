@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from workbench.axes import head_name
 from workbench.criteria.registry import Criterion, list_criteria
-from workbench.shapes import head_name
 
 COLUMN_INCHES = 3.3
 DOUBLE_INCHES = 6.9

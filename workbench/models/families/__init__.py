@@ -31,7 +31,7 @@ TEMPLATE = '''
     def tiny() -> TinyParts:
         """A small random model: two kinds of layer if it has two, fewer key/value heads, wide heads."""
         from transformers import {config}, {architecture}
-        from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+        from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
         tokenizer = tiny_tokenizer()
         return TinyParts({architecture}({config}(**text_sizes(tokenizer, head_dim=D_HEAD))), tokenizer)
@@ -52,7 +52,7 @@ TEMPLATE = '''
         )
     )
 
-    from workbench.models.conformance import conformance
+    from workbench.models.conformance.report import conformance
     from workbench.models.tiny import build_tiny
     print(conformance(build_tiny("{model_type}")).verdict)
 '''

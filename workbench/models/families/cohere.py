@@ -58,7 +58,7 @@ def load_command_a(where: str, options: dict[str, Any]) -> Any:
 def _text(tokenizer: Any) -> Any:
     from transformers import Cohere2Config
 
-    from workbench.models.tiny import D_HEAD, text_sizes
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes
 
     layers = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
     return Cohere2Config(
@@ -83,7 +83,7 @@ def tiny_aya() -> TinyParts:
         GotOcr2ImageProcessorPil,
     )
 
-    from workbench.models.tiny import tiny_tokenizer
+    from workbench.models.families.tiny_parts import tiny_tokenizer
 
     tiles = [f"TILE_{i}" for i in range(1, 5)] + ["TILE_GLOBAL"]
     tokenizer = tiny_tokenizer([*AYA_SPECIALS, *tiles], image="<image>")
@@ -100,7 +100,7 @@ def tiny_command_a() -> TinyParts:
     from transformers import Cohere2VisionConfig, Cohere2VisionForConditionalGeneration
 
     from workbench.models.families.pil_images import Cohere2VisionImages
-    from workbench.models.tiny import tiny_tokenizer
+    from workbench.models.families.tiny_parts import tiny_tokenizer
 
     start, end, image, line_break = COMMAND_A_SPECIALS
     named = {"boi_token": start, "eoi_token": end, "image_token": image, "img_line_break_token": line_break}

@@ -30,7 +30,7 @@ def tiny_gemma3() -> TinyParts:
         Gemma3TextConfig,
     )
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     start, end, image = "<start_of_image>", "<end_of_image>", "<image_soft_token>"
     named = {"boi_token": start, "eoi_token": end, "image_token": image}
@@ -57,7 +57,7 @@ def tiny_paligemma() -> TinyParts:
         SiglipImageProcessorPil,
     )
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(["<image>"], image="<image>", named={"image_token": "<image>"})
     images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
@@ -80,7 +80,7 @@ def tiny_paligemma() -> TinyParts:
 def tiny_gemma2() -> TinyParts:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     sizes = text_sizes(tokenizer, head_dim=D_HEAD, query_pre_attn_scalar=D_HEAD, sliding_window=4, layer_types=LAYERS)
@@ -92,7 +92,7 @@ def tiny_gemma2() -> TinyParts:
 def tiny_gemma3_text() -> TinyParts:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     sizes = text_sizes(tokenizer, head_dim=D_HEAD, query_pre_attn_scalar=D_HEAD, sliding_window=4, layer_types=LAYERS)

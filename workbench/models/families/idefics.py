@@ -51,7 +51,7 @@ def load_smolvlm(where: str, options: dict[str, Any]) -> Any:
 def _tiny(model_type: str, images_class: str, processor_class: Any) -> TinyParts:
     import transformers
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tags = [f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)]
     tokenizer = tiny_tokenizer([*SPECIALS, *tags], image="<image>")

@@ -36,7 +36,7 @@ def tiny() -> TinyParts:
         Qwen2Config,
     )
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     named = {
         "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",

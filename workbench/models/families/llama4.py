@@ -59,7 +59,7 @@ def tiny() -> TinyParts:
     from transformers.models.llama4.configuration_llama4 import Llama4TextConfig, Llama4VisionConfig
 
     from workbench.models.families.pil_images import Llama4Images
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(SPECIALS, image="<|image|>")
     text = Llama4TextConfig(

@@ -44,7 +44,7 @@ def tiny_llava() -> TinyParts:
         LlavaProcessor,
     )
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(["<image>"], image="<image>")
     vision = CLIPVisionConfig(
@@ -72,7 +72,7 @@ def tiny_llava_next() -> TinyParts:
         MistralConfig,
     )
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(["<image>"], image="<image>")
     pinpoints = [[32, 64], [64, 32], [64, 64]]
@@ -105,7 +105,7 @@ def tiny_llava_onevision() -> TinyParts:
     )
     from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(["<image>", "<video>"], image="<image>")
     pinpoints = [[32, 64], [64, 32], [64, 64]]

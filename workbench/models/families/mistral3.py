@@ -76,7 +76,7 @@ def tiny() -> TinyParts:
         PixtralVisionConfig,
     )
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(SPECIALS, image="[IMG]")
     vision = PixtralVisionConfig(

@@ -26,7 +26,7 @@ def tiny() -> TinyParts:
     from transformers import MllamaConfig, MllamaForConditionalGeneration, MllamaImageProcessorPil, MllamaProcessor
     from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-    from workbench.models.tiny import text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import text_sizes, tiny_tokenizer
 
     # The embedding has eight rows more than the vocabulary: one of them is the image token.
     tokenizer = tiny_tokenizer(["<|python_tag|>", "<|image|>"], image="<|image|>")

@@ -80,7 +80,7 @@ def load_phi4(where: str, options: dict[str, Any]) -> Any:
 def tiny_phi3() -> TinyParts:
     from transformers import Phi3Config, Phi3ForCausalLM
 
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     return TinyParts(Phi3ForCausalLM(Phi3Config(**text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=4))), tokenizer)
@@ -95,7 +95,7 @@ def tiny_phi4() -> TinyParts:
     )
 
     from workbench.models.families.pil_images import Phi4Images
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     image, audio = PHI4_SPECIALS
     tokenizer = tiny_tokenizer(PHI4_SPECIALS, image=image, named={"image_token": image, "audio_token": audio})

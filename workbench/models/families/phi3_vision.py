@@ -288,7 +288,7 @@ def load_processor(where: str, options: dict[str, Any]) -> Any:
 
 def tiny() -> TinyParts:
     """Crops of 56 pixels, which are 2 x 2 tokens; two side by side."""
-    from workbench.models.tiny import D_HEAD, text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer([IMAGE_TOKEN])
     vision = {

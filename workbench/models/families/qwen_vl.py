@@ -55,7 +55,7 @@ def _processor_class(model_type: str) -> Any:
 def _tiny(model_type: str, vision: dict[str, Any], text: dict[str, Any]) -> TinyParts:
     from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLImageProcessorPil
 
-    from workbench.models.tiny import text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(SPECIALS, before=SPECIALS[0], image=SPECIALS[2], after=SPECIALS[1])
     start, end, image, video = tokenizer.convert_tokens_to_ids(list(SPECIALS))

@@ -8,7 +8,7 @@ from workbench.models.families.family import Family, TinyParts
 def _tiny(config_class: str, **sizes: Any) -> TinyParts:
     import transformers
 
-    from workbench.models.tiny import text_sizes, tiny_tokenizer
+    from workbench.models.families.tiny_parts import text_sizes, tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     config = getattr(transformers, config_class)(**text_sizes(tokenizer, **sizes))

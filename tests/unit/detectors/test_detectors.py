@@ -1,0 +1,311 @@
+"""Detectors on the planted model, whose answer is known; how they are stored; and what they refuse to be given."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from tests.unit.planted_parts import labels, model, prompts, split
+from workbench.criteria.thresholds import kde_threshold
+from workbench.detectors import HiddenDetect, JudgeDetector, OneHeadDetector, SAHsDetector, load_detector
+from workbench.detectors.calibration import calibration_parts
+from workbench.detectors.hidden_detect import refusal_strength
+from workbench.errors import DetectorError, PromptError, RunError, WorkbenchError
+from workbench.models.masks import Mask
+from workbench.prompts.prompt import PromptSet
+from workbench.sweeps.sweep import sweep
+
+PLANTED, DECOY = (3, 1), (0, 2)
+
+
+@pytest.fixture(scope="module")
+def one_head() -> OneHeadDetector:
+    return OneHeadDetector().fit(model(), prompts())
+
+
+@pytest.fixture(scope="module")
+def run():
+    return sweep(model(), prompts(), projections=("query",), progress=False, keep_states=False)
+
+
+def undeclared(n: int | None = None) -> PromptSet:
+    return PromptSet(replace(p, split="") for p in prompts()[:n])
+
+
+def test_one_head_finds_the_planted_head_and_separates_prompts_it_has_not_seen(one_head):
+    test = split("test")
+    scores, unsafe = one_head.decision_function(model(), test), labels(test) == "unsafe"
+    assert one_head.head == PLANTED
+    assert scores[unsafe].min() > 10 * scores[~unsafe].max(), "toy problem too weak to prove anything"
+    assert scores[~unsafe].max() < one_head.threshold < scores[unsafe].min()
+    assert (one_head.predict(model(), test) == labels(test)).all()
+
+
+def test_score_is_the_angle_of_that_head_alone(one_head):
+    prompt = split("test")[0]
+    base = model().state(prompt).double().numpy()
+    masked = model().state(prompt, heads=[PLANTED]).double().numpy()
+    angle = np.degrees(np.arccos(base @ masked / np.linalg.norm(base) / np.linalg.norm(masked)))
+    assert one_head.decision_function(model(), [prompt])[0] == pytest.approx(angle, abs=1e-3)
+
+
+def test_declared_splits_pick_the_head_on_one_part_and_the_threshold_on_the_other(one_head):
+    used = one_head.calibration
+    assert set(used["selection_prompts"]) == {p.id for p in split("selection")}
+    assert set(used["threshold_prompts"]) == {p.id for p in split("threshold")}
+    of = split("threshold")
+    values, unsafe = one_head.decision_function(model(), of), labels(of) == "unsafe"
+    assert one_head.threshold == pytest.approx(kde_threshold(values[unsafe], values[~unsafe]).value)
+
+
+def test_undeclared_prompts_are_split_here_pairs_together_and_recorded():
+    detector = OneHeadDetector(seed=3).fit(model(), undeclared())
+    selection, rest = (set(detector.calibration[f"{name}_prompts"]) for name in ("selection", "threshold"))
+    assert detector.head == PLANTED
+    assert detector.calibration["split"] == "made here, seed 3"
+    assert not selection & rest
+    assert len(selection | rest) == len(prompts())
+    pair = {p.id: p.pair_id for p in prompts()}
+    assert not {pair[i] for i in selection} & {pair[i] for i in rest}
+
+
+def test_a_stored_run_gives_the_same_detector_as_the_model(one_head, run):
+    stored = OneHeadDetector().fit_run(run)
+    assert (stored.head, stored.weight_hash) == (one_head.head, one_head.weight_hash)
+    assert stored.threshold == pytest.approx(one_head.threshold, rel=1e-4)
+
+
+def test_ships_by_sensitivity_falls_for_the_decoy(run):
+    assert OneHeadDetector(criterion="ships", rule="sensitivity").fit_run(run).head == DECOY
+    assert OneHeadDetector(criterion="ships", rule="auroc").fit_run(run).head == PLANTED
+
+
+def test_one_of_k_candidates_is_drawn_with_the_seed(run):
+    drawn = {seed: OneHeadDetector(rule="sensitivity", k=4, seed=seed).fit_run(run) for seed in range(6)}
+    kept = drawn[0].candidates
+    assert len(kept) == 4
+    assert all(d.head in kept and d.candidates == kept for d in drawn.values())
+    assert len({d.head for d in drawn.values()}) > 1
+    assert OneHeadDetector(rule="sensitivity", k=4, seed=5).fit_run(run).head == drawn[5].head
+
+
+def test_a_given_head_is_used_without_choosing(run):
+    assert OneHeadDetector(head=(1, 2)).fit_run(run).head == (1, 2)
+
+
+def test_refusal_change_is_turned_so_that_higher_is_more_unsafe(run):
+    detector = OneHeadDetector(criterion="refusal_change", rule="selectivity").fit_run(run)
+    test = split("test")
+    scores = detector.decision_function(model(), test)
+    raw = run["refusal_change"].sel(prompt=[p.id for p in test], projection="query", layer=3, head=1).values
+    assert detector.head == PLANTED
+    np.testing.assert_allclose(scores, -raw, atol=1e-3)
+    assert scores[labels(test) == "unsafe"].min() > scores[labels(test) == "safe"].max()
+
+
+def test_sahs_puts_the_best_heads_together_as_scikit_learn_would(run):
+    detector = SAHsDetector(k=3).fit(model(), prompts())
+    z = run["head_output"].sel(prompt=[p.id for p in split("selection")])
+    features = np.concatenate([z.sel(layer=at, head=head).values for at, head in detector.heads], axis=1).astype(float)
+    theirs = LogisticRegression(tol=1e-12, max_iter=10_000).fit(features, labels(split("selection")) == "unsafe")
+    test = run["head_output"].sel(prompt=[p.id for p in split("test")])
+    features = np.concatenate([test.sel(layer=at, head=head).values for at, head in detector.heads], axis=1)
+    scores = detector.decision_function(model(), split("test"))
+    assert detector.heads[0] == PLANTED
+    assert len(detector.heads) == 3
+    np.testing.assert_allclose(scores, theirs.decision_function(features.astype(float)), atol=1e-3)
+    assert (detector.predict(model(), split("test")) == labels(split("test"))).all()
+
+
+def test_sahs_keeps_every_head_over_an_accuracy():
+    assert SAHsDetector(accuracy=0.99).fit(model(), prompts()).heads == [PLANTED]
+
+
+def test_hidden_detect_reads_each_layer_as_hugging_face_shows_it():
+    prompt, tokens = split("test")[0], [3, 18]
+    seen = model().hf(**model().encode(prompt).model_inputs, output_hidden_states=True).hidden_states
+    lens = [model().final_norm(h[:, -1]) for h in seen[1:-1]] + [seen[-1][:, -1]]
+    logits = np.stack([model().hf.lm_head(h)[0].detach().numpy() for h in lens]).astype(float)
+    wanted = np.zeros(logits.shape[1])
+    wanted[tokens] = 1
+    cosine = logits @ wanted / (np.linalg.norm(logits, axis=1) * np.linalg.norm(wanted))
+    np.testing.assert_allclose(refusal_strength(model(), [prompt], tokens)[0], cosine, atol=1e-6)
+
+
+def test_hidden_detect_scores_the_area_over_the_layers_it_chose():
+    detector = HiddenDetect().fit(model(), prompts())
+    assert detector.layers == (3, 3)  # only the planted head's layer says anything of refusal
+    assert (detector.predict(model(), split("test")) == labels(split("test"))).all()
+    detector.layers = (1, 3)
+    f = refusal_strength(model(), split("test"), model().refusal_tokens)
+    area = (f[:, 1] + f[:, 2]) / 2 + (f[:, 2] + f[:, 3]) / 2
+    np.testing.assert_allclose(detector.decision_function(model(), split("test")), area)
+
+
+def test_judges_may_be_a_function_or_a_model_that_is_asked():
+    told = JudgeDetector(lambda p: float(p.label == "unsafe"), threshold=0.5).fit(model(), prompts())
+    assert (told.predict(model(), split("test")) == labels(split("test"))).all()
+    asked = JudgeDetector(question="{text}", unsafe_word="i", safe_word="sure").fit(model(), prompts())
+    logits = model().logits(split("test")[0])
+    words = [model().tokenizer.encode(w, add_special_tokens=False)[0] for w in ("i", "sure")]
+    score = asked.decision_function(model(), split("test"))[0]
+    assert score == pytest.approx(float(logits[words[0]] - logits[words[1]]), abs=1e-4)
+    assert score > 0
+    with pytest.raises(DetectorError, match="does not know the word 'unsafe'"):
+        JudgeDetector().fit(model(), prompts())
+    with pytest.raises(DetectorError, match="same token"):
+        JudgeDetector(unsafe_word="sure", safe_word="sure").fit(model(), prompts())
+
+
+def test_cost_counts_passes_not_time(one_head):
+    cost = one_head.cost(model(), split("test")[:2], max_new_tokens=2)
+    assert 1 < cost.forward_passes < 1.25  # the planted head is in the last layer: one more position of it
+    assert HiddenDetect().fit(model(), prompts()).cost(model(), split("test")[:2]).forward_passes == 1
+    early = OneHeadDetector(head=(0, 1)).fit(model(), prompts()).cost(model(), split("test")[:2])
+    assert early.forward_passes > 1.5
+    assert cost.latency_ratio == pytest.approx(cost.detect_s / cost.generate_s)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OneHeadDetector(k=2, mask=Mask(form="scale", factor=0.5), projection="value", seed=4),
+        lambda: OneHeadDetector(head=(3, 1), threshold=5.0),
+        lambda: SAHsDetector(k=2, threshold="kde"),
+        lambda: HiddenDetect(),
+        lambda: JudgeDetector(question="{text}", unsafe_word="i", safe_word="sure"),
+    ],
+    ids=["one head", "given head", "sahs", "hidden detect", "judge"],
+)
+def test_what_is_stored_is_what_is_loaded(make, tmp_path):
+    detector = make().fit(model(), prompts())
+    path = detector.save(tmp_path / "detector")
+    loaded = type(detector).load(path)
+    assert sorted(f.name for f in path.iterdir()) == ["arrays.safetensors", "detector.json"]
+    test = split("test")
+    np.testing.assert_array_equal(loaded.decision_function(model(), test), detector.decision_function(model(), test))
+    for name in ("threshold", "weight_hash", "model_name", "calibration"):
+        assert getattr(loaded, name) == getattr(detector, name)
+    assert type(load_detector(path)) is type(detector)
+    assert loaded.save(tmp_path / "again").joinpath("detector.json").read_text() == (path / "detector.json").read_text()
+
+
+def test_a_model_judge_has_to_be_given_back(tmp_path):
+    judge = model("planted-pair")
+    detector = JudgeDetector(judge, question="{text}", unsafe_word="i", safe_word="sure").fit(model(), prompts())
+    loaded = JudgeDetector.load(detector.save(tmp_path / "judge"))
+    with pytest.raises(DetectorError, match="wants its judge model back"):
+        loaded.decision_function(model(), split("test"))
+    with pytest.raises(DetectorError, match=judge.weight_hash):
+        loaded.with_judge(model())
+    test = split("test")[:4]
+    found = loaded.with_judge(judge).decision_function(model(), test)
+    np.testing.assert_array_equal(found, detector.decision_function(model(), test))
+    with pytest.raises(DetectorError, match="function cannot be stored"):
+        JudgeDetector(lambda p: 1.0).fit(model(), prompts()).save(tmp_path / "function")
+
+
+def test_stored_detectors_that_cannot_be_used(one_head, tmp_path):
+    with pytest.raises(DetectorError, match="no stored detector"):
+        OneHeadDetector.load(tmp_path / "nothing")
+    path = one_head.save(tmp_path / "detector")
+    with pytest.raises(DetectorError, match="holds a 'one head' detector"):
+        SAHsDetector.load(path)
+    whole = json.loads((path / "detector.json").read_text())
+    broken = {
+        "{": "damaged",
+        json.dumps({**whole, "format": "2"}): "format '2'",
+        json.dumps({**whole, "settings": {}}): "head",
+    }
+    for text, message in broken.items():
+        (path / "detector.json").write_text(text)
+        with pytest.raises(DetectorError, match=message):
+            OneHeadDetector.load(path)
+    with pytest.raises(DetectorError, match="not fitted"):
+        OneHeadDetector().save(tmp_path / "unfitted")
+
+
+def test_a_detector_is_kept_to_its_model(one_head):
+    other = model("planted-pair")
+    with pytest.raises(DetectorError, match=f"{one_head.weight_hash}.*{other.weight_hash}"):
+        one_head.decision_function(other, split("test"))
+    with pytest.raises(DetectorError, match="not fitted"):
+        OneHeadDetector().predict(model(), split("test"))
+    with pytest.raises(DetectorError, match="no prompts to judge"):
+        one_head.predict(model(), [])
+    with pytest.raises(DetectorError, match="got a str"):
+        OneHeadDetector().fit("planted", prompts())
+
+
+def test_calibration_sets_that_prove_nothing():
+    wrong = {
+        "hold 48 safe and 0 unsafe": [p for p in undeclared() if p.label == "safe"],
+        "hold 2 safe and 2 unsafe": undeclared(4),
+        "All 32 prompts are declared test": list(split("test")),
+        "32 of 64 prompts declare no split": [*split("selection"), *(replace(p, split="") for p in split("test"))],
+        "selection part.*hold 0 safe": [p for p in prompts() if p.split != "selection" or p.label == "unsafe"],
+    }
+    for message, given in wrong.items():
+        with pytest.raises(DetectorError, match=message):
+            OneHeadDetector().fit(model(), given)
+    shared = [*split("selection"), *(replace(p, id=f"{p.id} again", split="threshold") for p in split("selection"))]
+    with pytest.raises(PromptError, match="overlap"):
+        OneHeadDetector().fit(model(), shared)
+
+
+def test_prompts_that_are_all_the_same_to_the_model_set_no_threshold():
+    one = split("test")[0]
+    same = [
+        replace(one, id=f"{i}", label=("safe", "unsafe")[i % 2], split="", pair_id="", image=None) for i in range(24)
+    ]
+    with pytest.raises(WorkbenchError, match=r"values are all|All \d+ unsafe and \d+ safe values are"):
+        OneHeadDetector(head=(3, 1)).fit(model(), same)
+    with pytest.raises(WorkbenchError, match="same for all"):
+        SAHsDetector().fit(model(), same)
+
+
+def test_runs_that_cannot_be_used(run):
+    wrong = {
+        "schema '0'": run.assign_attrs(schema="0"),
+        "weight_hash": run.assign_attrs(weight_hash=""),
+        "projections query, not 'value'": run,
+        "Give the detector the run's mask": run.assign_attrs(mask_factor=0.5),
+    }
+    for message, given in wrong.items():
+        detector = OneHeadDetector(projection="value" if "value" in message else "query")
+        with pytest.raises((DetectorError, RunError), match=message):
+            detector.fit_run(given)
+    holes = run.copy(deep=True)
+    holes["deflection"][3, 0, 2, 2] = np.nan
+    with pytest.raises(WorkbenchError, match="L2H2"):
+        OneHeadDetector().fit_run(holes)
+
+
+def test_a_score_that_is_not_finite_is_an_error_and_never_safe(one_head, monkeypatch):
+    def overflown(*args, **options):
+        found = sweep(*args, **options)
+        return found.assign(deflection=found["deflection"] * np.nan)
+
+    monkeypatch.setattr("workbench.detectors.one_head.sweep", overflown)
+    with pytest.raises(WorkbenchError, match="missing"):
+        one_head.predict(model(), split("test")[:2])
+
+
+def test_options_without_a_meaning_are_refused_at_once():
+    for message, options in {
+        "gives no score to a single prompt": {"criterion": "probe"},
+        "no meaning for deflection": {"rule": "best"},
+        "projection must be": {"projection": "key"},
+        "1 or more; got 0": {"k": 0},
+        "'kde' or a finite number": {"threshold": float("nan")},
+    }.items():
+        with pytest.raises(DetectorError, match=message):
+            OneHeadDetector(**options)
+
+
+def test_parts_without_a_threshold_split_are_made_from_the_selection():
+    parts = calibration_parts([*split("selection"), *split("test")], seed=1)
+    assert {p.id for p in (*parts.selection, *parts.threshold)} == {p.id for p in split("selection")}
+    assert parts.how == "made here, seed 1"

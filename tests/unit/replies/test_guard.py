@@ -1,0 +1,153 @@
+"""Guarded generation on the planted model: what is flagged is refused, all else is untouched, failure is never safe."""
+
+import pytest
+
+from tests.unit.planted_parts import model, prompts, split
+from workbench.detectors import JudgeDetector, OneHeadDetector
+from workbench.errors import DetectorError, WorkbenchError
+from workbench.prompts.worlds.planted import COMPLIANCE, REFUSAL
+from workbench.replies import RefusalRecipe, Reply, generate, generate_batch
+
+HEAD = (3, 1)
+OWN = RefusalRecipe(alert="please hide today", opening="help i cannot")
+
+
+@pytest.fixture(scope="module")
+def guard() -> OneHeadDetector:
+    return OneHeadDetector(head=HEAD).fit(model(), prompts())
+
+
+@pytest.fixture(scope="module")
+def always() -> JudgeDetector:
+    """Flags everything, so that what is refused is the guard's doing and not the model's."""
+    return JudgeDetector(lambda p: 1.0, threshold=0.5).fit(model(), prompts())
+
+
+def broken(prompt):
+    raise RuntimeError("the judge is out")
+
+
+@pytest.fixture(scope="module")
+def failing() -> JudgeDetector:
+    detector = JudgeDetector(lambda p: 1.0, threshold=0.5).fit(model(), prompts())
+    detector.judge = broken
+    return detector
+
+
+def test_the_guard_refuses_what_it_flags_and_leaves_the_rest_alone(guard):
+    for prompt in split("test")[:8]:
+        reply = generate(model(), prompt, guard=guard, max_new_tokens=8)
+        assert isinstance(reply, Reply)
+        assert reply == (REFUSAL if prompt.label == "unsafe" else COMPLIANCE)
+        assert reply.flagged is (prompt.label == "unsafe")
+        assert reply.score == guard.decision_function(model(), [prompt])[0]
+        assert (reply.threshold, reply.error, reply.unguarded) == (guard.threshold, "", None)
+
+
+def test_what_the_model_would_have_said_stands_beside_on_request(always):
+    safe = next(p for p in split("test") if p.label == "safe")
+    reply = generate(model(), safe, guard=always, show_unguarded=True, max_new_tokens=8)
+    assert reply.startswith("i cannot")
+    assert reply.unguarded == COMPLIANCE
+
+
+def test_the_recipe_forces_the_opening_and_appends_the_alert(always, monkeypatch):
+    safe = next(p for p in split("test") if p.label == "safe")
+    asked = []
+    plain = type(model()).generate
+    monkeypatch.setattr(
+        type(model()), "generate", lambda self, prompt, **o: (asked.append(prompt.text), plain(self, prompt, **o))[1]
+    )
+    reply = generate(model(), safe, guard=always, recipe=OWN, max_new_tokens=8)
+    assert reply.startswith(OWN.opening)
+    assert asked == [f"{safe.text}\n\n{OWN.alert}"]
+    assert generate(model(), safe, guard=always, recipe=OWN, max_new_tokens=2) == "help i"
+
+
+def test_the_default_recipe_keeps_to_a_small_vocabulary(always):
+    assert RefusalRecipe.for_model(model()) == RefusalRecipe(alert="", opening="I cannot")
+    for recipe, message in (
+        (RefusalRecipe(alert="", opening=" "), "needs an opening"),
+        (RefusalRecipe(alert="", opening="nevermore"), "opening has words.*nevermore"),
+        (RefusalRecipe(alert="quoth the raven", opening="i cannot"), "alert has words"),
+    ):
+        with pytest.raises(DetectorError, match=message):
+            generate(model(), prompts()[0], guard=always, recipe=recipe)
+
+
+@pytest.mark.parametrize("label", ["safe", "unsafe"])
+def test_streaming_gives_the_reply_in_pieces(guard, label):
+    prompt = next(p for p in split("test") if p.label == label)
+    for options in ({}, {"guard": guard}):
+        pieces: list[str] = []
+        reply = generate(model(), prompt, max_new_tokens=8, stream=pieces.append, **options)
+        assert len(pieces) > 3
+        assert "".join(pieces).strip() == reply
+
+
+def test_streaming_to_standard_output(capsys):
+    reply = generate(model(), prompts()[0], max_new_tokens=8, stream=True)
+    assert capsys.readouterr().out.strip() == reply
+    with pytest.raises(DetectorError, match="stream must be"):
+        generate(model(), prompts()[0], stream="yes")
+
+
+def test_without_a_guard_it_is_plain_generation():
+    prompt = prompts()[1]
+    assert generate(model(), prompt, max_new_tokens=3) == model().generate(prompt, max_new_tokens=3)
+    with pytest.raises(DetectorError, match="give guard=detector"):
+        generate(model(), prompt, show_unguarded=True)
+    with pytest.raises(DetectorError, match="at least 1"):
+        generate(model(), prompt, max_new_tokens=0)
+
+
+def test_a_failing_detection_raises_by_default(failing):
+    with pytest.raises(RuntimeError, match="the judge is out"):
+        generate(model(), prompts()[1], guard=failing)
+    with pytest.raises(DetectorError, match="on_error must be"):
+        generate(model(), prompts()[1], guard=failing, on_error="ignore")
+
+
+def test_a_failing_detection_refuses_when_told_to_and_never_answers(failing):
+    safe = next(p for p in split("test") if p.label == "safe")
+    reply = generate(model(), safe, guard=failing, on_error="refuse", max_new_tokens=8)
+    assert reply.startswith("i cannot")
+    assert reply.flagged is None
+    assert "the judge is out" in reply.error
+    assert reply.score != reply.score
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_is_a_failure(always, score, monkeypatch):
+    monkeypatch.setattr(always, "decision_function", lambda model, asked: [score])
+    safe = next(p for p in split("test") if p.label == "safe")
+    with pytest.raises(DetectorError, match="says nothing"):
+        generate(model(), safe, guard=always)
+    assert generate(model(), safe, guard=always, on_error="refuse").startswith("i cannot")
+
+
+def test_a_model_that_cannot_even_read_the_prompt_still_refuses(failing, monkeypatch):
+    def unreadable(*args, **options):
+        raise RuntimeError("no reading")
+
+    monkeypatch.setattr(type(model()), "encode", unreadable)
+    assert generate(model(), prompts()[1], guard=failing, on_error="refuse") == "I cannot"
+
+
+def test_guards_that_cannot_guard(guard):
+    with pytest.raises(DetectorError, match="fitted on 'planted'"):
+        generate(model("planted-pair"), prompts()[0], guard=guard)
+    with pytest.raises(DetectorError, match="not fitted"):
+        generate(model(), prompts()[0], guard=OneHeadDetector())
+    with pytest.raises(DetectorError, match="got a str"):
+        generate(model(), prompts()[0], guard="one head")
+
+
+def test_replies_in_batches_are_the_replies_one_by_one():
+    some = split("test")[:10]
+    for heads in ((), (HEAD,)):
+        one_by_one = [model().generate(p, max_new_tokens=8, heads=heads) for p in some]
+        assert generate_batch(model(), some, max_new_tokens=8, heads=heads, rows=3) == one_by_one
+        assert len(set(one_by_one)) == (1 if heads else 2)
+    with pytest.raises(WorkbenchError, match="at least 1"):
+        generate_batch(model(), some, max_new_tokens=0)

@@ -1,0 +1,67 @@
+"""Each measure re-derived in plain numpy from logits and states, and its exact ends."""
+
+import numpy as np
+import pytest
+import torch
+
+from workbench.models.tiny import build_tiny
+from workbench.runs.effects import MEASURES, angle_degrees, measure
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_tiny("llava", dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def states(model):
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(3, model.d_model, generator=generator, dtype=torch.float64)
+    return base, base[:, None] + torch.randn(3, 5, model.d_model, generator=generator, dtype=torch.float64)
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def test_every_measure_against_numpy(model, states):
+    base, masked = states
+    found = {name: value.numpy() for name, value in measure(model, base, model.unembed(base), masked).items()}
+    assert set(found) == set(MEASURES)
+    weight = model.hf.get_output_embeddings().weight.numpy()
+    opens = np.zeros(len(weight), bool)
+    opens[list(model.refusal_tokens)] = True
+    assert 0 < opens.sum() < len(opens)
+    for i in range(3):
+        u, p = base[i].numpy(), softmax(weight @ base[i].numpy())
+        for j in range(5):
+            v, q = masked[i, j].numpy(), softmax(weight @ masked[i, j].numpy())
+            middle = (p + q) / 2
+            expected = {
+                "deflection": np.degrees(np.arccos(u @ v / np.linalg.norm(u) / np.linalg.norm(v))),
+                "kl": (p * np.log(p / q)).sum(),
+                "js": ((p * np.log(p / middle)).sum() + (q * np.log(q / middle)).sum()) / 2,
+                "tv": abs(p - q).sum() / 2,
+                "top1_change": float(p.argmax() != q.argmax()),
+                "l2": np.linalg.norm(v - u),
+                "norm_ratio": np.linalg.norm(v) / np.linalg.norm(u),
+                "refusal_change": np.log(q[opens].sum() / q[~opens].sum()) - np.log(p[opens].sum() / p[~opens].sum()),
+            }
+            for name, value in expected.items():
+                np.testing.assert_allclose(found[name][i, j], value, atol=1e-9, err_msg=name)
+
+
+def test_the_angle_stays_right_where_acos_gives_up():
+    for tiny in (1e-3, 1e-7, 1e-12):
+        one = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        other = torch.tensor([np.cos(tiny), np.sin(tiny)], dtype=torch.float64)
+        np.testing.assert_allclose(float(angle_degrees(one, other)), np.degrees(tiny), rtol=1e-6)
+    assert float(angle_degrees(one, -one)) == 180.0
+    assert float(angle_degrees(one, 3 * one)) == 0.0
+
+
+def test_a_model_that_knows_no_refusal_has_no_refusal_change(model, states, monkeypatch):
+    base, masked = states
+    monkeypatch.setitem(model.__dict__, "refusal_tokens", ())
+    assert measure(model, base, model.unembed(base), masked)["refusal_change"].isnan().all()

@@ -1,0 +1,125 @@
+"""How much work a sweep does, counted: the counts do not depend on the machine's mood."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from scipy.stats import spearmanr
+
+import workbench as wb
+from workbench.cli.sweep import sweep_command
+from workbench.errors import PromptError, WorkbenchError
+from workbench.models.tiny import build_tiny
+from workbench.runs.opening import open_run
+from workbench.sweeps.execution import work_line
+
+WORDS = ("what is this", "a bomb", "what is this ?", "a red square here")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_tiny("llava")
+
+
+def prompts(images: bool = True) -> list[wb.Prompt]:
+    draws = np.random.default_rng(0)
+    pictures = [Image.fromarray(draws.integers(0, 255, (40, 50, 3), dtype=np.uint8)) if images else None for _ in WORDS]
+    return [
+        wb.Prompt(id=f"p{i}", text=t, label=("safe", "unsafe")[i % 2], image=pictures[i]) for i, t in enumerate(WORDS)
+    ]
+
+
+def test_masks_run_the_layers_above_them_and_the_last_position_of_the_last(model):
+    seen = [0]
+
+    def count(module, args):
+        seen[0] += args[0].shape[0] * args[0].shape[1]
+
+    handles = [layer.mlp.register_forward_pre_hook(count) for layer in model.layers]
+    run = wb.sweep(model, prompts(), progress=False)
+    for handle in handles:
+        handle.remove()
+    last, rows = model.n_layers - 1, 2 * model.n_heads
+    lengths = [model.encode(p).n_tokens for p in prompts()]
+    wanted = sum(
+        model.n_layers * n + rows * sum((last - layer) * n + 1 for layer in range(model.n_layers)) for n in lengths
+    )
+    assert run.attrs["layer_tokens"] == wanted
+    assert seen[0] == wanted, "the counter is not what the layers saw"
+    bound = (model.n_layers + 1) / (2 * model.n_layers)
+    assert run.attrs["layer_tokens"] <= bound * run.attrs["naive_layer_tokens"]
+    assert run.attrs["vision_passes"] == len(WORDS)
+
+
+def test_the_naive_count_is_what_the_naive_engine_does(model):
+    run = wb.sweep(model, prompts()[:1], engine="naive", progress=False)
+    # The unmasked pass is made twice: once for its states, once for what it says of every head.
+    n, images = model.encode(prompts()[0]).n_tokens, 1
+    assert run.attrs["layer_tokens"] - model.n_layers * n == run.attrs["naive_layer_tokens"]
+    assert run.attrs["vision_passes"] - images == run.attrs["naive_vision_passes"]
+
+
+def test_one_line_says_what_was_saved(model, capsys):
+    run = wb.sweep(model, prompts(), progress=True)
+    share = run.attrs["layer_tokens"] / run.attrs["naive_layer_tokens"]
+    assert f"{share:.1%} of the naive count" in work_line(run.attrs)
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"{share:.1%} of the naive count" in printed
+    assert "4 image passes, not 196" in printed
+
+
+@pytest.mark.parametrize(("positions", "most"), [("last", 0.12), ("after_image", 0.6)])
+def test_masks_at_fewer_positions_reuse_what_comes_before(model, positions, most):
+    whole = wb.sweep(model, prompts(), progress=False)
+    part = wb.sweep(model, prompts(), mask=wb.Mask(positions=positions), progress=False)
+    base = model.n_layers * sum(model.encode(p).n_tokens for p in prompts())
+    # A sweep of so few prompts masks all positions of all of them once more, for the agreement.
+    part.attrs["layer_tokens"] -= whole.attrs["layer_tokens"]
+    assert part.attrs["layer_tokens"] - base < most * (whole.attrs["layer_tokens"] - base)
+
+
+def test_agreement_of_positions_is_reported(model, capsys):
+    part = wb.sweep(model, prompts(), mask=wb.Mask(positions="last"), progress=True)
+    found, whole = part.attrs["positions_agreement"], wb.sweep(model, prompts(), progress=False)
+    assert found["prompts"] == len(WORDS)
+    for name in ("query", "value"):
+        one, other = (r.deflection.sel(projection=name).mean("prompt").values.ravel() for r in (whole, part))
+        assert found["spearman"][name] == pytest.approx(spearmanr(one, other).statistic, abs=2e-4)
+        assert found["top_shared"][name] == len(set(one.argsort()[-5:]) & set(other.argsort()[-5:])) / 5
+    printed = " ".join(capsys.readouterr().err.split())
+    assert f"query: rank correlation {found['spearman']['query']:.2f}" in printed
+    assert "positions_agreement" not in whole.attrs
+    few = wb.sweep(model, prompts(), mask=wb.Mask(positions="last"), heads=[(0, 0), (1, 0)], progress=False)
+    assert few.attrs["positions_agreement"]["spearman"] == {}
+
+
+def test_the_command_stores_a_run(tmp_path):
+    console = Console(record=True, width=400)
+    out = str(tmp_path / "run.zarr")
+    options = {"projections": ["value"], "split": "selection", "n": 6, "mask": wb.Mask(form="scale", factor=0.5)}
+    sweep_command(console, model="planted", prompts="planted", out=out, **options)
+    said = console.export_text()
+    assert "6 prompts" in said
+    assert f"workbench score {out}" in said
+    run = wb.sweep(
+        wb.load_model("planted"),
+        wb.load_prompts("planted", split="selection", n=6),
+        projections=("value",),
+        mask=options["mask"],
+        out=out,
+        progress=False,
+    )
+    assert run.attrs["mask_factor"] == 0.5
+    options |= {"engine": "sketch", "options": ["best=2", "rule=sensitivity", "sample=0"], "out": f"{out}-sketch"}
+    sweep_command(console, model="planted", prompts="planted", **options)
+    stored = json.loads(open_run(f"{out}-sketch").attrs["engine_options"])
+    assert (stored["best"], stored["rule"], stored["sample"]) == (2, "sensitivity", 0)
+    for wrong in ("best", "best=", "=2"):
+        with pytest.raises(WorkbenchError, match=f"NAME=VALUE, such as best=16; got '{wrong}'"):
+            sweep_command(console, model="planted", prompts="planted", **(options | {"options": [wrong]}))
+    with pytest.raises(PromptError):
+        sweep_command(console, model="planted", prompts="nothing", out=out, projections=["value"])

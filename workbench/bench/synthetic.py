@@ -1,0 +1,144 @@
+"""Random LLaVA-shaped models of any size, and prompts for them: what the benchmark runs where Pocket is too small."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from workbench.models.families import family_of
+from workbench.models.families.tiny_parts import tiny_tokenizer
+from workbench.models.hooked import HookedLVLM
+from workbench.prompts.prompt import Prompt, PromptSet
+
+WORDS = [f"w{i}" for i in range(120)]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a LLaVA: text decoder, image tower, and picture side and patch in pixels."""
+
+    layers: int = 8
+    heads: int = 8
+    d_model: int = 128
+    d_mlp: int = 256
+    vision_layers: int = 3
+    vision_width: int = 64
+    vision_heads: int = 4
+    side: int = 48
+    patch: int = 8
+
+    @property
+    def image_tokens(self) -> int:
+        return (self.side // self.patch) ** 2
+
+
+POCKET = Shape()
+SEVEN_B = Shape(32, 32, 4096, 11008, 24, 1024, 16, 336, 14)
+SHAPES = {"pocket": POCKET, "7b-like": SEVEN_B}
+
+
+def build(
+    shape: Shape,
+    *,
+    name: str,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    uneven: bool = False,
+) -> HookedLVLM:
+    """A random model. `uneven` scales the writes of heads by a log-normal factor, so that some matter much more."""
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    tokenizer = tiny_tokenizer([*WORDS, "<image>"], image="<image>")
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    vision = CLIPVisionConfig(
+        hidden_size=shape.vision_width, intermediate_size=4 * shape.vision_width, num_hidden_layers=shape.vision_layers,
+        num_attention_heads=shape.vision_heads, image_size=shape.side, patch_size=shape.patch,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=shape.d_model, intermediate_size=shape.d_mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.heads, head_dim=shape.d_model // shape.heads,
+        max_position_embeddings=4096, initializer_range=0.8 * shape.d_model**-0.5,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=image_id, image_seq_length=shape.image_tokens,
+        vision_feature_layer=-1,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    with torch.device(device):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            hf = Llava(config).eval()
+        finally:
+            torch.set_default_dtype(before)
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": shape.side}, crop_size={"height": shape.side, "width": shape.side}
+    )
+    processor = LlavaProcessor(
+        images, tokenizer, patch_size=shape.patch, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+    model = HookedLVLM(hf, family_of("llava"), name=name, tokenizer=tokenizer, processor=processor)
+    if uneven:
+        _scale_heads(model, seed)
+    return model
+
+
+@torch.no_grad()
+def _scale_heads(model: HookedLVLM, seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    for attention in model.attentions.values():
+        factor = torch.randn(model.n_heads, generator=draws).mul(0.8).exp().repeat_interleave(model.d_head)
+        attention.o_proj.weight.mul_(factor.to(attention.o_proj.weight))
+
+
+@torch.no_grad()
+def split_heads(model: HookedLVLM, into: int, *, seed: int = 0) -> HookedLVLM:
+    """The same LLaVA with each head split into several, which attend alike and write uneven shares of what it wrote.
+
+    It computes the same function, so a trained model's heads can be searched for among many.
+    """
+    config = copy.deepcopy(model.hf.config)
+    heads = model.n_heads * into
+    config.text_config.num_attention_heads = config.text_config.num_key_value_heads = heads
+    config.text_config.head_dim = model.d_head
+    wide = type(model.hf)(config).eval()
+    draws, old = torch.Generator().manual_seed(seed), model.hf.state_dict()
+    for name, parameter in wide.state_dict().items():
+        given = old[name]
+        if given.shape == parameter.shape:
+            parameter.copy_(given)
+        elif "o_proj" in name:
+            shares = (1.5 * torch.randn(model.n_heads, into, generator=draws)).softmax(-1)
+            columns = given.view(model.d_model, model.n_heads, 1, model.d_head) * shares[:, :, None]
+            parameter.copy_(columns.flatten(1))
+        else:
+            rows = given.view(model.n_heads, 1, model.d_head, -1).expand(-1, into, -1, -1)
+            parameter.copy_(rows.reshape(parameter.shape))
+    name = f"{model.name}, each head split into {into}"
+    return HookedLVLM(wide, model.family, name=name, tokenizer=model.tokenizer, processor=model.processor)
+
+
+def questions(
+    n: int, *, words: int, side: int, pictures: int | None = None, lengths: int = 1, seed: int = 0
+) -> PromptSet:
+    """`n` questions of random words, `n / pictures` to a picture; unsafe ones draw on other words.
+
+    Args:
+        lengths: How many different lengths there are, from `words` up.
+    """
+    draws = np.random.default_rng(seed)
+    pictures = pictures or n
+    shown = [Image.fromarray(draws.integers(0, 255, (side, side, 3), dtype=np.uint8)) for _ in range(pictures)]
+    found = []
+    for i in range(n):
+        unsafe = i % 2
+        chosen = draws.integers(40 * unsafe, 80 + 40 * unsafe, words + i % lengths)
+        text = " ".join(WORDS[j] for j in chosen)
+        found.append(Prompt(f"q{i}", text, shown[i * pictures // n], ("safe", "unsafe")[unsafe], source="bench"))
+    return PromptSet(found, name="bench")

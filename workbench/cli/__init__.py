@@ -1,0 +1,296 @@
+"""The `workbench` command. One sub-command a function of the library, and nothing here but its options.
+
+Exit status: 0 on success, 1 on a mistake of the user (one message, no traceback), 2 on bad usage, 130 after Ctrl-C.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from workbench.errors import WorkbenchError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Mask every attention head of a vision-language model, and find those that carry safety. "
+    "Begin with [bold]workbench demo[/bold].",
+)
+console = Console()
+
+ModelName = Annotated[
+    str,
+    typer.Option("--model", "-m", help="pocket, pocket-base, planted, planted-pair; a checkpoint directory; a Hub id."),
+]
+PromptsName = Annotated[
+    str, typer.Option("--prompts", "-p", help="pocket or planted, or a .jsonl, .csv or .parquet file.")
+]
+RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
+Form = Annotated[
+    Literal["limit", "as_published", "scale"], typer.Option("--form", "--mask-form", help="Form of the mask.")
+]
+Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form scale changes nothing.")]
+Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the figures and the stored run.")] = Path("figures"),
+    model: Annotated[str, typer.Option(help="pocket, pocket-base, planted or planted-pair.")] = "pocket",
+    n: Annotated[int, typer.Option("--n", "-n", help="Prompts, over three splits.")] = 300,
+    seed: Seed = 0,
+    form: Form = "limit",
+    factor: Factor = 0.0,
+) -> None:
+    """Mask every head of the embedded model, rank the heads three ways, draw the figures."""
+    from workbench.demo import demo as run_demo
+    from workbench.models.masks import Mask
+
+    run_demo(out, model_name=model, n=n, seed=seed, mask=Mask(form=form, factor=factor), console=console)
+
+
+@app.command()
+def sweep(
+    model: ModelName,
+    prompts: PromptsName,
+    out: Annotated[str, typer.Option(help="Store the run here: a folder (RUN.zarr) or an fsspec URL.")],
+    projection: Annotated[
+        list[str] | None,
+        typer.Option(help="The projection masked; give it twice for both, the default."),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="exact, prefix (shared beginnings), sketch and race (estimates first), or naive (reference)."
+        ),
+    ] = "exact",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=VALUE for the engine, as often as needed. sketch: directions, best, edge, sample, by, rule; "
+            "race: k, rule, by, level, screen, directions."
+        ),
+    ] = None,
+    form: Form = "limit",
+    factor: Factor = 0.0,
+    grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
+    positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
+    split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")] = None,
+    device_map: Annotated[
+        str | None, typer.Option(help="auto lays a model that is too large for one device over several.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="local, local:N for N workers, auto, or the address of a Ray cluster.")
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Recompute what is damaged in the store.")] = False,
+    seed: Seed = 0,
+) -> None:
+    """Mask every head on every prompt and store the run. Stopped at any moment, the same command goes on."""
+    from workbench.cli.sweep import sweep_command
+    from workbench.models.masks import Mask
+
+    sweep_command(
+        console,
+        model=model,
+        prompts=prompts,
+        out=out,
+        projections=list(projection or ("query", "value")),
+        engine=engine,
+        options=list(option or ()),
+        mask=Mask(form=form, factor=factor, grain=grain, positions=positions),
+        split=split,
+        n=n,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        cluster=cluster,
+        repair=repair,
+    )
+
+
+@app.command()
+def score(
+    run: RunPath,
+    criteria: Annotated[
+        str, typer.Option(help="Names, comma-separated, or all. An unknown one lists what there is.")
+    ] = "deflection,ships,probe",
+    rule: Annotated[str, typer.Option(help="How heads are ranked: sensitivity, selectivity, auroc, …")] = "selectivity",
+    top: Annotated[int, typer.Option(help="How many heads to print for each criterion and projection.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Score every head of a stored run, and print the first under a rule."""
+    from workbench.cli.views import score_command
+
+    score_command(console, run, criteria=criteria.split(","), rule=rule, top=top, out=out, seed=seed)
+
+
+@app.command()
+def figures(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
+    formats: Annotated[str, typer.Option(help="Of pdf, svg and png, comma-separated.")] = "pdf,svg,png",
+) -> None:
+    """Draw a stored run's figures for a paper; needs no browser and no model."""
+    from workbench.cli.views import figures_command
+
+    figures_command(console, run, out=out, formats=formats.split(","))
+
+
+@app.command()
+def models() -> None:
+    """List the model families: what each supports, and its known limits."""
+    from workbench.cli.models import show_models
+
+    raise typer.Exit(show_models(console))
+
+
+@app.command()
+def check(
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint directory, a Hub id, an embedded name; a family with --tiny.")
+    ],
+    tiny: Annotated[bool, typer.Option("--tiny", help="A random model from a small configuration; offline.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")] = None,
+) -> None:
+    """Prove that masks act on a model as they should; status 1 if it does not conform."""
+    from workbench.cli.models import check_model
+
+    raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, console=console))
+
+
+@app.command()
+def compare(
+    run: RunPath,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="With it, also what masking the heads does to replies.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
+    ] = None,
+    criteria: Annotated[str, typer.Option(help="Comma-separated.")] = "deflection,ships,probe",
+    rules: Annotated[str, typer.Option(help="Comma-separated.")] = "sensitivity,selectivity,auroc,layer_matched",
+    n_heads: Annotated[str, typer.Option(help="Numbers of heads, comma-separated.")] = "1,3,5",
+    controls: Annotated[int, typer.Option(help="Draws of matched random heads beside each set; with --model.")] = 3,
+    judges: Annotated[
+        str, typer.Option(help="Of exact, phrases and ships-2025, one or two; two print their agreement.")
+    ] = "exact",
+    out: Annotated[Path | None, typer.Option(help="Store the table here: .csv, .parquet or .json.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds."""
+    from workbench.cli.detect import compare_command
+
+    compare_command(
+        console,
+        run,
+        model=model,
+        prompts=prompts,
+        criteria=criteria.split(","),
+        rules=rules.split(","),
+        n_heads=[_number(n) for n in n_heads.split(",")],
+        controls=controls,
+        judges=judges.split(","),
+        out=out,
+        seed=seed,
+    )
+
+
+@app.command()
+def detect(
+    source: Annotated[str, typer.Argument(help="A stored run (a detector is fitted on it), or a stored detector.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="For a stored detector.")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="For a stored detector.")] = None,
+    projection: Annotated[Literal["query", "value"], typer.Option(help="The projection masked.")] = "query",
+    criterion: Annotated[str, typer.Option(help="Whose value is thresholded.")] = "deflection",
+    rule: Annotated[str, typer.Option(help="How the head is chosen.")] = "selectivity",
+    k: Annotated[int, typer.Option(help="Candidate heads, one of which is drawn.")] = 1,
+    save: Annotated[Path | None, typer.Option(help="Store the fitted detector in this folder.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Test a detector by family and category, with graded scores."""
+    from workbench.cli.detect import detect_command
+
+    detect_command(
+        console,
+        source,
+        model=model,
+        prompts=prompts,
+        projection=projection,
+        criterion=criterion,
+        rule=rule,
+        k=k,
+        save=save,
+        seed=seed,
+    )
+
+
+@app.command()
+def generate(
+    text: Annotated[str, typer.Argument(help="What to ask.")],
+    model: ModelName = "pocket",
+    image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
+    guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
+    on_error: Annotated[Literal["raise", "refuse"], typer.Option(help="When detection itself fails.")] = "raise",
+    show_unguarded: Annotated[bool, typer.Option("--show-unguarded", help="The plain reply beside it.")] = False,
+) -> None:
+    """Print a model's reply to one prompt, guarded by a detector if you give one."""
+    from workbench.cli.detect import generate_command
+
+    generate_command(
+        console,
+        text,
+        model=model,
+        image=image,
+        guard=guard,
+        max_new_tokens=max_new_tokens,
+        on_error=on_error,
+        show_unguarded=show_unguarded,
+    )
+
+
+@app.command()
+def lab() -> None:
+    """Open JupyterLab on the notebook in which heads can be clicked."""
+    from workbench.cli.views import lab_command
+
+    raise typer.Exit(lab_command())
+
+
+def main() -> None:
+    """Run the command; turn a user's mistake into one message and status 1."""
+    errors = Console(stderr=True)
+    try:
+        app(standalone_mode=True)
+    except WorkbenchError as error:
+        errors.print(f"[red]Error:[/red] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("Stopped.", highlight=False)
+        sys.exit(130)
+
+
+def _number(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise WorkbenchError(f"Numbers of heads are whole numbers, comma-separated, like 1,3,5; got {text!r}.")
+    return int(text)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""What `workbench compare`, `detect` and `generate` do."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+
+from workbench.comparison.breakdown import WRITERS, Breakdown, compare
+from workbench.comparison.findings import findings
+from workbench.comparison.tables import breakdown_tables, graded_table, left_out_table, measures_table
+from workbench.criteria.detection import leave_one_family_out
+from workbench.detectors import load_detector
+from workbench.detectors.calibration import stand_ins
+from workbench.detectors.detector import DESCRIPTION, Detector
+from workbench.detectors.evaluation import graded_scores, score_measures, unseen
+from workbench.detectors.one_head import OneHeadDetector
+from workbench.errors import DetectorError, PromptError
+from workbench.models.loading import load_model
+from workbench.prompts import load_prompts
+from workbench.prompts.prompt import Prompt
+from workbench.replies.guard import Reply, generate
+from workbench.runs.opening import open_run
+from workbench.runs.splits import in_split, with_splits
+
+COSTED = 8  # prompts on which the cost of a stored detector is measured
+PIPE_WIDTH = 180
+
+
+def compare_command(
+    console: Console,
+    run: str,
+    *,
+    model: str | None = None,
+    prompts: str | None = None,
+    criteria: Sequence[str],
+    rules: Sequence[str],
+    n_heads: Sequence[int] = (1, 3, 5),
+    controls: int = 3,
+    judges: Sequence[str] = ("exact",),
+    bootstrap: int = 1000,
+    out: Path | None = None,
+    seed: int = 0,
+) -> Breakdown:
+    """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does.
+
+    The first of `judges` decides what counts as an answer; with a second one, their agreement is printed.
+    """
+    if not 1 <= len(judges) <= 2:
+        raise DetectorError(f"One judge or two; got {len(judges)}.")
+    if out is not None and out.suffix not in WRITERS:
+        raise DetectorError(f"The breakdown can be written as {', '.join(WRITERS)}; got {out.name!r}.")
+    found = compare(
+        open_run(run),
+        None if model is None else load_model(model),
+        prompts=None if prompts is None else load_prompts(prompts),
+        criteria=criteria,
+        rules=rules,
+        n_heads=n_heads,
+        controls=controls,
+        judge=judges[0],
+        second_judge=judges[1] if len(judges) > 1 else None,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    _widen(console)
+    for table in breakdown_tables(found):
+        console.print(table)
+    console.print(
+        f"Splits: {found.splits}. Intervals are 95 %; the range of random heads is over their draws.", style="dim"
+    )
+    for sentence in findings(found):
+        console.print(f"- {sentence}", markup=False, highlight=False)
+    if found.agreement is not None:
+        console.print(
+            "- {} and {} agree on {rate:.0%} of {n} replies, kappa {kappa:.2f}.".format(*judges, **found.agreement)
+        )
+    for why in found.left_out:
+        console.print(f"Left out: {why}", style="dim", markup=False, highlight=False)
+    if out is not None:
+        for path in found.save(out):
+            console.print(f"Written: {path}", markup=False, highlight=False)
+    return found
+
+
+def detect_command(
+    console: Console,
+    source: str,
+    *,
+    model: str | None = None,
+    prompts: str | None = None,
+    projection: str = "query",
+    criterion: str = "deflection",
+    rule: str = "selectivity",
+    k: int = 1,
+    bootstrap: int = 1000,
+    save: Path | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Test a detector by family and category, with graded scores.
+
+    `source` is a stored run (a one-head detector is fitted on its selection and threshold prompts and tested on its
+    test prompts, without the model), or a stored detector, which needs `model` and `prompts` (their test split, if
+    declared).
+    """
+    _widen(console)
+    if (Path(source) / DESCRIPTION).is_file():
+        if model is None or prompts is None:
+            raise DetectorError("A stored detector is tested on prompts: give --model and --prompts.")
+        detector: Detector = load_detector(source)
+        asked: Sequence[Prompt] = load_prompts(prompts, seed=seed)
+        asked = [p for p in asked if p.split == "test"] or asked
+        asked = unseen(detector, asked)
+        loaded = load_model(model)
+        scores = detector.decision_function(loaded, asked)
+        cost = detector.cost(loaded, asked[:COSTED])
+        told = (
+            f"Cost: {cost.forward_passes:.2f} forward passes and {1000 * cost.detect_s:.0f} ms a prompt, "
+            f"{cost.latency_ratio:.2f} of a plain reply (median of {cost.n_prompts})"
+        )
+        console.print(told, highlight=False)
+    else:
+        stored, splits = with_splits(open_run(source), seed=seed)
+        one_head = OneHeadDetector(projection=projection, criterion=criterion, rule=rule, k=k, seed=seed).fit_run(
+            stored
+        )
+        test = stored.isel(prompt=in_split(stored, "test").nonzero()[0])
+        asked, scores = stand_ins(test), one_head.stored_scores(test)
+        console.print(f"Splits: {splits}.", style="dim")
+        without = leave_one_family_out(
+            stored, criterion=criterion, rule=rule, projection=projection, bootstrap=bootstrap, seed=seed
+        )
+        console.print(left_out_table(without))
+        detector = one_head
+    console.print(str(detector), markup=False, highlight=False)
+    measures = score_measures(scores, asked, detector.threshold, bootstrap=bootstrap, seed=seed)
+    console.print(measures_table(measures))
+    console.print(graded_table(graded_scores(scores, asked, detector.threshold)))
+    if save is not None:
+        console.print(f"Written: {detector.save(save)}", markup=False, highlight=False)
+    return measures
+
+
+def generate_command(
+    console: Console,
+    text: str,
+    *,
+    model: str,
+    image: Path | None = None,
+    guard: str | None = None,
+    max_new_tokens: int = 32,
+    on_error: Literal["raise", "refuse"] = "raise",
+    show_unguarded: bool = False,
+) -> str:
+    """Print the reply to one prompt as it is decoded; with a guard, a refusal of what the guard flags."""
+    prompt = Prompt(id="asked", text=text, image=None if image is None else _read_image(image))
+
+    def write(piece: str) -> None:
+        console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+
+    reply = generate(
+        load_model(model),
+        prompt,
+        guard=None if guard is None else load_detector(guard),
+        max_new_tokens=max_new_tokens,
+        on_error=on_error,
+        show_unguarded=show_unguarded,
+        stream=write,
+    )
+    console.print()
+    if isinstance(reply, Reply):
+        told = {True: "flagged", False: "not flagged", None: "detection failed, refused"}[reply.flagged]
+        console.print(f"Guard: {told}; score {reply.score:.4g}, threshold {reply.threshold:.4g}", style="dim")
+        if reply.error:
+            console.print(reply.error, style="dim", markup=False, highlight=False)
+        if reply.unguarded is not None:
+            console.print(f"Without the guard: {reply.unguarded}", markup=False, highlight=False)
+    return reply
+
+
+def _widen(console: Console) -> None:
+    """A file or a pipe has no width of its own; rich would fold the tables to 80 columns."""
+    if not console.is_terminal:
+        console.width = max(console.width, PIPE_WIDTH)
+
+
+def _read_image(path: Path) -> Image.Image:
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except (OSError, UnidentifiedImageError) as error:
+        raise PromptError(f"The image {path} cannot be read ({error}). Open it in a viewer.") from error
+    return picture

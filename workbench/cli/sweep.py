@@ -1,0 +1,67 @@
+"""`workbench sweep`: what the command prints and does."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from workbench.errors import WorkbenchError
+from workbench.models.loading import load_model
+from workbench.models.masks import Mask
+from workbench.prompts import load_prompts
+from workbench.sweeps.sweep import sweep
+
+
+def sweep_command(
+    console: Console,
+    *,
+    model: str,
+    prompts: str,
+    out: str,
+    projections: list[str],
+    engine: str = "exact",
+    options: Sequence[str] = (),
+    mask: Mask | None = None,
+    split: str | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str | None = None,
+    device_map: str | None = None,
+    cluster: str | None = None,
+    repair: bool = False,
+) -> None:
+    """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
+
+    Raises: WorkbenchError, as `sweep`, `load_model` and `load_prompts` do.
+    """
+    chosen = load_prompts(prompts, split=split, seed=seed, n=n)
+    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map)
+    run = sweep(
+        loaded,
+        chosen,
+        projections=projections,
+        mask=mask,
+        engine=engine,
+        engine_options=dict(map(_pair, options)),
+        out=out,
+        seed=seed,
+        cluster=cluster,
+        repair=repair,
+    )
+    sizes = ", ".join(
+        f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
+    )
+    console.print(f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}", highlight=False, markup=False)
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    """Name and value of an engine's option; a value that is no number or list is taken as it is written."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise WorkbenchError(f"--option takes NAME=VALUE, such as best=16; got {text!r}.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

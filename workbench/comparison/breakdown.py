@@ -1,0 +1,203 @@
+"""The breakdown: measure × rule × projection × number of heads, each detector on the same prompts of the same run.
+
+Heads are chosen on the selection split, thresholds set on the threshold split, and everything else measured on the test
+split.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from workbench.comparison.candidates import KEYS, Contender, contenders
+from workbench.comparison.causal_rows import Consequences
+from workbench.criteria import statistics
+from workbench.criteria.controls import CONTROLS
+from workbench.criteria.rates import measures_on
+from workbench.errors import CriterionError, DetectorError
+from workbench.models.hooked import HookedLVLM
+from workbench.prompts.prompt import Prompt
+from workbench.replies.judges import Judge, judge_agreement
+from workbench.runs.reading import prompt_coord
+from workbench.runs.splits import in_split, with_splits
+
+COLUMNS = (*KEYS, "heads", "threshold", "measure", "family", "value", "ci_low", "ci_high", "n")
+CRITERIA = ("deflection", "ships", "probe")
+RULES = ("sensitivity", "selectivity", "auroc", "layer_matched")
+N_HEADS = (1, 3, 5)
+WRITERS = {".csv": "to_csv", ".parquet": "to_parquet", ".json": "to_json"}
+
+
+@dataclass(frozen=True, eq=False)
+class Breakdown:
+    """What `compare` found.
+
+    Attributes:
+        table: One row a detector × measure × family: criterion, rule, projection, n_heads, heads, threshold, measure,
+            family, value, ci_low, ci_high, n. The measures are those of `workbench.criteria.detection.detection_table`,
+            with `auroc_matched` also for `all` (mean over families), and with a model those of
+            `workbench.comparison.causal_rows`.
+        ingredients: What each ingredient adds: one row a pair of detectors that differ in nothing else: ingredient,
+            criterion, rule, projection, n_heads (of the pair; the differing one is written `a - b`), measure,
+            difference of AUROC (a − b), ci_low and ci_high (95 %, paired bootstrap).
+        left_out: Detectors without a row, and why.
+        splits: Where the splits come from.
+        agreement: With two judges, how far they agree on the replies to the test prompts, no head masked: see
+            `workbench.replies.judges.judge_agreement`. None otherwise.
+    """
+
+    table: pd.DataFrame
+    ingredients: pd.DataFrame
+    left_out: tuple[str, ...]
+    splits: str
+    agreement: dict[str, float] | None = None
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the table to `path` (.csv, .parquet or .json) and the ingredients beside it; returns both paths."""
+        path = Path(path)
+        if path.suffix not in WRITERS:
+            raise DetectorError(f"A breakdown is written as {', '.join(WRITERS)}; got {path.name!r}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.stem}_ingredients{path.suffix}")
+        for frame, where in ((self.table, path), (self.ingredients, beside)):
+            options = {"orient": "records"} if path.suffix == ".json" else {"index": False}
+            plain = frame.copy()
+            plain.attrs = {}
+            getattr(plain, WRITERS[path.suffix])(where, **options)
+        return [path, beside]
+
+
+def compare(
+    run: xr.Dataset,
+    model: HookedLVLM | None = None,
+    *,
+    prompts: Sequence[Prompt] | None = None,
+    criteria: Sequence[str] = CRITERIA,
+    rules: Sequence[str] = RULES,
+    n_heads: Sequence[int] = N_HEADS,
+    controls: int = 3,
+    judge: str | Judge = "exact",
+    second_judge: str | Judge | None = None,
+    max_new_tokens: int = 16,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Breakdown:
+    """Every measure × rule × projection × number of heads on one run; with the model also what masking those heads
+    does.
+
+    Args:
+        run: From `wb.sweep`. Without declared splits its prompts are dealt 40:30:30, seeded.
+        model: The model of the run, for the causal measures; without it there are none.
+        prompts: The prompts of the run, for the causal measures; by default they are made again from the run's record.
+        criteria, rules: Names. Pairs without a meaning are left out.
+        n_heads: How many heads detect together.
+        controls: Draws of random heads beside each masked set.
+        judge, max_new_tokens: Of the causal measures, as in `workbench.comparison.masked_behaviour.attack_success`.
+        second_judge: Judges the replies of the unmasked model too; how far the two agree is part of the result.
+        bootstrap: Resamples behind the intervals of AUROC, TPR and differences.
+        seed: Of splits, controls, folds and resamples.
+    Raises: CriterionError if no combination gives a detector; DetectorError if model or prompts are not the run's;
+        RunError for a run that cannot be used.
+    """
+    run, splits = with_splits(run, seed=seed)
+    consequences = None
+    if model is not None:
+        consequences = Consequences(
+            run, model, prompts, controls=controls, judge=judge, max_new_tokens=max_new_tokens, seed=seed
+        )
+    left_out: list[str] = []
+    found = list(contenders(run, criteria, rules, n_heads, bootstrap, seed, left_out))
+    if not found:
+        raise CriterionError(f"No combination gives a detector to compare. {' '.join(left_out)}".strip())
+    rows: list[dict] = []
+    test = in_split(run, "test")
+    for contender in found:
+        measures = _measured(run, contender, test, bootstrap, seed)
+        if consequences is not None:
+            measures += consequences.missed(contender.values)
+            if contender.key[1] not in CONTROLS:
+                measures += consequences.of(contender.heads, contender.key[2])
+        about = dict(zip(KEYS, contender.key, strict=True))
+        about |= {"heads": contender.written, "threshold": contender.threshold}
+        rows.extend({**about, **measure} for measure in measures)
+    if consequences is not None:
+        nothing = {"criterion": "", "rule": "", "projection": "", "n_heads": 0, "heads": "", "threshold": np.nan}
+        rows.extend({**nothing, **measure} for measure in consequences.unmasked())
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    agreement = None
+    if consequences is not None and second_judge is not None:
+        agreement = judge_agreement(consequences.verdicts, consequences.judged_by(second_judge))
+    return Breakdown(table, _ingredients(found), tuple(left_out), splits, agreement)
+
+
+def _measured(run: xr.Dataset, contender: Contender, test: np.ndarray, bootstrap: int, seed: int) -> list[dict]:
+    unsafe = (prompt_coord(run, "label") == "unsafe")[test]
+    family, pairs = prompt_coord(run, "family")[test], prompt_coord(run, "pair_id")[test]
+    values = contender.values[test]
+    rows = measures_on(
+        values, unsafe, family=family, pairs=pairs, threshold=contender.threshold, bootstrap=bootstrap, seed=seed
+    )
+    matched = contender.resampled[1]
+    if np.isfinite(matched).all():
+        low, high = statistics.percentile_interval(matched[1:])
+        rows.append(
+            {
+                "measure": "auroc_matched",
+                "family": "all",
+                "value": float(matched[0]),
+                "ci_low": float(low),
+                "ci_high": float(high),
+                "n": len(values),
+            }
+        )
+    return rows
+
+
+def _ingredients(found: Sequence[Contender]) -> pd.DataFrame:
+    """Paired differences of AUROC between detectors that differ in one thing only."""
+    known = {c.key: c for c in found}
+    criteria = list(dict.fromkeys(c.key[0] for c in found))
+    rules = [rule for rule in dict.fromkeys(c.key[1] for c in found) if rule not in CONTROLS]
+    sizes = sorted({c.key[3] for c in found})
+    # (what is varied, its place in the key, the pairs that are compared)
+    plan: list[tuple[str, int, list[tuple]]] = [
+        ("measure", 0, [(criteria[0], other) for other in criteria[1:]]),
+        ("contrast with safe inputs", 1, [("selectivity", "sensitivity")]),
+        ("choice of heads", 1, [(rule, control) for rule in rules for control in CONTROLS]),
+        ("projection", 2, [("query", "value")]),
+        ("many heads", 3, [(size, sizes[0]) for size in sizes[1:]]),
+    ]
+    rows: list[dict] = []
+    for ingredient, place, pairs in plan:
+        for a, b in pairs:
+            for key, contender in known.items():
+                if key[place] != a:
+                    continue
+                other = (*key[:place], b, *key[place + 1 :])
+                if other not in known and ingredient == "measure":
+                    other = (other[0], other[1], "none", other[3])  # probes have no projection
+                if other in known:
+                    rows += _differences(ingredient, place, contender, known[other])
+    columns = ["ingredient", *KEYS, "measure", "difference", "ci_low", "ci_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _differences(ingredient: str, place: int, a: Contender, b: Contender) -> Iterator[dict]:
+    key: list[object] = list(a.key)
+    key[place] = f"{a.key[place]} - {b.key[place]}"
+    for number, measure in enumerate(("auroc", "auroc_matched")):
+        difference = a.resampled[number] - b.resampled[number]
+        if not np.isfinite(difference).all():
+            continue
+        low, high = statistics.percentile_interval(difference[1:])
+        yield {
+            "ingredient": ingredient,
+            **dict(zip(KEYS, map(str, key), strict=True)),
+            "measure": measure,
+            "difference": float(difference[0]),
+            "ci_low": float(low),
+            "ci_high": float(high),
+        }

@@ -1,0 +1,145 @@
+"""Heads that act together: Sahara's greedy group search, and how much more pairs of heads do than each alone."""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from workbench.axes import head_name
+from workbench.criteria.registry import list_criteria
+from workbench.criteria.statistics import percentile_interval
+from workbench.errors import DetectorError
+from workbench.models.hooked import HookedLVLM
+from workbench.models.masks import Mask
+from workbench.prompts.prompt import Prompt
+from workbench.runs.effects import MEASURES
+from workbench.sweeps.sweep import sweep
+
+Head = tuple[int, int]
+
+
+def greedy_groups(
+    model: HookedLVLM,
+    prompts: Sequence[Prompt],
+    *,
+    objective: str = "kl",
+    steps: int = 3,
+    projection: str = "query",
+    mask: Mask | None = None,
+) -> pd.DataFrame:
+    """Grow a group of heads, one a step: the head whose masking, with the group, has the largest mean effect.
+
+    Args:
+        model: The model.
+        prompts: Only the unsafe ones are used, as published (harmful queries).
+        objective: A measure of the sweep (kl, deflection, refusal_change, ...), turned so that larger is stronger.
+        steps: Size of the group; the paper stops at 5 at most.
+        projection, mask: How heads are masked.
+    Returns: One row a step: step (1-based), layer, head, `value` (mean effect of the whole group, in the measure's
+        unit), `gain` over the step before, and `runner_up`, the head that came second, with `runner_up_value`.
+        `.attrs["group"]` is the group.
+    Source: Sahara, arXiv 2410.13708, section 4; ydyjya/SafetyHeadAttribution, lib/Sahara/attribution.py. Differs:
+        theirs scores a group by an angle over the data set, here the mean of a per-prompt measure.
+    """
+    unsafe = _unsafe(prompts)
+    every = [(layer, head) for layer in model.masked_layers for head in range(model.n_heads)]
+    if not 1 <= steps <= len(every):
+        raise DetectorError(f"steps is the size of the group, 1 to {len(every)} heads; got {steps}.")
+    group: list[Head] = []
+    rows, before = [], 0.0
+    for step in range(1, steps + 1):
+        candidates = [head for head in every if head not in group]
+        effects = group_effects(
+            model, unsafe, [[*group, head] for head in candidates], measure=objective, projection=projection, mask=mask
+        ).mean(0)
+        order = np.argsort(-effects, kind="stable")
+        best = candidates[order[0]]
+        second = int(order[1]) if len(order) > 1 else None
+        group.append(best)
+        rows.append(
+            {
+                "step": step,
+                "layer": best[0],
+                "head": best[1],
+                "value": float(effects[order[0]]),
+                "gain": float(effects[order[0]]) - before,
+                "runner_up": "" if second is None else head_name(*candidates[second]),
+                "runner_up_value": float("nan") if second is None else float(effects[second]),
+            }
+        )
+        before = float(effects[order[0]])
+    table = pd.DataFrame(rows)
+    table.attrs = {"group": tuple(group), "objective": objective, "projection": projection, "n_prompts": len(unsafe)}
+    return table
+
+
+def head_interactions(
+    model: HookedLVLM,
+    prompts: Sequence[Prompt],
+    heads: Sequence[Head],
+    *,
+    measure: str = "kl",
+    projection: str = "query",
+    mask: Mask | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Joint effect of each pair of heads against the sum of their single effects, on the unsafe prompts.
+
+    Returns: One row a pair: `a`, `b` (written L3H1), `value_a`, `value_b`, `joint` (means, in the measure's unit),
+        `interaction` = joint − value_a − value_b (positive: together they do more than the sum; two heads that stand in
+        for each other are positive), and its 95 % bootstrap interval over prompts, `low` and `high`.
+    """
+    unsafe = _unsafe(prompts)
+    heads = [(int(layer), int(head)) for layer, head in heads]
+    if len(set(heads)) < max(2, len(heads)):
+        raise DetectorError(f"Interactions need two heads or more, each once; got {len(heads)}.")
+    pairs = list(combinations(range(len(heads)), 2))
+    groups = [[head] for head in heads] + [[heads[i], heads[j]] for i, j in pairs]
+    effects = group_effects(model, unsafe, groups, measure=measure, projection=projection, mask=mask)
+    drawn = np.random.default_rng(seed).integers(len(unsafe), size=(bootstrap, len(unsafe)))
+    rows = []
+    for (i, j), joint in zip(pairs, effects[:, len(heads) :].T, strict=True):
+        extra = joint - effects[:, i] - effects[:, j]
+        low, high = percentile_interval(extra[drawn].mean(1))
+        rows.append(
+            {
+                "a": head_name(*heads[i]),
+                "b": head_name(*heads[j]),
+                "value_a": effects[:, i].mean(),
+                "value_b": effects[:, j].mean(),
+                "joint": joint.mean(),
+                "interaction": extra.mean(),
+                "low": float(low),
+                "high": float(high),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def group_effects(
+    model: HookedLVLM,
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Head]],
+    *,
+    measure: str,
+    projection: str = "query",
+    mask: Mask | None = None,
+) -> np.ndarray:
+    """A measure of each group masked together, turned so that larger is stronger: [prompt, group]."""
+    if measure not in MEASURES:
+        raise DetectorError(f"A measure of the sweep is one of {', '.join(MEASURES)}; got {measure!r}.")
+    run = sweep(model, prompts, projections=(projection,), mask=mask, groups=groups, progress=False)
+    values = run[measure].sel(projection=projection).transpose("prompt", "group").values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise DetectorError(f"Masking groups gave {measure} that is NaN or infinite for some prompts. Use float32.")
+    turned = [c.strength for c in list_criteria() if c.needs == (measure,)]
+    return turned[0](values) if turned else values
+
+
+def _unsafe(prompts: Sequence[Prompt]) -> list[Prompt]:
+    found = [p for p in prompts if p.label == "unsafe"]
+    if not found:
+        raise DetectorError(f"Groups of safety heads are sought on unsafe prompts; these {len(prompts)} hold none.")
+    return found

@@ -1,0 +1,1 @@
+"""Pocket: its configuration, its training, its card."""

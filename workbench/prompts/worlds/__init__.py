@@ -1,0 +1,1 @@
+"""The generated worlds of prompts: Pocket's and Planted's."""

@@ -1,0 +1,16 @@
+"""Replies: many at once, guarded by a detector, and judged."""
+
+from workbench.replies.batches import generate_batch
+from workbench.replies.guard import RefusalRecipe, Reply, generate
+from workbench.replies.judges import attack_success_rate, judge_agreement, judge_refusal, judge_replies
+
+__all__ = [
+    "RefusalRecipe",
+    "Reply",
+    "attack_success_rate",
+    "generate",
+    "generate_batch",
+    "judge_agreement",
+    "judge_refusal",
+    "judge_replies",
+]

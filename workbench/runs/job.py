@@ -1,0 +1,139 @@
+"""What a sweep is to measure, and the checks on what a user asked for."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from workbench.errors import MaskError
+from workbench.models.encode import Encoded
+from workbench.models.hooked import HookedLVLM
+from workbench.models.masks import Mask
+
+# By layer: (projection, head) of each cell, as numbers into `Job.projections` and into the rows of the grain; in order.
+Cells = dict[int, tuple[tuple[int, int], ...]]
+Groups = tuple[tuple[tuple[int, int], ...], ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        projections: Of "query" and "value", in order.
+        mask: The mask.
+        cells: What is masked, by layer; every head of every projection when None.
+        keep_states: Keep masked final states too.
+        groups: Head sets masked together, in place of single cells.
+        estimates: What a sketch estimates.
+        directions: How many directions it draws for each.
+        seed: Of what is drawn.
+    """
+
+    projections: tuple[str, ...]
+    mask: Mask
+    cells: Cells | None
+    keep_states: bool
+    groups: Groups | None = None
+    estimates: tuple[str, ...] = ()
+    directions: int = 0
+    seed: int = 0
+
+    def layers(self, model: HookedLVLM) -> tuple[int, ...]:
+        """Layers with cells to measure."""
+        return model.masked_layers if self.cells is None else tuple(sorted(self.cells))
+
+    def cells_of(self, model: HookedLVLM, layer: int) -> tuple[tuple[int, int], ...]:
+        """(projection, head) of each cell of a layer, projection by projection."""
+        if self.cells is not None:
+            return self.cells[layer]
+        n_rows = len(self.mask.row_heads(model.n_heads, model.n_kv_heads))
+        return tuple((number, head) for number in range(len(self.projections)) for head in range(n_rows))
+
+    def chosen(self, model: HookedLVLM) -> np.ndarray:
+        """Which cells are masked, `[projection, layer, head]`."""
+        n_rows = len(self.mask.row_heads(model.n_heads, model.n_kv_heads))
+        chosen = np.zeros((len(self.projections), model.n_layers, n_rows), dtype=bool)
+        for layer in self.layers(model):
+            numbers, heads = zip(*self.cells_of(model, layer), strict=True)
+            chosen[list(numbers), layer, list(heads)] = True
+        return chosen
+
+    def naive_work(self, model: HookedLVLM, encoded: Sequence[Encoded]) -> tuple[int, int]:
+        """(layer-tokens, image passes) of one full forward a cell and one unmasked, as the peers do it."""
+        if self.groups is not None:
+            cells = len(self.groups) * len(self.projections)
+        else:
+            cells = sum(len(self.cells_of(model, layer)) for layer in self.layers(model))
+        forwards = 1 + cells
+        tokens = sum(e.n_tokens for e in encoded)
+        return forwards * model.n_layers * tokens, forwards * sum(e.image_span is not None for e in encoded)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How rows were put together. Recorded with the run: another partition changes the last bits of results.
+
+    Attributes:
+        block: Consecutive prompts that are swept and stored together.
+        rows: Most rows (a prompt under one mask) in one batch.
+        halved: How often `rows` was halved because the device ran out of memory.
+    """
+
+    block: int
+    rows: int
+    halved: int = 0
+
+    @staticmethod
+    def parse(text: str) -> "Partition":
+        """The partition a stored run was recorded with."""
+        return Partition(**json.loads(text))
+
+    def json(self) -> str:
+        """As a run records it."""
+        return json.dumps(asdict(self))
+
+
+def check_heads(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask) -> list[tuple[int, int]]:
+    """The (layer, head) pairs, sorted; a MaskError names the first that does not exist."""
+    n_rows = len(mask.row_heads(model.n_heads, model.n_kv_heads))
+    for layer, head in heads:
+        if layer not in model.sites or not 0 <= head < n_rows:
+            raise MaskError(
+                f"heads names L{layer}H{head}, which is not in {model.name!r}: maskable layers are "
+                f"{', '.join(map(str, model.masked_layers))}; heads are 0..{n_rows - 1} at grain {mask.grain!r}."
+            )
+    pairs = sorted({(int(layer), int(head)) for layer, head in heads})
+    if not pairs:
+        raise MaskError("heads is empty, so there is nothing to mask. Leave it out to sweep all heads.")
+    return pairs
+
+
+def cells_of_heads(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask, n_projections: int) -> Cells:
+    """The cells of some heads, under every projection."""
+    pairs = check_heads(model, heads, mask)
+    return by_layer((number, layer, head) for number in range(n_projections) for layer, head in pairs)
+
+
+def by_layer(cells: Iterable[tuple[int, int, int]]) -> Cells:
+    """Cells (projection, layer, head), in any order and with repeats, layer by layer."""
+    found: Cells = {}
+    for layer, number, head in sorted({(layer, number, head) for number, layer, head in cells}):
+        found[layer] = (*found.get(layer, ()), (number, head))
+    return found
+
+
+def check_groups(model: HookedLVLM, groups: Sequence[Sequence[tuple[int, int]]], mask: Mask) -> Groups:
+    """Head sets without repeats; a MaskError for one that is empty or names a head that does not exist."""
+    if not groups:
+        raise MaskError("groups is empty, so there is nothing to mask. Give sets of (layer, head), or leave it out.")
+    for group in groups:
+        check_heads(model, group, mask)
+    return tuple(tuple(dict.fromkeys((int(layer), int(head)) for layer, head in group)) for group in groups)
+
+
+def blocks(n_prompts: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive blocks of prompts."""
+    for start in range(0, n_prompts, size):
+        yield start, min(start + size, n_prompts)

@@ -1,0 +1,88 @@
+"""Where a sweep puts its units of work: `Memory` for runs that are not stored; `Store` has the same face on disk.
+
+A block is a range of consecutive prompts. Its unit 0 is what its base passes say; its unit l + 1 is masked layer l.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from workbench.runs.job import Partition
+from workbench.runs.schema import Variable, describe
+
+BASE = 0
+
+
+def unit_of(layer: int) -> int:
+    """The unit of work that masks a layer."""
+    return layer + 1
+
+
+def region(variable: Variable, start: int, stop: int, unit: int) -> tuple[slice, ...]:
+    """The part of a variable that one unit of the block `start:stop` writes: always whole chunks."""
+    first = (slice(start, stop),)
+    return (*first, slice(None), slice(unit - 1, unit)) if variable.by_layer else first
+
+
+def variables_of(layout: Mapping[str, Variable], unit: int) -> list[str]:
+    """Names of the variables that a unit writes, in a fixed order."""
+    return sorted(name for name, variable in layout.items() if variable.by_layer == (unit != BASE))
+
+
+def filled(variable: Variable, array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """A unit's part of a variable in the stored dtype, every NaN the same NaN; all NaN where nothing was computed."""
+    if array is None:
+        return np.full(shape, np.nan, dtype=variable.dtype)
+    part = array.reshape(shape).astype(variable.dtype)
+    part[np.isnan(part)] = np.nan
+    return part
+
+
+class Memory:
+    """A run in the making, in memory."""
+
+    def __init__(
+        self, skeleton: xr.Dataset, layout: Mapping[str, Variable], attrs: Mapping[str, Any], partition: Partition
+    ) -> None:
+        self.skeleton, self.layout, self.partition = skeleton, dict(layout), partition
+        self.attrs: dict[str, Any] = dict(attrs)
+        self.arrays = {name: np.full(v.shape, np.nan, dtype=v.dtype) for name, v in layout.items()}
+        self._done: set[tuple[int, int]] = set()
+        self._late: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+
+    def rows(self, start: int, unit: int) -> int:
+        """Most rows a batch of this unit may have."""
+        return self.partition.rows
+
+    def done(self, start: int, unit: int) -> bool:
+        return (start, unit) in self._done
+
+    def write(self, start: int, stop: int, unit: int, arrays: Mapping[str, np.ndarray], rows: int) -> None:
+        """Keep what a unit of the block `start:stop` computed, in batches of at most `rows`."""
+        for name in variables_of(self.layout, unit):
+            if name in arrays:
+                where = region(self.layout[name], start, stop, unit)
+                self.arrays[name][where] = filled(self.layout[name], arrays[name], self.arrays[name][where].shape)
+        self._done.add((start, unit))
+
+    def read(self, name: str) -> np.ndarray:
+        """A variable as far as it is known, NaN elsewhere."""
+        return self.arrays[name]
+
+    def put(self, name: str, dims: tuple[str, ...], array: np.ndarray) -> None:
+        """Add a variable that is known only at the end."""
+        self._late[name] = (dims, array)
+
+    def note(self, **attrs: Any) -> None:
+        """Set attributes of the run."""
+        self.attrs.update(attrs)
+
+    def finish(self) -> xr.Dataset:
+        """The labelled run."""
+        found = {name: (v.dims, self.arrays[name]) for name, v in self.layout.items()}
+        return describe(self.skeleton.assign(found | self._late)).assign_attrs(self.attrs)
+
+    def close(self) -> None:
+        """Nothing to let go of."""

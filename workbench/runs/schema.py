@@ -1,0 +1,202 @@
+"""The records of a run: its variables with their units and dimensions, its coordinates, and where it came from.
+
+A run is one `xarray.Dataset`; stored, it is a Zarr group of the same variables, cut into chunks that are each written
+once, whole, by one unit of work: the base pass of a block of prompts, or one masked layer of it.
+"""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from workbench.axes import HEAD_DIMS, PROMPT_COORDS, head_name
+from workbench.models.hooked import HookedLVLM
+from workbench.prompts.prompt import PromptSet
+from workbench.runs.effects import MEASURES
+from workbench.runs.job import Job, Partition
+
+SCHEMA = "1"
+BASE_DIMS = {
+    "head_output": ("prompt", "layer", "head", "d_head"),
+    "base_state": ("prompt", "d_model"),
+    "image_attention": ("prompt", "layer", "head"),
+    "refusal_write": ("prompt", "layer", "head"),
+}
+UNITS = {
+    "deflection": ("degrees", "angle between the final states without and with the mask"),
+    "kl": ("nats", "KL(base || masked) of the next-token distribution"),
+    "js": ("nats", "Jensen-Shannon divergence of base and masked next-token distribution"),
+    "tv": ("1", "total variation distance, 0-1"),
+    "top1_change": ("1", "1 where the most likely next token changed"),
+    "l2": ("state units", "distance of the final states"),
+    "norm_ratio": ("1", "norm of the masked final state over that of the base"),
+    "refusal_change": ("log-odds", "masked - base log-odds of opening a refusal; negative = the head helped to refuse"),
+    "head_output": ("state units", "z at the last prompt position, before W_O, unmasked"),
+    "base_state": ("state units", "final state after the final norm, last prompt position, unmasked"),
+    "state": ("state units", "final state after the final norm, last prompt position, masked"),
+    "image_attention": ("1", "attention of the last prompt position on the image, 0-1"),
+    "refusal_write": (
+        "log-odds",
+        "first-order direct effect of the head's write on the refusal log-odds; positive = refuse",
+    ),
+    "write_root": ("1", "lower triangular R with R R^T = W_O^h W_O^h^T: z R has the inner products of the write z W_O"),
+    "deflection_estimate": ("degrees", "estimate of the deflection from a few backward passes; not exact"),
+    "kl_estimate": ("nats", "estimate of the KL from a few backward passes (Fisher form); not exact"),
+    "rule_value": ("degrees", "value of the raced rule on the prompts the head was scored on"),
+    "rule_low": ("degrees", "lower end of its confidence interval"),
+    "rule_high": ("degrees", "upper end of its confidence interval"),
+    "prompts_used": ("prompts", "on how many of the raced prompts the head was scored"),
+}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One stored variable. `chunks` gives the part of `shape` that one unit of work writes."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+    by_layer: bool
+
+
+def layout(
+    model: HookedLVLM, n_prompts: int, job: Job, block: int, *, n_groups: int | None = None
+) -> dict[str, Variable]:
+    """The variables of a run that are computed block by block."""
+    exact = "float64" if model.dtype == torch.float64 else "float32"  # float64 is for whoever compares two roads
+    block, n_projections = min(block, n_prompts), len(job.projections)
+    if n_groups is not None:
+        dims, sizes = ("prompt", "projection", "group"), (n_projections, n_groups)
+        grouped = Variable(dims, (n_prompts, *sizes), (block, *sizes), exact, by_layer=False)
+        state = Variable(
+            ("prompt", "d_model"), (n_prompts, model.d_model), (block, model.d_model), "float32", by_layer=False
+        )
+        return dict.fromkeys(MEASURES, grouped) | {"base_state": state}
+    n_rows = len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
+    shape, chunks = (n_prompts, n_projections, model.n_layers, n_rows), (block, n_projections, 1, n_rows)
+    variables = {name: Variable(HEAD_DIMS, shape, chunks, exact, by_layer=True) for name in MEASURES}
+    if job.keep_states:
+        width = model.d_model
+        variables["state"] = Variable((*HEAD_DIMS, "d_model"), (*shape, width), (*chunks, width), exact, by_layer=True)
+    whole = Variable(HEAD_DIMS, shape, (block, *shape[1:]), "float32", by_layer=False)
+    variables |= {f"{name}_estimate": whole for name in job.estimates}
+    size_of = {"layer": model.n_layers, "head": model.n_heads, "d_head": model.d_head, "d_model": model.d_model}
+    # With grain kv_group a row is a key/value head, and what is known per query head would not line up with it.
+    names = list(BASE_DIMS) if job.mask.grain == "query_head" else ["base_state"]
+    for name in names:
+        rest = tuple(size_of[dim] for dim in BASE_DIMS[name][1:])
+        variables[name] = Variable(BASE_DIMS[name], (n_prompts, *rest), (block, *rest), "float32", by_layer=False)
+    return variables
+
+
+def skeleton(
+    model: HookedLVLM, prompts: PromptSet, job: Job, groups: Sequence[Sequence[tuple[int, int]]] | None = None
+) -> xr.Dataset:
+    """Coordinates, and what is known before anything is computed."""
+    frame = prompts.frame()
+    coords: dict[str, Any] = {"prompt": _column([p.id for p in prompts]), "projection": _column(job.projections)}
+    coords |= {name: ("prompt", _column(frame[name].tolist())) for name in PROMPT_COORDS}
+    if groups is not None:
+        coords["group"] = _column(["+".join(head_name(layer, head) for layer, head in group) for group in groups])
+        return xr.Dataset(coords=coords)
+    n_rows = len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
+    coords |= {"layer": np.arange(model.n_layers), "head": np.arange(n_rows)}
+    if job.mask.grain != "query_head":
+        return xr.Dataset(coords=coords)
+    return xr.Dataset({"write_root": (("layer", "head", "d_head", "d_root"), write_roots(model))}, coords=coords)
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    """Strings as objects: numpy's fixed-width strings have no place in the Zarr format."""
+    return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else np.array(values)
+
+
+def describe(run: xr.Dataset) -> xr.Dataset:
+    """Write unit and meaning into the attributes of every variable that has them."""
+    for name in run.data_vars:
+        if name in UNITS:
+            run[name].attrs.update(zip(("units", "long_name"), UNITS[str(name)], strict=True))
+    return run
+
+
+def write_roots(model: HookedLVLM) -> np.ndarray:
+    """`[layer, head, d_head, d_root]`: R with R Rᵀ = W_O Wᵀ_O of each head, so that probes can read z·W_O from z.
+
+    NaN where W_O is not a plain weight (quantised).
+    """
+    roots = np.full((model.n_layers, model.n_heads, model.d_head, model.d_head), np.nan, dtype=np.float32)
+    for layer, attention in model.attentions.items():
+        weight = getattr(getattr(attention, model.family.output), "weight", None)
+        if weight is None or not weight.is_floating_point():
+            continue
+        by_head = weight.detach().double().cpu().view(weight.shape[0], model.n_heads, model.d_head).permute(1, 2, 0)
+        roots[layer] = torch.linalg.qr(by_head.transpose(1, 2)).R.transpose(1, 2).numpy()
+    return roots
+
+
+def recipe(
+    model: HookedLVLM, prompts: PromptSet, job: Job, engine: str, options: Mapping[str, Any], seed: int
+) -> dict[str, Any]:
+    """What a run is of. Two runs with equal recipes hold the same numbers; a store takes no other's."""
+    heads = None if job.cells is None else [[n, h] for n in job.cells for h in sorted({h for _, h in job.cells[n]})]
+    return {
+        "schema": SCHEMA,
+        "weight_hash": model.weight_hash,
+        "prompt_hash": prompts.content_hash(),
+        **job.mask.describe(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": "eager" if engine == "naive" else "sdpa",
+        "engine": engine,
+        "engine_options": json.dumps(dict(options), sort_keys=True),
+        "seed": seed,
+        "projections": list(job.projections),
+        "heads": "all" if heads is None else json.dumps(heads),
+        "groups": "none" if job.groups is None else json.dumps(job.groups),
+        "keeps_states": job.keep_states,
+    }
+
+
+def provenance(model: HookedLVLM, prompts: PromptSet, partition: Partition) -> dict[str, Any]:
+    """Where a run was made, and with what: changes from machine to machine, not the numbers (beyond rounding)."""
+    packages = ("lvlm-workbench", "torch", "transformers", "transformer-lens", "numpy", "xarray", "zarr")
+    return {
+        "model": model.name,
+        "model_revision": model.revision,
+        "model_family": model.family.name,
+        "n_layers": model.n_layers,
+        "n_heads": model.n_heads,
+        "n_kv_heads": model.n_kv_heads,
+        "masked_layers": list(model.masked_layers),
+        "refusal_tokens": list(model.refusal_tokens),
+        "prompt_source": json.dumps(prompts.recipe),
+        "device": str(model.device),
+        "machine": f"{platform.machine()} {platform.processor()}".strip(),
+        "threads": torch.get_num_threads(),
+        "partition": partition.json(),
+        "versions": json.dumps({name: _version(name) for name in packages}),
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git_commit() -> str:
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return ""
+    done = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()

@@ -1,0 +1,1 @@
+"""Engines: the ways to compute the same cells. `registry` has them by name."""

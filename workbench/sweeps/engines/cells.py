@@ -1,0 +1,75 @@
+"""Where measured cells go in a block's arrays, and what the unmasked pass says about each head."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.models.hooked import HookedLVLM, last_attention
+from workbench.models.walk import BasePass, head_writes
+from workbench.runs.effects import refusal_log_odds
+from workbench.runs.job import Job
+from workbench.sweeps.tasks import Arrays
+
+
+def scatter(batches: list[list[int]], parts: list[dict[str, Tensor]], n_prompts: int) -> Arrays:
+    arrays: Arrays = {}
+    for name in parts[0]:
+        arrays[name] = np.full((n_prompts, *parts[0][name].shape[1:]), np.nan, dtype=np.float32)
+        if any(part[name].dtype == torch.float64 for part in parts):
+            arrays[name] = arrays[name].astype(np.float64)
+        for batch, part in zip(batches, parts, strict=True):
+            arrays[name][batch] = part[name].cpu().numpy()
+    return arrays
+
+
+def at_heads(
+    found: dict[str, Tensor], cells: Sequence[tuple[int, int]], model: HookedLVLM, job: Job
+) -> dict[str, Tensor]:
+    """Measured cells `[prompt, row]` at their places in `[prompt, projection, head]`; what was not computed is NaN."""
+    n_heads = len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
+    numbers, heads = (list(part) for part in zip(*cells, strict=True))
+    spread = {}
+    for name, value in found.items():
+        spread[name] = value.new_full((value.shape[0], len(job.projections), n_heads, *value.shape[2:]), torch.nan)
+        spread[name][:, numbers, heads] = value
+    return spread
+
+
+def base_variables(model: HookedLVLM, base: BasePass) -> dict[str, Tensor]:
+    """What the unmasked pass says about each head: z, attention on the image, and its write towards refusing.
+
+    `refusal_write` is the head's write z·W_O times the gradient of the refusal log-odds in the residual stream
+    before the final norm: its direct effect to first order, in log-odds; positive pushes towards refusing.
+    """
+    shape = (base.n_prompts, model.n_layers, model.n_heads)
+    head_output = torch.full((*shape, model.d_head), torch.nan)
+    image_attention, refusal_write = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+    on_image = torch.stack([e.image_positions for e in base.encoded]).to(base.state.device)
+    direction = refusal_gradient(model, base.residual)
+    every = [(h,) for h in range(model.n_heads)]
+    for layer, seen in base.recordings.items():
+        z = seen.z[:, -1:]
+        head_output[:, layer] = z[:, 0].float().cpu()
+        write = head_writes(model, layer, z, every)[:, :, 0]
+        refusal_write[:, layer] = torch.einsum("phd,pd->ph", write.float(), direction.float()).cpu()
+        if on_image.any():
+            mass = torch.einsum("phk,pk->ph", last_attention(base, layer).float(), on_image.float())
+            image_attention[:, layer] = mass.cpu()
+    return {
+        "head_output": head_output,
+        "base_state": base.state.float(),
+        "image_attention": image_attention,
+        "refusal_write": refusal_write,
+    }
+
+
+def refusal_gradient(model: HookedLVLM, residual: Tensor) -> Tensor:
+    """Gradient of the refusal log-odds in the residual stream at the last position, `[prompt, d_model]`."""
+    if not model.refusal_tokens:
+        return torch.full_like(residual, torch.nan)
+    with torch.enable_grad():
+        leaf = residual.detach().clone().requires_grad_(True)
+        odds = refusal_log_odds(model, model.unembed(model.normed(leaf)))
+        return torch.autograd.grad(odds.sum(), leaf)[0]

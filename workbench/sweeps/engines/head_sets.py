@@ -1,0 +1,90 @@
+"""Head sets masked together: a batch row is a set, from its first layer on."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from workbench.models.attention import HeadEdit, sites_set
+from workbench.models.encode import Encoded
+from workbench.models.hooked import HookedLVLM
+from workbench.models.masks import Mask
+from workbench.models.walk import BasePass, base_pass, published_queries, resume
+from workbench.runs.effects import MEASURES, measure, wide
+from workbench.runs.job import Groups, Job
+from workbench.sweeps.engines.cells import scatter
+from workbench.sweeps.plan import batches
+from workbench.sweeps.tasks import Arrays
+
+
+def head_set_step(
+    model: HookedLVLM, encoded: Sequence[Encoded], job: Job, rows: int, units: Sequence[int]
+) -> Iterator[tuple[int, Arrays]]:
+    """The one unit of a block: cells `[prompt, projection, group]` and the base states."""
+    assert job.groups is not None
+    parts = []
+    together = batches(encoded, max(1, rows // len(job.groups)))
+    for batch in together:
+        base = base_pass(model, [encoded[i] for i in batch])
+        parts.append(group_cells(model, base, job.groups, job, rows) | {"base_state": base.state.float()})
+    for unit in units:
+        yield unit, scatter(together, parts, len(encoded))
+
+
+def group_cells(model: HookedLVLM, base: BasePass, groups: Groups, job: Job, most_rows: int) -> dict[str, Tensor]:
+    """Cells of head sets masked together, `[prompt, projection, group]`; groups are rows, from their first layer on."""
+    start = job.mask.start(base.encoded[0])
+    cells = {
+        name: wide(base.state.new_full((base.n_prompts, len(job.projections), len(groups)), torch.nan))
+        for name in MEASURES
+    }
+    by_layer: dict[int, list[int]] = {}
+    for number, group in enumerate(groups):
+        by_layer.setdefault(min(layer for layer, _ in group), []).append(number)
+    per_batch = max(1, most_rows // base.n_prompts)
+    for number, projection in enumerate(job.projections):
+        for first, members in by_layer.items():
+            for i in range(0, len(members), per_batch):
+                chosen = members[i : i + per_batch]
+                states = _group_states(model, base, [groups[g] for g in chosen], first, projection, job.mask, start)
+                for name, value in measure(model, base.state, base.logits, states).items():
+                    cells[name][:, number, chosen] = value
+    return cells
+
+
+def _group_states(
+    model: HookedLVLM,
+    base: BasePass,
+    groups: Sequence[Sequence[tuple[int, int]]],
+    first: int,
+    projection: str,
+    mask: Mask,
+    start: int,
+) -> Tensor:
+    if projection == "query" and mask.form == "as_published":
+        # Weight scaling acts on whole batches, so each group is a pass of its own.
+        states = []
+        for group in groups:
+            by_layer: dict[int, list[int]] = {}
+            for layer, head in group:
+                by_layer.setdefault(layer, []).append(head)
+            with published_queries(model, by_layer, mask.factor):
+                states.append(resume(model, base, first, 1))
+        return torch.cat(states, dim=1)
+    rows = mask.row_heads(model.n_heads, model.n_kv_heads)
+    with ExitStack() as stack:
+        for layer in sorted({layer for group in groups for layer, _ in group}):
+            chosen = [[q for at, head in group if at == layer for q in rows[head]] for group in groups]
+            edit = mask.edit(projection, chosen, model.n_heads, start, base.state.device)
+            stack.enter_context(sites_set([model.sites[layer]], edit=_for_prompts(edit, base.n_prompts)))
+        return resume(model, base, first, len(groups), start=start)
+
+
+def _for_prompts(edit: HeadEdit, n_prompts: int) -> HeadEdit:
+    """The same rows for every prompt of a batch (rows are prompt-major)."""
+
+    def tile(value: Tensor | None) -> Tensor | None:
+        return value.repeat(n_prompts, 1) if value is not None else None
+
+    return HeadEdit(tile(edit.query_factor), tile(edit.query_off), tile(edit.output_factor), edit.start)

@@ -1,0 +1,87 @@
+"""The engines by name, and what an engine is: which tasks it makes, in which phases, and what it takes besides.
+
+An engine is a generator of phases. Between two phases it may read what is stored, and choose by it; since it reads
+nothing else, an interrupted sweep makes the same choices again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from workbench.errors import MaskError, WorkbenchError
+from workbench.prompts.prompt import PromptSet
+from workbench.runs.job import Job
+from workbench.runs.memory import BASE, unit_of
+from workbench.sweeps.plan import BLOCK
+from workbench.sweeps.tasks import Step, Sweep, Task, layer_tasks
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to carry out a sweep.
+
+    Attributes:
+        name: What `engine=` calls it.
+        says: What it does, in a line.
+        phases: From the sweep to lists of tasks; each list is done before the next is asked for.
+        defaults: The options it takes, with their defaults.
+        block: Most prompts in a block.
+        groups: Whether it can mask head sets.
+        order: In which order it takes (and stores) the prompts; the returned run has the order they were given in.
+        settle: Checks the options and returns them complete; a WorkbenchError for those that have no meaning.
+        report: From a finished run's attributes to what a user should hear of it, besides the work it took.
+    """
+
+    name: str
+    says: str
+    phases: Callable[[Sweep], Iterator[list[Task]]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    block: int = BLOCK
+    groups: bool = False
+    order: Callable[[PromptSet, int], list[int]] | None = None
+    settle: Callable[[dict[str, Any]], dict[str, Any]] = lambda options: options
+    report: Callable[[Mapping[str, Any]], str] = lambda attrs: ""
+
+    def options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of the engine; a WorkbenchError for one it does not take."""
+        if unknown := sorted(set(given) - set(self.defaults)):
+            raise WorkbenchError(
+                f"Engine {self.name!r} takes no option {', '.join(unknown)}; it takes "
+                f"{', '.join(f'{k} (default {v!r})' for k, v in self.defaults.items()) or 'none'}."
+            )
+        return self.settle({**self.defaults, **given})
+
+    def check(self, job: Job) -> None:
+        """MaskError for a job that the engine cannot do."""
+        if job.groups is not None and not self.groups:
+            raise MaskError(f"Engine {self.name!r} masks single heads; head sets (groups=…) need engine='exact'.")
+
+
+# Each module has its record as ENGINE, and is imported when it is asked for.
+_HOMES = {
+    "exact": "workbench.sweeps.engines.exact",
+    "prefix": "workbench.sweeps.engines.shared_prefix",
+    "naive": "workbench.sweeps.engines.naive",
+    "sketch": "workbench.finding.sketch",
+    "race": "workbench.finding.race",
+}
+ENGINES = tuple(_HOMES)
+
+
+def get_engine(name: str) -> Engine:
+    """The engine of that name; a WorkbenchError lists them for any other."""
+    if name not in _HOMES:
+        raise WorkbenchError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}.")
+    engine: Engine = import_module(_HOMES[name]).ENGINE
+    return engine
+
+
+def one_phase(step: Step) -> Callable[[Sweep], Iterator[list[Task]]]:
+    """The phases of an engine that computes every layer of every block with one step."""
+
+    def phases(sweep: Sweep) -> Iterator[list[Task]]:
+        units = (BASE, *map(unit_of, sweep.job.layers(sweep.model)))
+        yield layer_tasks(step, sweep.bounds, units, sweep.job.cells, sweep.sink)
+
+    return phases

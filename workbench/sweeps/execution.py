@@ -1,0 +1,121 @@
+"""Carrying out a sweep: its engine's tasks, here or on a cluster, each session's time and work counted."""
+
+import datetime
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from workbench.errors import WorkbenchError
+from workbench.models.hooked import HookedLVLM
+from workbench.runs.memory import Memory
+from workbench.runs.zarr_store import Store
+from workbench.sweeps.allocator import kept_memory
+from workbench.sweeps.engines.registry import get_engine
+from workbench.sweeps.positions import agreement_with_all
+from workbench.sweeps.tasks import Sweep, run_here
+
+
+def carry_out(this: Sweep, engine: str, naive: tuple[int, int], progress: bool, cluster: str | None) -> None:
+    """Run the engine's tasks, counting the work and the time of this session on top of those before it."""
+    model, sink = this.model, this.sink
+    before = {name: sink.attrs.get(name, 0) for name in ("wall_s", "layer_tokens", "vision_passes")}
+    began, tokens, images = time.perf_counter(), model.work.layer_tokens, model.work.vision_passes
+    sink.note(naive_layer_tokens=naive[0], naive_vision_passes=naive[1], **_session(model, sink))
+
+    def count(**more: Any) -> None:
+        sink.note(
+            wall_s=round(before["wall_s"] + time.perf_counter() - began, 3),
+            layer_tokens=before["layer_tokens"] + model.work.layer_tokens - tokens,
+            vision_passes=before["vision_passes"] + model.work.vision_passes - images,
+            **more,
+        )
+
+    try:
+        with _bar(progress) as bar, _threads(sink), kept_memory(model.device), _runner(this, cluster) as run:
+            line, total = bar.add_task(f"sweep ({engine}), prompts x layers"), 0
+            for tasks in get_engine(engine).phases(this):
+                total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
+                bar.update(line, total=total)
+                run(tasks, sink, lambda n: bar.advance(line, n), count)
+            if this.job.mask.positions != "all" and this.job.groups is None:
+                line = bar.add_task("the same at all positions, layers", total=len(this.job.layers(model)))
+                sink.note(positions_agreement=agreement_with_all(this, lambda: bar.advance(line)))
+        count(complete=True)
+    except KeyboardInterrupt:
+        kept = "Nothing is stored; with out=PATH the same call could go on from here."
+        if isinstance(sink, Store):
+            kept = f"{sink.path} holds what was finished; make the same call again to go on from there."
+        raise KeyboardInterrupt(f"The sweep was interrupted. {kept}") from None
+
+
+def _bar(shown: bool) -> Progress:
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True), disable=not shown)
+
+
+@contextmanager
+def _runner(this: Sweep, cluster: str | None) -> Iterator[Callable[..., None]]:
+    """What carries out tasks: this process, or the workers of a cluster."""
+    if cluster is None:
+        yield partial(run_here, this.model, this.encode, this.job)
+        return
+    try:
+        from workbench.sweeps.cluster import Cluster
+    except ImportError as error:
+        raise WorkbenchError("cluster=… needs Ray: pip install 'lvlm-workbench[cluster]'.") from error
+    workers = Cluster(cluster, this.model, this.prompts, this.job, int(this.sink.attrs["threads"]))
+    try:
+        yield workers.run
+    finally:
+        workers.close()
+
+
+@contextmanager
+def _threads(sink: Memory | Store) -> Iterator[None]:
+    """The number of threads the run was begun with: another number changes the last bits."""
+    now = torch.get_num_threads()
+    torch.set_num_threads(int(sink.attrs["threads"]))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(now)
+
+
+def _session(model: HookedLVLM, sink: Memory | Store) -> dict[str, Any]:
+    """Attributes that say on what this part of the run was made, and whether the parts agree to the last bit."""
+    here = provenance_of_session(model)
+    sessions = [*json.loads(sink.attrs.get("sessions", "[]")), here]
+    alike = all({**s, "started": ""} == {**here, "started": ""} for s in sessions)
+    return {"sessions": json.dumps(sessions), "parts_agree": "bit for bit" if alike else "within rounding"}
+
+
+def provenance_of_session(model: HookedLVLM) -> dict[str, str]:
+    """Machine and kernels of this process."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    kernels = (
+        torch.cuda.get_device_name(model.device)
+        if model.device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability()
+    )
+    return {"started": now, "device": str(model.device), "kernels": kernels, "torch": torch.__version__}
+
+
+def work_line(attrs: Mapping[str, Any]) -> str:
+    """One line on the work a run took against one full forward a head."""
+    done, naive = attrs["layer_tokens"], attrs["naive_layer_tokens"]
+    line = f"{done:,} layer-tokens in {attrs['wall_s']:.1f} s: {done / naive:.1%} of the naive count, {naive:,}"
+    if attrs["naive_vision_passes"]:
+        line += f"; {attrs['vision_passes']:,} image passes, not {attrs['naive_vision_passes']:,}"
+    return line + "."

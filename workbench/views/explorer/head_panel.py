@@ -1,0 +1,167 @@
+"""One head, close up: its scores, its values on safe and unsafe prompts, and what it does on a chosen prompt."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from workbench.axes import head_name
+from workbench.errors import WorkbenchError
+from workbench.views import theme
+from workbench.views.explorer import markup, svg
+from workbench.views.explorer.pane import Pane
+from workbench.views.explorer.questions import Focus, Looking
+from workbench.views.figures import screen
+from workbench.views.picks import Head
+from workbench.views.tables import number
+
+
+class Choice(NamedTuple):
+    """What the explorer's controls say, apart from the head."""
+
+    projection: str
+    criterion: str
+    by: str
+    prompt_id: str
+
+
+@dataclass(frozen=True, repr=False)
+class Stored:
+    """What a panel reads: the run, its score table, and the model's side if there is one."""
+
+    run: xr.Dataset
+    scores: pd.DataFrame
+    looking: Looking | None
+
+
+class HeadPanel(widgets.VBox):
+    """The close-up of one head, empty until `show` fills it; errors are shown in it, never lost."""
+
+    def __init__(self, stored: Stored, *, head: Head, choice: Choice, on_prompt: Callable[[str], None]) -> None:
+        self._stored, self._head, self._choice = stored, head, choice
+        self._title = widgets.HTML()
+        self._stats = widgets.HTML()
+        self._status = widgets.HTML()
+        self._focus = widgets.HTML()
+        self._tokens = widgets.HTML()
+        self._replies = widgets.HTML()
+        self._ask = widgets.Button(
+            description="Generate replies", tooltip="Generate the reply with and without this head"
+        )
+        self._ask.on_click(lambda button: self.guard(lambda: self._show_replies(asked=True)))
+        self._chart = Pane("", on_key=on_prompt)
+        column = {"flex": "1 1 390px", "min_width": "320px", "padding": "0 14px 0 0"}
+        left = widgets.VBox([self._stats, self._chart.widget], layout=widgets.Layout(**column))
+        right = widgets.VBox([self._focus, self._tokens, self._ask, self._replies], layout=widgets.Layout(**column))
+        body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap"))
+        super().__init__([self._title, self._status, body], layout=widgets.Layout(flex="1 1 390px", padding="4px 0"))
+
+    def __repr__(self) -> str:
+        return f"HeadPanel({head_name(*self._head)})"
+
+    @property
+    def head(self) -> Head:
+        return self._head
+
+    def show(self, head: Head, choice: Choice, *, locked: bool = False) -> None:
+        """Fill the panel with one head under the present choices."""
+        self._head, self._choice = head, choice
+        masked = theme.projection_words(choice.projection)
+        self._title.value = markup.block(markup.heading(head_name(*head), masked=masked, locked=locked))
+        self._status.value = ""
+        self.guard(self._show_stats)
+        self.guard(lambda: self._chart.draw(self._distribution()))
+        self.guard(self._show_prompt)
+
+    def guard(self, act: Callable[[], None]) -> None:
+        """Run one step; what goes wrong is written into the panel, and the other parts stay as they are."""
+        try:
+            act()
+        except WorkbenchError as mistake:
+            self._status.value = markup.error(str(mistake))
+        except Exception as fault:  # noqa: BLE001 - a widget callback has no caller: what is not shown here is lost
+            self._status.value = markup.error(
+                f"This part failed ({type(fault).__name__}: {fault}). The rest still works."
+            )
+
+    def _show_stats(self) -> None:
+        layer, head = self._head
+        rows = []
+        for criterion in dict.fromkeys(self._stored.scores["criterion"]):
+            projection = screen.projection_of(self._stored.scores, criterion, self._choice.projection)
+            cells = {
+                column: theme.grid(self._stored.scores, criterion=criterion, projection=projection, column=column)
+                for column in ("unsafe", "safe", "difference", "auroc")
+            }
+            order = np.sum(cells["unsafe"] > cells["unsafe"][layer, head]) + 1
+            known = np.isfinite(cells["unsafe"])
+            place = f"{order}/{known.sum()}" if known[layer, head] else "not computed"
+            name = f"{theme.title(criterion)}\n{theme.unit(criterion)}"
+            rows.append([name, *(number(float(c[layer, head])) for c in cells.values()), place])
+        header = ["", "unsafe", "safe", "difference", "AUROC", "rank"]
+        self._stats.value = markup.block(markup.table(header, rows))
+
+    def _distribution(self) -> str:
+        choice = self._choice
+        where = (self._stored.run, choice.criterion, choice.projection)
+        return svg.distribution(
+            screen.prompt_table(*where, head=self._head),
+            axis=f"{theme.title(choice.criterion)} ({theme.unit(choice.criterion)})",
+            by=choice.by,
+            threshold=screen.threshold(*where, head=self._head),
+        )
+
+    def _show_prompt(self) -> None:
+        looking, prompt_id = self._stored.looking, self._choice.prompt_id
+        for part in (self._focus, self._tokens, self._replies):
+            part.value = ""
+        self._ask.layout.display = "none"
+        if looking is None:
+            self._focus.value = markup.note(
+                "Stored data only. Give the model too, wb.explore(run, model=model), to see where this head looks "
+                "and what the model says with and without it."
+            )
+            return
+        if prompt_id not in looking.prompts:
+            self._focus.value = markup.note(
+                "The run keeps prompt ids, not the prompts. Give them too, "
+                "wb.explore(run, model=model, prompts=prompts), to see where this head looks."
+            )
+            return
+        self._focus.value = markup.busy("Reading the prompt …")
+        focus = looking.focus(prompt_id, self._head)
+        self._focus.value = markup.block(self._focus_html(looking, focus))
+        self._tokens.value = markup.busy("Masking the head …")
+        rows = looking.next_tokens(prompt_id, self._head, self._choice.projection)
+        self._tokens.value = markup.block("<h4>Next token, likeliest first</h4>", markup.next_tokens(rows))
+        self._show_replies(asked=looking.cheap)
+
+    def _focus_html(self, looking: Looking, focus: Focus) -> str:
+        image = looking.prompts[self._choice.prompt_id].image
+        picture = ""
+        if image is not None:
+            share = f"{focus.image_share:.0%} on the picture" if np.isfinite(focus.image_share) else "the picture"
+            picture = (
+                f'{markup.pictures(image, focus.patches)}<div class="wb-quiet">{share}, the rest on the words:</div>'
+            )
+        return f"<h4>Attention from the last prompt position</h4>{picture}{markup.words(focus.words)}"
+
+    def _show_replies(self, *, asked: bool) -> None:
+        looking, choice = self._stored.looking, self._choice
+        if looking is None:
+            return
+        if not asked and not looking.has_replies(choice.prompt_id, self._head, choice.projection):
+            self._ask.layout.display = ""
+            return
+        self._ask.layout.display = "none"
+        self._replies.value = markup.busy("Generating …")
+        try:
+            base, masked = looking.replies(choice.prompt_id, self._head, choice.projection)
+        except BaseException:
+            self._replies.value = ""
+            raise
+        self._replies.value = markup.block("<h4>Reply</h4>", markup.replies(base, masked))

@@ -1,0 +1,1 @@
+"""Figures: for the screen (plotly) and for print (matplotlib)."""

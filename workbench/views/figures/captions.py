@@ -1,0 +1,98 @@
+"""The words that go with the paper figures: what is shown, over how many prompts, under which mask, of which model."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+
+from workbench.axes import head_name
+from workbench.views import theme
+from workbench.views.picks import Picks
+
+_MASKS = {
+    ("query", "limit"): "attention made even over the positions the head may see",
+    ("value", "limit"): "head output set to 0",
+    ("query", "as_published"): "query weights × {factor:g} before any query norm, as published",
+    ("value", "as_published"): "head output × {factor:g}, as published",
+    ("query", "scale"): "queries × {factor:g}",
+    ("value", "scale"): "head output × {factor:g}",
+}
+
+
+def counts(run: xr.Dataset) -> str:
+    """`120 unsafe and 120 safe prompts`."""
+    labels = pd.Series(run["label"].values).value_counts()
+    return f"{labels.get('unsafe', 0)} unsafe and {labels.get('safe', 0)} safe prompts"
+
+
+def over(run: xr.Dataset, scores: pd.DataFrame, projection: str | None = None) -> str:
+    """The sentence with n, the model and the mask; n counts the prompts that were scored (one split, perhaps)."""
+    model = run.attrs.get("model", "an unnamed model")
+    about = scores.attrs
+    n = f"{about['n_unsafe']} unsafe and {about['n_safe']} safe prompts" if "n_unsafe" in about else counts(run)
+    split = f" of the split {about['split']}" if about.get("split", "all") != "all" else ""
+    masked = "" if projection == "none" else f"; {mask_words(run, projection)}"
+    return f"{n}{split} put to {model}{masked}."
+
+
+def mask_words(run: xr.Dataset, projection: str | None = None) -> str:
+    """What the mask did to `projection` (without one: to all that were swept), or that the run does not say."""
+    form = str(run.attrs.get("mask_form", ""))
+    factor = float(run.attrs.get("mask_factor", 0.0))
+    swept = [projection] if projection else [str(p) for p in run["projection"].values]
+    said = [f"{p} mask: {_MASKS[p, form].format(factor=factor)}" for p in swept if (p, form) in _MASKS]
+    if not said:
+        return "mask not recorded with the run"
+    grain, positions = run.attrs.get("mask_grain", "query_head"), run.attrs.get("mask_positions", "all")
+    return "; ".join([*said, f"grain {grain}, positions {positions}"])
+
+
+def provenance(run: xr.Dataset) -> list[str]:
+    """Lines that say where the numbers came from; what the run does not record is called `not recorded`."""
+
+    def known(name: str) -> str:
+        return str(run.attrs.get(name, "")) or "not recorded"
+
+    revision = f"revision {run.attrs['model_revision']}, " if run.attrs.get("model_revision") else ""
+    weights = f"{revision}weights {known('weight_hash')}, {known('dtype')}"
+    began = f"started {known('started')}, code {known('git_commit')}"
+    return [
+        f"- Model: {known('model')}, {weights}.",
+        f"- Prompts: {counts(run)}, set {known('prompt_hash')}, from {_sources(run)}.",
+        f"- Mask: {mask_words(run)}.",
+        f"- Run: engine {known('engine')}, seed {known('seed')}, {began}.",
+    ]
+
+
+def _sources(run: xr.Dataset) -> str:
+    named = sorted({str(s) for s in run["source"].values if str(s)}) if "source" in run.coords else []
+    return ", ".join(named) or "sources not recorded"
+
+
+def rebuild(run: xr.Dataset, folder: Path) -> str:
+    """The command that draws the figures again from the stored run, and the call that makes the run again."""
+    stored = Path(run.encoding.get("source") or "RUN.zarr").name
+    made = json.loads(run.attrs.get("prompt_source") or "{}")
+    asked = ", ".join(f"{name}={value!r}" for name, value in made.items() if value is not None)
+    prompts = f"wb.load_prompts({asked})" if made else "prompts"
+    mask = ", ".join(
+        f"{name}={run.attrs[f'mask_{name}']!r}"
+        for name in ("form", "factor", "grain", "positions")
+        if f"mask_{name}" in run.attrs
+    )
+    return (
+        f"Rebuild them from the stored run with `workbench figures {stored} --out {folder.name}`. The run again: "
+        f'`wb.sweep(wb.load_model({run.attrs.get("model", "")!r}), {prompts}, mask=wb.Mask({mask}), out="{stored}")`.'
+    )
+
+
+def picked(picks: Picks, scores: pd.DataFrame, *, criterion: str, projection: str) -> str:
+    """Which heads the selectivity rule keeps, with their two means, or why it keeps none."""
+    if not picks.selective:
+        return f"none, since the selectivity rule keeps no head ({picks.refused})"
+    cells = {c: theme.grid(scores, criterion=criterion, projection=projection, column=c) for c in ("unsafe", "safe")}
+    return ", ".join(
+        f"{head_name(*head)} ({cells['unsafe'][head]:.3g} on unsafe, {cells['safe'][head]:.3g} on safe)"
+        for head in picks.selective
+    )

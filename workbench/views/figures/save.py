@@ -1,0 +1,212 @@
+"""`save_figures`: a run's figures for a paper, drawn by matplotlib and written without a browser.
+
+The same run and the same library versions give the same bytes: no dates, no random ids, fonts included.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from workbench.criteria import SCORE_COLUMNS, get_criterion, score
+from workbench.errors import FigureError
+from workbench.views import theme
+from workbench.views.figures import captions, pages
+from workbench.views.picks import picks
+
+# What each format would otherwise write about the moment and the program that made it.
+_METADATA = {
+    "pdf": {"CreationDate": None, "ModDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+}
+_CRITERIA = ("deflection", "ships", "probe")
+_ABREAST = 3  # criteria side by side in 6.9 inches
+_SIDECAR = "captions.md"
+
+
+@dataclass(frozen=True, repr=False)
+class _Plate:
+    """One figure with its file name (no suffix) and its caption."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+def save_figures(
+    run: xr.Dataset,
+    out: str | Path,
+    formats: Sequence[str] = ("pdf", "svg", "png"),
+    *,
+    scores: pd.DataFrame | None = None,
+) -> list[Path]:
+    """Draw a run's figures at column width and write them with a caption file.
+
+    For each criterion with a mean on safe and on unsafe prompts and each projection: the two layer × head
+    maps (`maps_<criterion>_<projection>`). For the first such criterion (deflection, unless `scores` says
+    otherwise): the selectivity plot, and query against value. For all criteria: their maps side by side with
+    AUROC, and how far their rankings agree. A head that was not computed is hatched.
+
+    Args:
+        run: A run as `wb.sweep` returns it or `xarray.open_zarr` reads it.
+        out: A folder; made if it is missing. Files of the same names are replaced.
+        formats: Any of `pdf`, `svg`, `png` (300 dots per inch).
+        scores: A score table to draw; without it, `wb.score(run)`.
+    Returns: Every file written, `captions.md` last.
+    Raises: FigureError for an unknown format, a folder that cannot be written, or a run or table without what is drawn.
+    """
+    formats = _checked_formats(formats)
+    folder = _writable_folder(Path(out))
+    table = _checked_scores(run, scores)
+    written, sections = [], []
+    with pages.house_style():
+        for plate in _plates(run, table):
+            for _ in range(3):  # what a colour bar needs is known after the first time, and settles by the third
+                plate.figure.draw_without_rendering()
+            plate.figure.set_layout_engine("none")  # laid out once, so that every format has the same places
+            files = [folder / f"{plate.name}.{suffix}" for suffix in formats]
+            for file in files:
+                _write(plate.figure, file)
+            written += files
+            sections.append(f"## {plate.name}\n\n{plate.caption}\n")
+    sidecar = folder / _SIDECAR
+    made = "\n".join(captions.provenance(run))
+    sidecar.write_text(
+        "\n".join(["# Figures\n", *sections, "## Where they come from\n", made, "", captions.rebuild(run, folder), ""])
+    )
+    return [*written, sidecar]
+
+
+def _checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    asked = (formats,) if isinstance(formats, str) else tuple(formats)
+    unknown = [f for f in asked if f not in _METADATA]
+    if unknown or not asked:
+        got = ", ".join(repr(f) for f in unknown) or "none"
+        raise FigureError(
+            f"Figures are written as {', '.join(_METADATA)}; got {got}. Pass formats=('pdf', 'png'), for example."
+        )
+    return tuple(dict.fromkeys(asked))
+
+
+def _writable_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{_SIDECAR}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FigureError(
+            f"Figures need a folder that can be written; {folder} cannot ({reason}). Name another with out=."
+        ) from error
+    return folder
+
+
+def _checked_scores(run: xr.Dataset, scores: pd.DataFrame | None) -> pd.DataFrame:
+    if not isinstance(run, xr.Dataset):
+        raise FigureError(
+            f"Figures are drawn from a run (an xarray.Dataset); got {type(run).__name__}. Make one with wb.sweep."
+        )
+    if lacking := {"label"} - set(run.coords):
+        raise FigureError(
+            f"The run has no coordinate {', '.join(lacking)} along prompt, so safe and unsafe cannot be told apart."
+        )
+    if scores is None:
+        drawn = [c for c in _CRITERIA if set(get_criterion(c).needs) <= set(run.data_vars)]
+        if not drawn:
+            have = ", ".join(map(str, run.data_vars)) or "none"
+            raise FigureError(
+                f"The run has none of the variables that are drawn (deflection, kl, head_output); it has {have}. "
+                "Sweep again with wb.sweep, or pass the table to draw as scores=."
+            )
+        scores = score(run, criteria=tuple(drawn))
+    if absent := [c for c in SCORE_COLUMNS if c not in scores]:
+        raise FigureError(
+            f"A score table needs the columns {', '.join(SCORE_COLUMNS)}; this one lacks {', '.join(absent)}. Use "
+            "wb.score(run)."
+        )
+    if scores.empty:
+        raise FigureError("The score table has no rows, so there is nothing to draw. Make one with wb.score(run).")
+    return scores
+
+
+def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
+    contrast = scores[scores["safe"].notna()]
+    pairs = list(dict.fromkeys(zip(contrast["criterion"], contrast["projection"], strict=True)))
+    chosen = {pair: picks(scores, criterion=pair[0], projection=pair[1]) for pair in pairs}
+    first = pairs[0][0] if pairs else ""
+    for criterion, projection in pairs:
+        where = {"criterion": criterion, "projection": projection}
+        kept, over = chosen[criterion, projection], captions.over(run, scores, projection)
+        name = criterion if projection == "none" else f"{criterion}_{projection}"
+        heads = captions.picked(kept, scores, **where)
+        yield _Plate(
+            f"maps_{name}",
+            pages.safe_and_unsafe(scores, **where, picks=kept),
+            f"**{pages.heading(criterion, projection)}**: every head's mean in {theme.unit(criterion)} over "
+            "safe prompts "
+            "(left) and unsafe prompts (right), on one colour scale. Layer 0 is at the bottom; hatched heads were "
+            "not computed. "
+            f"{over} Framed, picked by selectivity, best first: {heads}.",
+        )
+        if criterion == first:
+            yield _Plate(
+                f"selectivity_{name}",
+                pages.selectivity(scores, **where, picks=kept),
+                f"**Safe against unsafe: {pages.heading(criterion, projection).lower()}.** One point a head. "
+                f"The rule keeps heads {_bound_words(kept.bound, theme.unit(criterion))}, and ranks them by "
+                "unsafe − safe, their height above the grey line. "
+                f"Ringed in colour, its picks, best first: {heads}. Ringed in dark, where it is no pick: the head "
+                "that moves most "
+                f"on unsafe prompts. {over}",
+            )
+    if {(first, "query"), (first, "value")} <= set(pairs):
+        yield _Plate(
+            "query_against_value",
+            pages.query_against_value(scores, criterion=first, picks=chosen[first, "query"]),
+            f"**Masking the query against masking the value**: {theme.title(first).lower()} in {theme.unit(first)}, "
+            "two points a head "
+            "(mean over safe and over unsafe prompts); on the grey line both do the same. Named, at their unsafe "
+            "mean: the heads "
+            f"that selectivity picks with the query masked. {captions.over(run, scores)}",
+        )
+    for projection in [p for p in dict.fromkeys(scores["projection"]) if p != "none"]:
+        criteria = list(dict.fromkeys(scores["criterion"]))
+        for page, first in enumerate(range(0, len(criteria), _ABREAST), start=1):
+            part = scores[scores["criterion"].isin(criteria[first : first + _ABREAST])]
+            yield _Plate(
+                f"criteria_{projection}" if page == 1 else f"criteria_{projection}_{page}",
+                pages.side_by_side(part, projection=projection),
+                "**The criteria side by side.** Above: the mean over unsafe prompts (a probe: its held-out accuracy), "
+                "each in its own unit. Below: AUROC of unsafe above safe on one scale; 0.5 is no difference. "
+                f"{captions.over(run, scores, projection)}",
+            )
+    if scores.groupby(["criterion", "projection"]).ngroups > 1:
+        yield _Plate(
+            "agreement",
+            pages.agreement(scores),
+            "**Do the criteria rank heads alike?** Spearman's rank correlation over heads between every two rankings "
+            "by the mean over "
+            f"unsafe prompts (for the probe, its accuracy). {captions.over(run, scores)}",
+        )
+
+
+def _bound_words(bound: float, unit: str) -> str:
+    percentile = "the 80th percentile over heads of the mean on safe prompts"
+    if np.isfinite(bound):
+        return f"left of the dashed line, {percentile} ({bound:.3g} {unit})"
+    return f"under {percentile} (no line: it leans on heads that are not drawn, or is no single value)"
+
+
+def _write(figure: Figure, file: Path) -> None:
+    try:
+        figure.savefig(file, metadata=_METADATA[file.suffix[1:]])
+    except OSError as error:
+        raise FigureError(
+            f"{file} could not be written ({error.strerror or error}). Name another folder with out=."
+        ) from error
