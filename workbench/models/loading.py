@@ -44,8 +44,8 @@ def load_model(
         check: Run the self-check at load.
 
     Raises:
-        ModelError: nothing there, an unsupported architecture, a missing processor.
-        SelfCheckError: the model failed to prove itself.
+        ModelError: Nothing there, an unsupported architecture, a missing processor.
+        SelfCheckError: The model failed to prove itself.
     """
     name = str(name)
     if dtype not in DTYPES:

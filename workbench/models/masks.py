@@ -42,7 +42,7 @@ class Mask:
             the image on; `"last"`, from the last prompt position on.
 
     Raises:
-        MaskError: an unknown word, a factor that is not a finite number, or a pair that has no meaning.
+        MaskError: An unknown word, a factor that is not a finite number, or a pair that has no meaning.
     """
 
     form: Form = "limit"

@@ -57,8 +57,12 @@ def save_figures(
         out: A folder; made if it is missing. Files of the same names are replaced.
         formats: Any of `pdf`, `svg`, `png` (300 dots per inch).
         scores: A score table to draw; without it, `wb.score(run)`.
-    Returns: Every file written, `captions.md` last.
-    Raises: FigureError for an unknown format, a folder that cannot be written, or a run or table without what is drawn.
+
+    Returns:
+        Every file written, `captions.md` last.
+
+    Raises:
+        FigureError: For an unknown format, a folder that cannot be written, or a run or table without what is drawn.
     """
     formats = _checked_formats(formats)
     folder = _writable_folder(Path(out))
