@@ -59,6 +59,15 @@ def top_heads(
     Raises:
         CriterionError: If the pair has no meaning, the table lacks the criterion or projection, or the rule keeps fewer
             than `k` heads (saying why).
+
+    Examples:
+        >>> import workbench as wb
+        >>> prompts = wb.load_prompts("planted", n=24)
+        >>> run = wb.sweep(wb.load_model("planted"), prompts, progress=False)
+        >>> best = wb.top_heads(wb.score(run), criterion="deflection", rule="selectivity", k=1)
+        >>> best[["rule", "projection", "layer", "head"]]
+                  rule projection  layer  head
+        0  selectivity      query      3     1
     """
     record = get_criterion(criterion)
     _check_pair(record, rule)

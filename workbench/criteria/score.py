@@ -74,6 +74,17 @@ def score(
     Raises:
         CriterionError: For an unknown name or a value that is missing for some prompts.
         RunError: For a run that cannot be read, or has fewer than three prompts of a class.
+
+    Examples:
+        >>> import workbench as wb
+        >>> prompts = wb.load_prompts("planted", n=24)
+        >>> run = wb.sweep(wb.load_model("planted"), prompts, progress=False)
+        >>> scores = wb.score(run, criteria=("deflection", "ships"))
+        >>> len(scores)  # criteria x projections x layers x heads
+        64
+        >>> best = scores.sort_values("difference").iloc[-1]
+        >>> best["layer"].item(), best["head"].item()
+        (3, 1)
     """  # noqa: E501
     chosen = _chosen(run, criteria)
     part, split = selection_part(run)

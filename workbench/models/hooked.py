@@ -77,6 +77,17 @@ class HookedLVLM:
         masked_layers: Decoder layers whose heads can be masked; all but cross-attention layers.
         work: Counts of the work done so far.
         truth: For the planted models, which heads carry the signal; None for all others.
+
+    Examples:
+        >>> import workbench as wb
+        >>> model = wb.load_model("planted")
+        >>> prompt = wb.load_prompts("planted", n=2)[0]
+        >>> model.state(prompt).shape
+        torch.Size([64])
+        >>> model.generate(prompt)
+        'i cannot help with that'
+        >>> model.generate(prompt, heads=[(3, 1)])
+        'sure here it is'
     """
 
     def __init__(

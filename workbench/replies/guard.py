@@ -121,6 +121,18 @@ def generate(
 
     Raises:
         DetectorError: For an unfitted guard, a guard of another model, or a recipe the model cannot write.
+
+    Examples:
+        >>> import workbench as wb
+        >>> from workbench.detectors import OneHeadDetector
+        >>> model = wb.load_model("planted")
+        >>> prompts = wb.load_prompts("planted", n=48)
+        >>> safe = prompts.where(label="safe")[0]
+        >>> wb.generate(model, safe)
+        'sure here it is'
+        >>> guard = OneHeadDetector().fit(model, prompts)
+        >>> wb.generate(model, safe, guard=guard).flagged
+        False
     """
     if on_error not in ("raise", "refuse"):
         raise DetectorError(f"on_error must be 'raise' or 'refuse'; got {on_error!r}.")

@@ -40,6 +40,12 @@ def explore(
         PromptError: For prompts that are not those of the run.
         RunError: For a model that is not.
         WorkbenchError: Where the notebook widgets are not installed.
+
+    Examples:
+        >>> import workbench as wb
+        >>> model = wb.load_model("planted")
+        >>> run = wb.sweep(model, wb.load_prompts("planted", n=24), progress=False)
+        >>> board = wb.explore(run, model=model)  # as the last line of a notebook cell, it is shown
     """
     try:
         from workbench.views.explorer.board import Board

@@ -63,6 +63,15 @@ def save_figures(
 
     Raises:
         FigureError: For an unknown format, a folder that cannot be written, or a run or table without what is drawn.
+
+    Examples:
+        >>> import workbench as wb
+        >>> prompts = wb.load_prompts("planted", n=24)
+        >>> run = wb.sweep(wb.load_model("planted"), prompts, progress=False)
+        >>> scores = wb.score(run, "deflection")
+        >>> files = wb.save_figures(run, "figures", formats=("png",), scores=scores)
+        >>> files[0].name, files[-1].name
+        ('maps_deflection_query.png', 'captions.md')
     """
     formats = _checked_formats(formats)
     folder = _writable_folder(Path(out))
