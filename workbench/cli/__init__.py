@@ -90,6 +90,9 @@ def sweep(
         str | None, typer.Option(help="local, local:N for N workers, auto, or the address of a Ray cluster.")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute what is damaged in the store.")] = False,
+    readout: Annotated[
+        list[str] | None, typer.Option(help="Where states are read: final, or a layer's number; repeat for more.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Mask every head on every prompt and store the run. Stopped at any moment, the same command goes on."""
@@ -113,6 +116,7 @@ def sweep(
         device_map=device_map,
         cluster=cluster,
         repair=repair,
+        readout=list(readout or ()),
     )
 
 

@@ -117,7 +117,9 @@ def sweep(
     try:
         if not sink.attrs.get("complete"):
             bounds = tuple(blocks(len(prompts), sink.partition.block))
-            carry_out(Sweep(model, prompts, encode, job, sink, options, seed, bounds), engine, naive, progress, cluster)
+            with model.lock:
+                this = Sweep(model, prompts, encode, job, sink, options, seed, bounds)
+                carry_out(this, engine, naive, progress, cluster)
         run = sink.finish().sel(prompt=[prompt.id for prompt in given])
     finally:
         sink.close()
