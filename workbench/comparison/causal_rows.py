@@ -44,9 +44,13 @@ class Consequences:
         model: The run's model.
         prompts: The run's prompts; None draws them again (`workbench.runs.origin`).
         controls: Draws of control heads for each set.
-        judge, max_new_tokens: See `workbench.comparison.masked_behaviour.attack_success`.
+        judge: See `workbench.comparison.masked_behaviour.attack_success`.
+        max_new_tokens: Of the replies it reads.
         seed: Of the draws.
-    Raises: DetectorError if the model is not that of the run, PromptError if the prompts are not.
+
+    Raises:
+        DetectorError: If the model is not that of the run.
+        PromptError: If the prompts are not.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ def open_run(path: str | Path, *, verify: bool = True) -> xr.Dataset:
     Raises:
         RunError: There is no run, its schema is another, or something in it is damaged (saying what).
 
-    Example:
+    Examples:
         >>> import workbench as wb
         >>> run = wb.sweep("planted", wb.load_prompts("planted", n=4), out="run.zarr", progress=False)
         >>> wb.open_run("run.zarr").equals(run)
@@ -47,7 +47,8 @@ def open_store(
 ) -> Store:
     """Take the lock and open the run of this recipe at `path`, or a place for a new one (its `layout` is then empty).
 
-    Raises: RunError for another writer, another run, a newer schema, or damage that `repair` was not asked to mend.
+    Raises:
+        RunError: For another writer, another run, a newer schema, or damage that `repair` was not asked to mend.
     """
     store = Store(path)
     store.take_lock()

@@ -72,13 +72,20 @@ def sweep(
         The run. Dimensions prompt, projection, layer, head; variables with units in their attributes.
 
     Raises:
-        PromptError, MaskError, RunError: What was wanted, what came, and what to do.
+        PromptError: For prompts that cannot be used, or none.
+        MaskError: For a mask, projection or head that the model does not have, or that could not change anything.
+        RunError: For a store that is another run's, damaged, or being written to.
 
-    Example:
+    Examples:
         >>> import workbench as wb
-        >>> run = wb.sweep("planted", wb.load_prompts("planted", n=4), progress=False)
-        >>> dict(run.deflection.sizes)
-        {'prompt': 4, 'projection': 2, 'layer': 4, 'head': 4}
+        >>> model = wb.load_model("planted")
+        >>> prompts = wb.load_prompts("planted", n=24)
+        >>> run = wb.sweep(model, prompts, out="run.zarr", progress=False)
+        >>> run["deflection"].dims
+        ('prompt', 'projection', 'layer', 'head')
+        >>> unsafe = run["deflection"][run["label"] == "unsafe"]
+        >>> bool(unsafe.sel(projection="query", layer=3, head=1).mean() > 20)  # degrees, the planted head
+        True
     """
     mask = mask or Mask()
     if isinstance(prompts, str | Path):

@@ -142,7 +142,8 @@ def test_filters_keep_the_prompts_of_a_label_and_a_click_on_a_point_chooses_its_
 def test_no_text_gets_out_as_markup(run, model, prompts, scores):
     first = dataclasses.replace(prompts[0], category=HOSTILE, text=prompts[0].text + HOSTILE)
     changed = PromptSet([first, *prompts[1:]])
-    hostile = run.assign_coords(category=("prompt", [HOSTILE] * run.sizes["prompt"]))
+    hashes = ("prompt", [p.content_hash() for p in changed])
+    hostile = run.assign_coords(category=("prompt", [HOSTILE] * run.sizes["prompt"]), content_hash=hashes)
     hostile.attrs = run.attrs | {"model": HOSTILE, "prompt_hash": changed.content_hash()}
     board = explore(hostile, model, changed, scores=scores)
     board._stored.looking._replies[changed[0].id, None, ""] = HOSTILE
