@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from workbench.axes import head_name
 from workbench.models.attention import sites_set
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
@@ -47,7 +48,10 @@ def group_cells(model: HookedLVLM, base: BasePass, groups: Groups, job: Job, mos
             for i in range(0, len(members), per_batch):
                 chosen = members[i : i + per_batch]
                 states = _group_states(model, base, [groups[g] for g in chosen], first, projection, job.mask)
-                for name, value in measure(model, base.state, base.logits, states).items():
+                ids = [e.prompt_id for e in base.encoded]
+                names = ["+".join(head_name(*head) for head in groups[g]) + f" {projection}" for g in chosen]
+                found = measure(model, base.state, base.logits, states, prompts=ids, rows=names)
+                for name, value in found.items():
                     cells[name][:, number, chosen] = value
     return cells
 
