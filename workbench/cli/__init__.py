@@ -5,12 +5,27 @@ Exit status: 0 on success, 1 on a mistake of the user (one message, no traceback
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+import typer.core
 from rich.console import Console
 
 from workbench.errors import WorkbenchError
+
+
+class Registered(typer.core.TyperCommand):
+    """A command whose help names the criteria and rules that there are; they are looked up when it is shown."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from workbench.criteria import list_criteria, list_rules
+
+        names = {"criteria": list_criteria(), "rules": list_rules()}
+        for param in self.params:
+            if isinstance(param, typer.core.TyperOption) and param.help:
+                param.help = param.help.format(**{key: ", ".join(r.name for r in names[key]) for key in names})
+        super().format_help(ctx, formatter)
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,13 +131,11 @@ def sweep(
     )
 
 
-@app.command()
+@app.command(cls=Registered)
 def score(
     run: RunPath,
-    criteria: Annotated[
-        str, typer.Option(help="Names, comma-separated, or all. An unknown one lists what there is.")
-    ] = "deflection,ships,probe",
-    rule: Annotated[str, typer.Option(help="How heads are ranked: sensitivity, selectivity, auroc, …")] = "selectivity",
+    criteria: Annotated[str, typer.Option(help="Comma-separated, or all. Of {criteria}.")] = "deflection,ships,probe",
+    rule: Annotated[str, typer.Option(help="How heads are ranked: {rules}.")] = "selectivity",
     top: Annotated[int, typer.Option(help="How many heads to print for each criterion and projection.")] = 5,
     out: Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")] = None,
     seed: Seed = 0,
@@ -168,7 +181,7 @@ def check(
     raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, console=console))
 
 
-@app.command()
+@app.command(cls=Registered)
 def compare(
     run: RunPath,
     model: Annotated[
@@ -177,8 +190,10 @@ def compare(
     prompts: Annotated[
         str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
     ] = None,
-    criteria: Annotated[str, typer.Option(help="Comma-separated.")] = "deflection,ships,probe",
-    rules: Annotated[str, typer.Option(help="Comma-separated.")] = "sensitivity,selectivity,auroc,layer_matched",
+    criteria: Annotated[str, typer.Option(help="Comma-separated. Of {criteria}.")] = "deflection,ships,probe",
+    rules: Annotated[
+        str, typer.Option(help="Comma-separated. Of {rules}.")
+    ] = "sensitivity,selectivity,auroc,layer_matched",
     n_heads: Annotated[str, typer.Option(help="Numbers of heads, comma-separated.")] = "1,3,5",
     controls: Annotated[int, typer.Option(help="Draws of matched random heads beside each set; with --model.")] = 3,
     judges: Annotated[
@@ -205,14 +220,14 @@ def compare(
     )
 
 
-@app.command()
+@app.command(cls=Registered)
 def detect(
     source: Annotated[str, typer.Argument(help="A stored run (a detector is fitted on it), or a stored detector.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="For a stored detector.")] = None,
     prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="For a stored detector.")] = None,
     projection: Annotated[Literal["query", "value"], typer.Option(help="The projection masked.")] = "query",
-    criterion: Annotated[str, typer.Option(help="Whose value is thresholded.")] = "deflection",
-    rule: Annotated[str, typer.Option(help="How the head is chosen.")] = "selectivity",
+    criterion: Annotated[str, typer.Option(help="Whose value is thresholded: {criteria}.")] = "deflection",
+    rule: Annotated[str, typer.Option(help="How the head is chosen: {rules}.")] = "selectivity",
     k: Annotated[int, typer.Option(help="Candidate heads, one of which is drawn.")] = 1,
     save: Annotated[Path | None, typer.Option(help="Store the fitted detector in this folder.")] = None,
     seed: Seed = 0,

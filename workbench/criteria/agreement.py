@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.criteria.ranking import anchor_rule, ranked, scored_rows
 from workbench.criteria.registry import get_criterion
-from workbench.criteria.rules import anchor_rule, ranked, scored_rows
 from workbench.criteria.score import score
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
 from workbench.errors import CriterionError

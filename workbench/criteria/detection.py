@@ -7,9 +7,9 @@ import pandas as pd
 import xarray as xr
 
 from workbench.axes import head_name
+from workbench.criteria.ranking import top_heads
 from workbench.criteria.rates import measures_on
 from workbench.criteria.registry import PER_PROMPT, TRAINED, Criterion, get_criterion
-from workbench.criteria.rules import top_heads
 from workbench.criteria.score import score
 from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import prompt_values, prompts_of

@@ -1,40 +1,16 @@
 """How far masking a head moves the next-token distribution at the last prompt position."""
 
+from operator import itemgetter
+
 import numpy as np
-import xarray as xr
 
 from workbench.criteria.registry import PER_PROMPT, Criterion
-
-
-def _ships(run: xr.Dataset) -> xr.DataArray:
-    return run["kl"]
-
-
-def _js(run: xr.Dataset) -> xr.DataArray:
-    return run["js"]
-
-
-def _tv(run: xr.Dataset) -> xr.DataArray:
-    return run["tv"]
-
-
-def _top1_change(run: xr.Dataset) -> xr.DataArray:
-    return run["top1_change"]
-
-
-def _refusal_change(run: xr.Dataset) -> xr.DataArray:
-    return run["refusal_change"]
-
-
-def _help_to_refuse(change: np.ndarray) -> np.ndarray:
-    return -change
-
 
 CRITERIA = (
     Criterion(
         name="ships",
         kind=PER_PROMPT,
-        values=_ships,
+        values=itemgetter("kl"),
         needs=("kl",),
         unit="nats",
         label="Ships (KL divergence)",
@@ -47,7 +23,7 @@ CRITERIA = (
     Criterion(
         name="js",
         kind=PER_PROMPT,
-        values=_js,
+        values=itemgetter("js"),
         needs=("js",),
         unit="nats",
         label="Jensen-Shannon divergence",
@@ -57,7 +33,7 @@ CRITERIA = (
     Criterion(
         name="tv",
         kind=PER_PROMPT,
-        values=_tv,
+        values=itemgetter("tv"),
         needs=("tv",),
         unit="",
         label="Total variation",
@@ -67,7 +43,7 @@ CRITERIA = (
     Criterion(
         name="top1_change",
         kind=PER_PROMPT,
-        values=_top1_change,
+        values=itemgetter("top1_change"),
         needs=("top1_change",),
         unit="",
         label="First token changed",
@@ -77,12 +53,12 @@ CRITERIA = (
     Criterion(
         name="refusal_change",
         kind=PER_PROMPT,
-        values=_refusal_change,
+        values=itemgetter("refusal_change"),
         needs=("refusal_change",),
         unit="log-odds",
         label="Change of refusal log-odds",
         direction="masked − unmasked; negative = the head was helping to refuse, which the rules read as stronger",
         source="this project, beside Ships",
-        strength=_help_to_refuse,
+        strength=np.negative,
     ),
 )

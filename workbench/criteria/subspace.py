@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
-from workbench.criteria.deflection import angle_deg
+from workbench.criteria.deflection import angle_deg, unit_vectors
 from workbench.criteria.registry import PER_DATA_SET, Criterion
 from workbench.errors import CriterionError
 
@@ -40,38 +40,17 @@ def _first_singular(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     turned = np.swapaxes(states, -1, -2)
     if prompts <= width:
         left = np.linalg.eigh(states @ turned)[1][..., -1]
-        right = _unit(np.squeeze(turned @ left[..., None], -1))
+        right = unit_vectors(np.squeeze(turned @ left[..., None], -1))
     else:
         right = np.linalg.eigh(turned @ states)[1][..., -1]
-        left = _unit(np.squeeze(states @ right[..., None], -1))
+        left = unit_vectors(np.squeeze(states @ right[..., None], -1))
     return left, right
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def line_angle_deg(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Angle between the lines through two vectors, degrees, 0-90: the principal angle of one-dimensional subspaces."""
     angle = angle_deg(u, v)
     return np.minimum(angle, 180 - angle)
-
-
-def _svd_left(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    return line_angle_deg(first_left_singular(base), first_left_singular(masked))
-
-
-def _svd_right(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    return line_angle_deg(first_right_singular(base), first_right_singular(masked))
-
-
-def _mean_vector(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    return angle_deg(base.mean(-2), masked.mean(-2))
-
-
-def _first_coordinate(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    return angle_deg(base[..., 0], masked[..., 0])
 
 
 def _over_heads(
@@ -145,7 +124,7 @@ def _criterion(name: str, angle: Callable, label: str, direction: str, source: s
 CRITERIA = (
     _criterion(
         "svd_left",
-        _svd_left,
+        lambda base, masked: line_angle_deg(first_left_singular(base), first_left_singular(masked)),
         "Angle of first left singular vectors",
         "0-90; larger = masking the head changes how the prompts load on what they share",
         "Zhou et al. (ICLR 2025, arXiv 2410.13708), generalised Ships with r_main = 1; ydyjya/SafetyHeadAttribution "
@@ -154,7 +133,7 @@ CRITERIA = (
     ),
     _criterion(
         "svd_right",
-        _svd_right,
+        lambda base, masked: line_angle_deg(first_right_singular(base), first_right_singular(masked)),
         "Angle of first right singular vectors",
         "0-90; larger = masking the head turns the direction that the states share",
         "Oh Defense's 'principal behaviour vectors' read in the space of states; which of the two the paper means "
@@ -163,7 +142,7 @@ CRITERIA = (
     ),
     _criterion(
         "mean_vector",
-        _mean_vector,
+        lambda base, masked: angle_deg(base.mean(-2), masked.mean(-2)),
         "Angle of mean states",
         "0-180; larger = masking the head turns the mean state further",
         "this project, the plainest summary of a set",
@@ -171,7 +150,7 @@ CRITERIA = (
     ),
     _criterion(
         "first_coordinate",
-        _first_coordinate,
+        lambda base, masked: angle_deg(base[..., 0], masked[..., 0]),
         "Angle of the states' first coordinate",
         "0-180; larger = masking the head changes coordinate 0 over the prompts more",
         "cirteo/Oh-Defense, released code for more than one sample",

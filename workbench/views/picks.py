@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.criteria import get_criterion
-from workbench.criteria.rules import SAFE_PERCENTILE, ranked, scored_rows
+from workbench.criteria.ranking import ranked, scored_rows
+from workbench.criteria.rules import SAFE_PERCENTILE
 from workbench.views import theme
 
 Head = tuple[int, int]

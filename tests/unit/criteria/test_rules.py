@@ -123,7 +123,7 @@ def test_every_pair_answers_or_lists_those_that_do(scores: pd.DataFrame) -> None
 
 
 def test_bad_asks(scores: pd.DataFrame) -> None:
-    with pytest.raises(CriterionError, match=r"no rule 'selective'. Those that exist: sensitivity, selectivity"):
+    with pytest.raises(CriterionError, match=r"no rule 'selective'. Did you mean selectivity.*Those that exist: sensitivity, selectivity"):
         top_heads(scores, criterion="deflection", rule="selective")
     with pytest.raises(CriterionError, match="does not hold criterion 'ships'; it holds deflection"):
         top_heads(scores[scores["criterion"] == "deflection"], criterion="ships", rule="sensitivity")

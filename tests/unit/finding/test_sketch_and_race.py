@@ -9,7 +9,8 @@ import torch
 from scipy.stats import spearmanr
 
 import workbench as wb
-from workbench.criteria.array_rules import best_cells, calibration, rule_values, safe_levels
+from workbench.criteria.ranking import best_cells, rule_values
+from workbench.criteria.values import calibration, safe_levels
 from workbench.errors import CriterionError, MaskError, PromptError, WorkbenchError
 from workbench.finding import race, sketch
 from workbench.finding.race import report as race_report

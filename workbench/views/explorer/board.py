@@ -7,7 +7,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from workbench.axes import head_name
-from workbench.criteria.registry import PER_PROMPT, list_criteria
+from workbench.criteria.registry import PER_PROMPT, list_criteria, list_rules
 from workbench.prompts.prompt import Prompt
 from workbench.views import theme
 from workbench.views.explorer import markup, svg
@@ -16,7 +16,6 @@ from workbench.views.explorer.pane import Pane
 from workbench.views.figures import captions, screen
 from workbench.views.picks import Head, rule_heads
 
-_RULES = ("selectivity", "sensitivity", "auroc", "effect_size", "ratio")
 _MAP_WIDTH = 276
 
 
@@ -72,7 +71,8 @@ class Board(widgets.VBox):
             **thin,
         )
         self._rule = widgets.Dropdown(
-            options=[(rule.replace("_", " "), rule) for rule in _RULES],
+            options=[(rule.name.replace("_", " "), rule.name) for rule in list_rules() if not rule.is_control],
+            value="selectivity",
             description="Number the best by",
             layout={"width": "240px"},
             **thin,

@@ -1,4 +1,6 @@
-"""Where a head looks: the attention that the last prompt position gives to the image."""
+"""What a head does unmasked: how much it looks at the image, and what it writes for refusing."""
+
+from operator import itemgetter
 
 import numpy as np
 import xarray as xr
@@ -19,6 +21,18 @@ def _image_attention(run: xr.Dataset) -> xr.DataArray:
 
 
 CRITERIA = (
+    Criterion(
+        name="refusal_write",
+        kind=PER_PROMPT,
+        values=itemgetter("refusal_write"),
+        needs=("refusal_write",),
+        unit="log-odds",
+        label="Direct write to refusal",
+        direction="unmasked; positive = what the head writes at the last position speaks for refusing",
+        source="after ReD-LLM's refusal heads: a head's write z·W_O against the layer's refusal direction",
+        quirks="Direct path only: what later layers make of the write is not in it. ReD-LLM averages over the "
+        "response; this is the last prompt position.",
+    ),
     Criterion(
         name="image_attention",
         kind=PER_PROMPT,
