@@ -1,10 +1,8 @@
 """How far masking a head moves the model's final state: the angle, and the distances beside it."""
 
-from operator import itemgetter
-
 import numpy as np
 
-from workbench.criteria.registry import PER_PROMPT, Criterion
+from workbench.criteria.registry import Criterion
 
 
 def angle_deg(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -25,34 +23,24 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 CRITERIA = (
-    Criterion(
-        name="deflection",
-        kind=PER_PROMPT,
-        values=itemgetter("deflection"),
-        needs=("deflection",),
+    Criterion.stored(
+        "deflection",
         unit="degrees",
         label="Deflection angle",
         direction="0-180; larger = masking the head turns the final state further",
         source="Oh Defense, 'One Head to Rule Them All' (NeurIPS 2025), per-sample angle; cirteo/Oh-Defense",
         quirks="The released code takes the arc cosine in float32, which resolves about 0.02 degrees near 0.",
     ),
-    Criterion(
-        name="l2",
-        kind=PER_PROMPT,
-        values=itemgetter("l2"),
-        needs=("l2",),
+    Criterion.stored(
+        "l2",
         unit="state units",
         label="State distance",
         direction="0 or more; larger = masking the head moves the final state further",
         source="this project, beside the angle",
         quirks="Its scale is the model's own: compare heads of one model, not models.",
     ),
-    Criterion(
-        name="norm_ratio",
-        kind=PER_PROMPT,
-        values=itemgetter("norm_ratio"),
-        needs=("norm_ratio",),
-        unit="",
+    Criterion.stored(
+        "norm_ratio",
         label="Norm ratio",
         direction="0 or more; 1 = unchanged; the rules read its distance from 1, shorter and longer alike",
         source="this project, beside the angle",

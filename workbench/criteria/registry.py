@@ -38,6 +38,7 @@ What `values` is called with, and what it returns, depends on the kind:
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -87,6 +88,14 @@ class Criterion:
     quirks: str = ""
     strength: Callable[[np.ndarray], np.ndarray] = as_is
     decide: Callable[[xr.Dataset, np.ndarray], xr.DataArray] | None = None
+
+    @classmethod
+    def stored(cls, variable: str, **about: Any) -> "Criterion":
+        """The criterion, one value a prompt, that a variable of the run is; by its name where `about` has no other."""
+        values = itemgetter(variable)
+        return cls(
+            **{"name": variable, "kind": PER_PROMPT, "values": values, "needs": (variable,), "unit": "", **about}
+        )
 
     @property
     def axis_title(self) -> str:

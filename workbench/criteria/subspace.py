@@ -53,9 +53,10 @@ def line_angle_deg(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.minimum(angle, 180 - angle)
 
 
-def _over_heads(
-    name: str, angle: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> Callable[[xr.Dataset], xr.DataArray]:
+Angle = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _turned(name: str, angle: Angle, label: str, direction: str, source: str, quirks: str) -> Criterion:
     """The criterion that compares base states with each head's masked states by `angle`, a few heads at a time."""
 
     def values(run: xr.Dataset) -> xr.DataArray:
@@ -71,58 +72,28 @@ def _over_heads(
             )
         state = run["state"].transpose("projection", "layer", "head", "prompt", "d_model")
         out = np.full(state.shape[:3], np.nan)
-        heads = max(1, CELLS_AT_ONCE // base.size)
-        for projection, layer, start in np.ndindex(out.shape[0], out.shape[1], -(-out.shape[2] // heads)):
-            block = slice(start * heads, (start + 1) * heads)
-            masked = np.asarray(state[projection, layer, block].values, dtype=np.float64)
-            out[projection, layer, block] = _where_computed(name, angle, base, masked, state, projection, layer)
-        return xr.DataArray(
-            out, dims=("projection", "layer", "head"), coords={d: run[d] for d in ("projection", "layer", "head")}
-        )
+        step = max(1, CELLS_AT_ONCE // base.size)
+        for projection, layer, start in np.ndindex(out.shape[0], out.shape[1], -(-out.shape[2] // step)):
+            heads = slice(start * step, (start + 1) * step)
+            masked = np.asarray(state[projection, layer, heads].values, dtype=np.float64)
+            missing = ~np.isfinite(masked).all(-1)  # head, prompt
+            computed = ~missing.all(-1)  # all missing: heads left out of the sweep
+            if missing[computed].any():
+                raise CriterionError(
+                    f"Criterion {name!r}: masked states hold NaN or infinite numbers for some prompts only, in layer "
+                    f"{int(state.layer[layer])} ({state.projection.values[projection]}). The run is incomplete, or "
+                    "half precision overflowed."
+                )
+            if computed.any():
+                out[projection, layer, heads][computed] = angle(base, masked[computed])
+        return state.isel(prompt=0, d_model=0, drop=True).copy(data=out)
 
-    return values
-
-
-def _where_computed(
-    name: str,
-    angle: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    base: np.ndarray,
-    masked: np.ndarray,
-    state: xr.DataArray,
-    projection: int,
-    layer: int,
-) -> np.ndarray:
-    """The angle of every head whose states are there; NaN for heads left out of the sweep; an error for holes."""
-    missing = ~np.isfinite(masked).all(-1)  # head, prompt
-    if (missing.any(-1) & ~missing.all(-1)).any():
-        raise CriterionError(
-            f"Criterion {name!r}: masked states hold NaN or infinite numbers for some prompts only, in layer "
-            f"{int(state.layer[layer])} ({state.projection.values[projection]}). The run is incomplete, or half "
-            "precision overflowed."
-        )
-    computed = ~missing.all(-1)
-    out = np.full(len(masked), np.nan)
-    if computed.any():
-        out[computed] = angle(base, masked[computed])
-    return out
-
-
-def _criterion(name: str, angle: Callable, label: str, direction: str, source: str, quirks: str) -> Criterion:
-    return Criterion(
-        name=name,
-        kind=PER_DATA_SET,
-        values=_over_heads(name, angle),
-        needs=("base_state", "state"),
-        unit="degrees",
-        label=label,
-        direction=direction,
-        source=source,
-        quirks=quirks,
-    )
+    needs = ("base_state", "state")
+    return Criterion(name, PER_DATA_SET, values, needs, "degrees", label, direction, source, quirks)
 
 
 CRITERIA = (
-    _criterion(
+    _turned(
         "svd_left",
         lambda base, masked: line_angle_deg(first_left_singular(base), first_left_singular(masked)),
         "Angle of first left singular vectors",
@@ -131,7 +102,7 @@ CRITERIA = (
         "at 6203a04, lib/Sahara/svd.py",
         "Lives in the space of prompts, not of states; not centred; a sign flip of every state is invisible.",
     ),
-    _criterion(
+    _turned(
         "svd_right",
         lambda base, masked: line_angle_deg(first_right_singular(base), first_right_singular(masked)),
         "Angle of first right singular vectors",
@@ -140,7 +111,7 @@ CRITERIA = (
         "was not found",
         "Not centred, so that close to the mean state; a sign flip of every state is invisible.",
     ),
-    _criterion(
+    _turned(
         "mean_vector",
         lambda base, masked: angle_deg(base.mean(-2), masked.mean(-2)),
         "Angle of mean states",
@@ -148,7 +119,7 @@ CRITERIA = (
         "this project, the plainest summary of a set",
         "Turns that cancel over the prompts are invisible.",
     ),
-    _criterion(
+    _turned(
         "first_coordinate",
         lambda base, masked: angle_deg(base[..., 0], masked[..., 0]),
         "Angle of the states' first coordinate",

@@ -1,11 +1,9 @@
 """What a head does unmasked: how much it looks at the image, and what it writes for refusing."""
 
-from operator import itemgetter
-
 import numpy as np
 import xarray as xr
 
-from workbench.criteria.registry import PER_PROMPT, Criterion
+from workbench.criteria.registry import Criterion
 from workbench.errors import CriterionError
 from workbench.runs.reading import prompt_coord
 
@@ -21,11 +19,8 @@ def _image_attention(run: xr.Dataset) -> xr.DataArray:
 
 
 CRITERIA = (
-    Criterion(
-        name="refusal_write",
-        kind=PER_PROMPT,
-        values=itemgetter("refusal_write"),
-        needs=("refusal_write",),
+    Criterion.stored(
+        "refusal_write",
         unit="log-odds",
         label="Direct write to refusal",
         direction="unmasked; positive = what the head writes at the last position speaks for refusing",
@@ -33,12 +28,9 @@ CRITERIA = (
         quirks="Direct path only: what later layers make of the write is not in it. ReD-LLM averages over the "
         "response; this is the last prompt position.",
     ),
-    Criterion(
-        name="image_attention",
-        kind=PER_PROMPT,
+    Criterion.stored(
+        "image_attention",
         values=_image_attention,
-        needs=("image_attention",),
-        unit="",
         label="Attention on the image",
         direction="0 to 1, unmasked; larger = the last position looks at the image more",
         source="this project",
