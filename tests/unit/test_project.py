@@ -10,11 +10,13 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from typer.testing import CliRunner
 
 import workbench
 
@@ -197,6 +199,27 @@ def test_the_walk_through_to_a_criterion_works(monkeypatch):
     unsafe = run.isel(prompt=run["label"].values == "unsafe")
     by_hand = (unsafe["tv"] * unsafe["top1_change"]).mean("prompt").values.ravel()
     assert sorted(scores["unsafe"]) == pytest.approx(sorted(by_hand), rel=1e-5)
+
+
+def test_the_walk_through_to_a_rule_works(monkeypatch):
+    from tests.unit.synthetic_run import synthetic_run
+    from workbench.cli import app
+    from workbench.criteria import registry, score, top_heads
+    from workbench.criteria.ranking import rule_values
+
+    monkeypatch.setattr(registry, "_rules", dict(registry._rules))
+    walk_through("the rule")
+    run = synthetic_run(projections=("query",))
+    scores = score(run, criteria=("deflection",), bootstrap=0, permutations=0)
+    top = top_heads(scores, criterion="deflection", rule="contrast", k=3)
+    by_hand = (scores["unsafe"] - scores["safe"]) / (scores["unsafe"] + scores["safe"])
+    assert top["value"].tolist() == sorted(by_hand, reverse=True)[:3]
+    # An engine that chooses while it runs ranks by the same record.
+    values = rule_values(run["deflection"].values, run["label"].values == "unsafe", "contrast")
+    np.testing.assert_allclose(values.ravel(), by_hand, rtol=1e-6)
+    shown = CliRunner().invoke(app, ["score", "--help"], terminal_width=500).output
+    assert "contrast" in shown
+    assert "image_attention" in shown
 
 
 def test_the_walk_through_to_a_family_works(monkeypatch):

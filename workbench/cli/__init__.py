@@ -20,10 +20,13 @@ class Registered(typer.core.TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from workbench.criteria import list_criteria, list_rules
 
-        names = {"criteria": list_criteria(), "rules": list_rules()}
+        names = {
+            "criteria": ", ".join(c.name for c in list_criteria()),
+            "rules": ", ".join(rule.name for rule in list_rules()),
+        }
         for param in self.params:
             if isinstance(param, typer.core.TyperOption) and param.help:
-                param.help = param.help.format(**{key: ", ".join(r.name for r in names[key]) for key in names})
+                param.help = param.help.format(**names)
         super().format_help(ctx, formatter)
 
 

@@ -36,6 +36,7 @@ def measures_on(
             f"{int((~unsafe).sum())} safe, and {int(np.isnan(values).sum())} without a value."
         )
     rows: list[tuple] = []
+    interval: tuple
     for measure, side in (("detection_rate", unsafe), ("false_positive_rate", ~unsafe)):
         for name in ("all", *sorted(set(family[side]) - {""})):
             flagged = values[side & ((family == name) | (name == "all"))] > threshold
@@ -61,7 +62,7 @@ def measures_on(
 
 def _tpr_interval(
     values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, fpr: float, bootstrap: int, seed: int
-) -> tuple[float, float]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Bootstrap interval of `tpr_at_fpr`: each resample sets its own threshold."""
     weights = statistics.bootstrap_weights(unsafe, pairs, resamples=bootstrap, seed=seed)
     largest_first = np.argsort(-values[~unsafe], kind="stable")
@@ -69,5 +70,4 @@ def _tpr_interval(
     allowed = np.floor(fpr * int((~unsafe).sum()) + 1e-9)
     thresholds = values[~unsafe][largest_first][np.argmax(above > allowed, axis=1)]
     caught = weights[:, unsafe] * (values[unsafe] > thresholds[:, None])
-    low, high = statistics.percentile_interval(caught.sum(1) / int(unsafe.sum()))
-    return float(low), float(high)
+    return statistics.percentile_interval(caught.sum(1) / int(unsafe.sum()))

@@ -3,17 +3,18 @@
 All read strengths: where a criterion says that smaller, or further from 1, is the stronger (see its `direction`), its
 values are turned first, and so is the `value` that `top_heads` returns.
 
-A rule is added by one record; after this one, `worst_case` is in every table, list and help text:
+A rule is added by one record, and then is in every table, list and help text:
 
     from workbench.criteria import Rule, register_rule
 
     register_rule(
         Rule(
-            "worst_case",
-            kinds=("per prompt",),
-            says="the lower end of the interval of unsafe - safe",
+            name="contrast",
+            kinds=("per prompt", "per data set"),
+            says="(unsafe - safe) / (unsafe + safe), among heads that act on unsafe prompts",
             source="this file",
-            value=lambda of: of["ci_low"],
+            value=lambda of: (of["unsafe"] - of["safe"]) / (of["unsafe"] + of["safe"]),
+            keeps=lambda of, percentile: (of["unsafe"] > 0) & (of["safe"] >= 0),
         )
     )
 """

@@ -76,7 +76,7 @@ def _turned(name: str, angle: Angle, label: str, direction: str, source: str, qu
         for projection, layer, start in np.ndindex(out.shape[0], out.shape[1], -(-out.shape[2] // step)):
             heads = slice(start * step, (start + 1) * step)
             masked = np.asarray(state[projection, layer, heads].values, dtype=np.float64)
-            missing = ~np.isfinite(masked).all(-1)  # head, prompt
+            missing: np.ndarray = np.asarray(~np.isfinite(masked).all(-1))  # head, prompt
             computed = ~missing.all(-1)  # all missing: heads left out of the sweep
             if missing[computed].any():
                 raise CriterionError(
