@@ -12,6 +12,7 @@ import typer.core
 from rich.console import Console
 
 from workbench.errors import WorkbenchError
+from workbench.sweeps.process import settle_process
 
 
 class Registered(typer.core.TyperCommand):
@@ -287,6 +288,7 @@ def lab() -> None:
 
 def main() -> None:
     """Run the command; turn a user's mistake into one message and status 1."""
+    settle_process()
     errors = Console(stderr=True)
     try:
         app(standalone_mode=True)

@@ -36,7 +36,9 @@ def control_heads(
         k: How many.
         seed: Of the draw.
         pick: `pick(k)` gives the k heads that the controls are matched to, best first.
-    Raises: CriterionError where there are not enough heads to draw from.
+
+    Raises:
+        CriterionError: Where there are not enough heads to draw from.
     """
     anchors, candidates, rng = pick(k), get_rule(control).candidates, np.random.default_rng(seed)
     value = rows["unsafe"] if criterion.kind == TRAINED else difference(rows)

@@ -161,7 +161,8 @@ _rules: dict[str, Rule] = {}
 def register_criterion(criterion: Criterion) -> Criterion:
     """Make a criterion known under its name and return it.
 
-    Raises: CriterionError if its kind is unknown, or another criterion already has the name.
+    Raises:
+        CriterionError: If its kind is unknown, or another criterion already has the name.
     """
     return _register(_criteria, criterion, (criterion.kind,))
 
@@ -169,7 +170,8 @@ def register_criterion(criterion: Criterion) -> Criterion:
 def register_rule(rule: Rule) -> Rule:
     """Make a rule known under its name and return it.
 
-    Raises: CriterionError if one of its kinds is unknown, or another rule already has the name.
+    Raises:
+        CriterionError: If one of its kinds is unknown, or another rule already has the name.
     """
     return _register(_rules, rule, rule.kinds)
 
@@ -177,7 +179,8 @@ def register_rule(rule: Rule) -> Rule:
 def get_criterion(name: str) -> Criterion:
     """The criterion of that name.
 
-    Raises: CriterionError naming the close matches and all that exist.
+    Raises:
+        CriterionError: If there is none; it names the close matches and all that exist.
     """
     return _get(_criteria, name, "criterion")
 
@@ -185,7 +188,8 @@ def get_criterion(name: str) -> Criterion:
 def get_rule(name: str) -> Rule:
     """The rule of that name.
 
-    Raises: CriterionError naming the close matches and all that exist.
+    Raises:
+        CriterionError: If there is none; it names the close matches and all that exist.
     """
     return _get(_rules, name, "rule")
 
