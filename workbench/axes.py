@@ -15,13 +15,22 @@
 | `row` | one line of a batch: one prompt under one mask |
 """
 
+from collections.abc import Iterable
+
 PROJECTIONS = ("query", "value")
 HEAD_DIMS = ("prompt", "projection", "layer", "head")
 PROMPT_COORDS = ("label", "source", "family", "category", "pair_id", "split", "variant", "has_image")
 LABELS = ("safe", "unsafe")
 SPLITS = ("selection", "threshold", "test")
 
+Head = tuple[int, int]  # (layer, head), both 0-based
+
 
 def head_name(layer: int, head: int) -> str:
     """`L12H3`: how a head is written in tables, plots and messages."""
     return f"L{layer}H{head}"
+
+
+def head_names(heads: Iterable[Head]) -> str:
+    """`L3H1 L0H2`: how several heads are written."""
+    return " ".join(head_name(layer, head) for layer, head in heads)
