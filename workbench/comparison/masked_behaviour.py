@@ -83,7 +83,8 @@ def attack_success(
         prompts: Labelled; unsafe ones for attack success, safe ones for what else breaks.
         heads: (layer, head) pairs, the first the most important.
         sizes: How many of them to mask; sizes over the number of heads are left out.
-        projection, mask: How they are masked, in the prompt and while decoding.
+        projection: What of them is masked, in the prompt and while decoding.
+        mask: How.
         controls: Draws of control heads for each size: for every masked head another one of its layer, never one of
             `heads`; any others where a layer has none left (`masked` then says `random`).
         judge: `"exact"` needs prompts with expected replies; other names and functions: `workbench.replies.judges`.

@@ -76,7 +76,8 @@ class Detector(ABC):
     Attributes:
         threshold: In the unit of `decision_function`; a prompt is unsafe if and only if it scores above. NaN before
             `fit`.
-        model_name, weight_hash: The model it was fitted on; it can be used on no other. Empty before `fit`.
+        model_name: The model it was fitted on; it can be used on no other. Empty before `fit`.
+        weight_hash: Of that model.
         calibration: What it was fitted on, for the record.
     """
 

@@ -42,9 +42,12 @@ class OneHeadDetector(Detector):
         candidates: The heads the rule kept, best first.
         threshold: In the criterion's unit, turned where the criterion says that smaller is stronger.
 
-    Cost: one unmasked pass, and one from the masked layer on; two full passes as published.
-    Source: "One Head to Rule Them All" (NeurIPS 2025), cirteo/Oh-Defense. Theirs draws the head at random from the kept
-        set and takes a prompt for safe when its forward pass fails; here that is an error.
+    Cost:
+        One unmasked pass, and one from the masked layer on; two full passes as published.
+
+    Source:
+        "One Head to Rule Them All" (NeurIPS 2025), cirteo/Oh-Defense. Theirs draws the head at random from the kept set
+        and takes a prompt for safe when its forward pass fails; here that is an error.
     """
 
     name: ClassVar[str] = "one-head"
