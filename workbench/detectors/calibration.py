@@ -90,7 +90,7 @@ def run_parts(run: xr.Dataset, *, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset
 def stand_ins(run: xr.Dataset) -> PromptSet:
     """A run's prompts as far as it knows them: ids, labels, families, pairs and splits, without text or picture."""
     names = ("label", "source", "family", "category", "pair_id", "split")
-    rows = zip(run["prompt"].values.astype(str).tolist(), *(prompt_coord(run, name) for name in names), strict=True)
+    rows = zip(map(str, run["prompt"].values), *(prompt_coord(run, name) for name in names), strict=True)
     return PromptSet(Prompt(id=id_, text=id_, **dict(zip(names, row, strict=True))) for id_, *row in rows)
 
 

@@ -69,8 +69,8 @@ class DetectorRecord:
 class Detector(ABC):
     """Tells unsafe prompts from safe ones by what a model does with them.
 
-    A detector says how it looks (`_observe`), what it learns from what it saw (`_choose`), and how what it saw becomes
-    one score a prompt (`_values`). Fitting, thresholds, checks and storing are here. Its options are attributes under
+    A detector says how it looks (`observe`), what it learns from what it saw (`choose`), and how what it saw becomes
+    one score a prompt (`values`). Fitting, thresholds, checks and storing are here. Its options are attributes under
     the names of its constructor's arguments; what it learns is named in `learned`.
 
     Attributes:
@@ -94,14 +94,15 @@ class Detector(ABC):
         self.calibration: dict[str, Any] = {}
 
     @abstractmethod
-    def _observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
-        """What the detector sees of prompts; `choosing`: all that `_choose` looks at, else what `_values` needs."""
+    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
+        """What the detector sees of prompts; `choosing`: all that `choose` looks at, else what `values` needs."""
 
-    def _choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
-        """Learn from what was seen of labelled prompts; nothing by default."""
+    def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
+        """Learn from what was seen of labelled prompts; for detectors that have something in `learned`."""
+        raise NotImplementedError(f"{type(self).__name__} names what it learns, and does not learn it.")
 
     @abstractmethod
-    def _values(self, seen: xr.Dataset) -> np.ndarray:
+    def values(self, seen: xr.Dataset) -> np.ndarray:
         """One score a prompt, shape [prompt]; higher = more unsafe."""
 
     def fit(self, model: HookedLVLM, prompts: Sequence[Prompt], *, progress: bool = False) -> Self:
@@ -123,8 +124,8 @@ class Detector(ABC):
         check_is_model(model)
         parts = calibration_parts(as_prompts(prompts), seed=self.seed)
         if self._chooses():
-            seen = self._observe(model, parts.selection, choosing=True, progress=progress)
-            self._choose(seen, unsafe_array(parts.selection))
+            seen = self.observe(model, parts.selection, choosing=True, progress=progress)
+            self.choose(seen, unsafe_array(parts.selection))
         self._calibrate(self._score(model, parts.threshold), parts)
         self.model_name, self.weight_hash = model.name, model.weight_hash
         return self
@@ -231,7 +232,7 @@ class Detector(ABC):
 
     def _score(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
         """The values of prompts, if all are finite: a score that is not is never taken for safe."""
-        scores = self._values(self._observe(model, prompts, choosing=False, progress=False))
+        scores = self.values(self.observe(model, prompts, choosing=False, progress=False))
         if not np.isfinite(scores).all():
             first = prompts[int(np.flatnonzero(~np.isfinite(scores))[0])].id
             raise DetectorError(

@@ -49,6 +49,12 @@ def score_measures(
     return pd.DataFrame(rows)
 
 
+def measure_row(measure: str, family: str, value: float, interval: Sequence[float] | tuple, n: int) -> dict:
+    """One row of a table of measures, as `evaluate` has them."""
+    low, high = (float(end) for end in interval)
+    return {"measure": measure, "family": family, "value": float(value), "ci_low": low, "ci_high": high, "n": int(n)}
+
+
 def graded_scores(scores: np.ndarray, prompts: Sequence[Prompt], threshold: float) -> pd.DataFrame:
     """How high each family and category scores, and how much of it is flagged.
 

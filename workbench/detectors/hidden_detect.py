@@ -53,20 +53,20 @@ class HiddenDetect(Detector):
     def __repr__(self) -> str:
         return f"HiddenDetect(layers {self.layers[0]} to {self.layers[1]}, threshold {self.threshold:.4g})"
 
-    def _observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
+    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
         if self.tokens is None:
             self.tokens = model.refusal_tokens
         _check_tokens(model, self.tokens)
         return xr.Dataset({"strength": (("prompt", "layer"), refusal_strength(model, prompts, self.tokens))})
 
-    def _choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
+    def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
         strength = seen["strength"].values
         self.discrepancy = strength[unsafe].mean(0) - strength[~unsafe].mean(0)
         above = np.flatnonzero(self.discrepancy > self.discrepancy[-1])
         last = len(self.discrepancy) - 1
         self.layers = (int(above[0]), int(above[-1])) if len(above) else (last, last)
 
-    def _values(self, seen: xr.Dataset) -> np.ndarray:
+    def values(self, seen: xr.Dataset) -> np.ndarray:
         first, last = self.layers
         strength = seen["strength"].values[:, first : last + 1]
         return np.trapezoid(strength, axis=1) if last > first else strength[:, 0]

@@ -91,7 +91,7 @@ class JudgeDetector(Detector):
             return model
         return self.judge if isinstance(self.judge, HookedLVLM) else None
 
-    def _observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
+    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
         if self._stored_judge:
             raise DetectorError(
                 f"This stored detector wants its judge model back (weights {self._stored_judge}): "
@@ -113,7 +113,7 @@ class JudgeDetector(Detector):
             scores.append(float(logits[unsafe] - logits[safe]))
         return xr.Dataset({"score": ("prompt", np.array(scores))})
 
-    def _values(self, seen: xr.Dataset) -> np.ndarray:
+    def values(self, seen: xr.Dataset) -> np.ndarray:
         return seen["score"].values
 
     def _options(self) -> dict[str, Any]:

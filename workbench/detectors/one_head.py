@@ -109,8 +109,8 @@ class OneHeadDetector(Detector):
                 "Give the detector the run's mask."
             )
         if self._chooses():
-            self._choose(selection, unsafe_array(parts.selection))
-        self._calibrate(self._values(rest), parts)
+            self.choose(selection, unsafe_array(parts.selection))
+        self._calibrate(self.values(rest), parts)
         self.model_name, self.weight_hash = str(run.attrs["model"]), str(run.attrs["weight_hash"])
         return self
 
@@ -122,18 +122,18 @@ class OneHeadDetector(Detector):
                 f"This detector was fitted on {self.model_name!r} (weights {self.weight_hash}); the run is of "
                 f"{run.attrs.get('model')!r} (weights {run.attrs.get('weight_hash')})."
             )
-        return self._values(run)
+        return self.values(run)
 
     def _chooses(self) -> bool:
         return self._given_head is None
 
-    def _observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
+    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
         options: dict[str, Any] = {"projections": (self.projection,), "mask": self.mask, "progress": progress}
         if not choosing:
             options |= {"heads": [self.head], "keep_states": False}
         return sweep(model, prompts, **options)
 
-    def _choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
+    def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
         scores = score(seen.drop_vars("split"), (self.criterion,), bootstrap=0, permutations=0, seed=self.seed)
         projection = self.projection if self.projection in set(scores["projection"]) else None
         kept = top_heads(
@@ -142,7 +142,7 @@ class OneHeadDetector(Detector):
         self.candidates = head_pairs(kept)
         self.head = self.candidates[int(np.random.default_rng(self.seed).integers(len(self.candidates)))]
 
-    def _values(self, seen: xr.Dataset) -> np.ndarray:
+    def values(self, seen: xr.Dataset) -> np.ndarray:
         """The criterion at the head, turned so that larger is stronger."""
         assert self.head is not None
         criterion, (layer, head) = get_criterion(self.criterion), self.head

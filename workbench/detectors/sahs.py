@@ -60,10 +60,10 @@ class SAHsDetector(Detector):
     def __repr__(self) -> str:
         return f"SAHsDetector({len(self.heads)} heads, threshold {self.threshold:.4g})"
 
-    def _observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
+    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
         return unmasked_run(model, prompts)
 
-    def _choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
+    def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
         scores = score(seen.drop_vars("split"), ("probe",), bootstrap=0, permutations=0, seed=self.seed)
         k = min(self.k, int(scores["unsafe"].notna().sum()))
         if self.accuracy is not None:
@@ -77,7 +77,7 @@ class SAHsDetector(Detector):
         self.coef, intercept = fit_logistic(features(seen, self.heads), unsafe, C=self.C)
         self.intercept = float(intercept)
 
-    def _values(self, seen: xr.Dataset) -> np.ndarray:
+    def values(self, seen: xr.Dataset) -> np.ndarray:
         return features(seen, self.heads) @ self.coef + self.intercept
 
 

@@ -143,9 +143,7 @@ def attack_success_rate(prompts: Sequence[Prompt], verdicts: np.ndarray) -> pd.D
 def unsafe_families(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
     """For each family of unsafe prompts, in order of names, which prompts are its unsafe ones, [prompt]."""
     names = sorted({p.family for p in prompts if p.label == "unsafe"} - {""})
-    return {
-        name: np.array([p.label == "unsafe" and p.family == name for p in prompts], dtype=bool) for name in names
-    }
+    return {name: np.array([p.label == "unsafe" and p.family == name for p in prompts], dtype=bool) for name in names}
 
 
 def verdict_shares(verdicts: np.ndarray) -> dict[str, float]:
