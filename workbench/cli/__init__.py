@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from workbench.errors import WorkbenchError
+from workbench.sweeps.process import settle_process
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -269,6 +270,7 @@ def lab() -> None:
 
 def main() -> None:
     """Run the command; turn a user's mistake into one message and status 1."""
+    settle_process()
     errors = Console(stderr=True)
     try:
         app(standalone_mode=True)

@@ -16,6 +16,7 @@ from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
+from workbench.runs.reading import RunLike, as_run
 from workbench.sweeps.sweep import sweep
 
 
@@ -90,8 +91,9 @@ class OneHeadDetector(Detector):
         where = head_name(*self.head) if self.head else "no head yet"
         return f"OneHeadDetector({self.criterion}, {self.rule}, {self.projection}, {where}, {self.threshold:.4g})"
 
-    def fit_run(self, run: xr.Dataset) -> Self:
+    def fit_run(self, run: RunLike) -> Self:
         """`fit` from a stored run of the same projection and mask, without the model."""
+        run = as_run(run)
         selection, rest, parts = run_parts(run, seed=self.seed)
         if not run.attrs.get("weight_hash"):
             raise DetectorError(
@@ -114,9 +116,10 @@ class OneHeadDetector(Detector):
         self.model_name, self.weight_hash = str(run.attrs["model"]), str(run.attrs["weight_hash"])
         return self
 
-    def stored_scores(self, run: xr.Dataset) -> np.ndarray:
+    def stored_scores(self, run: RunLike) -> np.ndarray:
         """`decision_function` on the prompts of a run of the same model and mask, without the model."""
         self._check_fitted()
+        run = as_run(run)
         if run.attrs.get("weight_hash") != self.weight_hash:
             raise DetectorError(
                 f"This detector was fitted on {self.model_name!r} (weights {self.weight_hash}); the run is of "
