@@ -212,9 +212,9 @@ def compare(
 
 @app.command()
 def detect(
-    source: Annotated[str, typer.Argument(help="A stored run (a detector is fitted on it), or a stored detector.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="For a stored detector.")] = None,
-    prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="For a stored detector.")] = None,
+    source: Annotated[str, typer.Argument(help="A stored run, a stored detector, or a detector to fit, by name.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Where SOURCE is no run.")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="Where SOURCE is no run.")] = None,
     projection: Annotated[Literal["query", "value"], typer.Option(help="The projection masked.")] = "query",
     criterion: Annotated[str, typer.Option(help="Whose value is thresholded.")] = "deflection",
     rule: Annotated[str, typer.Option(help="How the head is chosen.")] = "selectivity",
