@@ -11,13 +11,21 @@ import xarray as xr
 
 from workbench.axes import head_name
 from workbench.errors import WorkbenchError
-from workbench.views import theme
+from workbench.views import charts, theme
+from workbench.views.charts import Head
 from workbench.views.explorer import markup, svg
 from workbench.views.explorer.pane import Pane
 from workbench.views.explorer.questions import Focus, Looking
-from workbench.views.figures import screen
-from workbench.views.picks import Head
 from workbench.views.tables import number
+
+_NO_MODEL = (
+    "Stored data only. Give the model too, wb.explore(run, model=model), to see where this head looks and what the "
+    "model says with and without it."
+)
+_NO_PROMPTS = (
+    "The run keeps prompt ids, not the prompts. Give them too, wb.explore(run, model=model, prompts=prompts), to see "
+    "where this head looks."
+)
 
 
 class Choice(NamedTuple):
@@ -43,22 +51,17 @@ class HeadPanel(widgets.VBox):
 
     def __init__(self, stored: Stored, *, head: Head, choice: Choice, on_prompt: Callable[[str], None]) -> None:
         self._stored, self._head, self._choice = stored, head, choice
-        self._title = widgets.HTML()
-        self._stats = widgets.HTML()
-        self._status = widgets.HTML()
-        self._focus = widgets.HTML()
-        self._tokens = widgets.HTML()
-        self._replies = widgets.HTML()
-        self._ask = widgets.Button(
-            description="Generate replies", tooltip="Generate the reply with and without this head"
-        )
+        self._title, self._stats, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._focus, self._tokens, self._replies = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        tooltip = "Generate the reply with and without this head"
+        self._ask = widgets.Button(description="Generate replies", tooltip=tooltip)
         self._ask.on_click(lambda button: self.guard(lambda: self._show_replies(asked=True)))
         self._chart = Pane("", on_key=on_prompt)
         column = {"flex": "1 1 390px", "min_width": "320px", "padding": "0 14px 0 0"}
-        left = widgets.VBox([self._stats, self._chart.widget], layout=widgets.Layout(**column))
-        right = widgets.VBox([self._focus, self._tokens, self._ask, self._replies], layout=widgets.Layout(**column))
-        body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap"))
-        super().__init__([self._title, self._status, body], layout=widgets.Layout(flex="1 1 390px", padding="4px 0"))
+        left = widgets.VBox([self._stats, self._chart.widget], layout=column)
+        right = widgets.VBox([self._focus, self._tokens, self._ask, self._replies], layout=column)
+        body = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
+        super().__init__([self._title, self._status, body], layout={"flex": "1 1 390px", "padding": "4px 0"})
 
     def __repr__(self) -> str:
         return f"HeadPanel({head_name(*self._head)})"
@@ -89,48 +92,28 @@ class HeadPanel(widgets.VBox):
             )
 
     def _show_stats(self) -> None:
-        layer, head = self._head
-        rows = []
-        for criterion in dict.fromkeys(self._stored.scores["criterion"]):
-            projection = screen.projection_of(self._stored.scores, criterion, self._choice.projection)
-            cells = {
-                column: theme.grid(self._stored.scores, criterion=criterion, projection=projection, column=column)
-                for column in ("unsafe", "safe", "difference", "auroc")
-            }
-            order = np.sum(cells["unsafe"] > cells["unsafe"][layer, head]) + 1
-            known = np.isfinite(cells["unsafe"])
-            place = f"{order}/{known.sum()}" if known[layer, head] else "not computed"
-            name = f"{theme.title(criterion)}\n{theme.unit(criterion)}"
-            rows.append([name, *(number(float(c[layer, head])) for c in cells.values()), place])
-        header = ["", "unsafe", "safe", "difference", "AUROC", "rank"]
-        self._stats.value = markup.block(markup.table(header, rows))
+        rows = [
+            [f"{theme.title(criterion)}\n{theme.unit(criterion)}", *map(number, values.values()), place]
+            for criterion, values, place in charts.head_rows(self._stored.scores, self._head, self._choice.projection)
+        ]
+        self._stats.value = markup.block(markup.table(["", "unsafe", "safe", "difference", "AUROC", "rank"], rows))
 
     def _distribution(self) -> str:
         choice = self._choice
         where = (self._stored.run, choice.criterion, choice.projection)
-        return svg.distribution(
-            screen.prompt_table(*where, head=self._head),
-            axis=f"{theme.title(choice.criterion)} ({theme.unit(choice.criterion)})",
-            by=choice.by,
-            threshold=screen.threshold(*where, head=self._head),
-        )
+        table = charts.prompt_table(*where, head=self._head)
+        threshold = charts.threshold(*where, head=self._head)
+        axis = theme.axis(choice.criterion)
+        return svg.distribution(charts.distribution(table, axis=axis, by=choice.by, threshold=threshold))
 
     def _show_prompt(self) -> None:
         looking, prompt_id = self._stored.looking, self._choice.prompt_id
         for part in (self._focus, self._tokens, self._replies):
             part.value = ""
         self._ask.layout.display = "none"
-        if looking is None:
-            self._focus.value = markup.note(
-                "Stored data only. Give the model too, wb.explore(run, model=model), to see where this head looks "
-                "and what the model says with and without it."
-            )
-            return
-        if prompt_id not in looking.prompts:
-            self._focus.value = markup.note(
-                "The run keeps prompt ids, not the prompts. Give them too, "
-                "wb.explore(run, model=model, prompts=prompts), to see where this head looks."
-            )
+        if looking is None or prompt_id not in looking.prompts:
+            lacking = _NO_MODEL if looking is None else _NO_PROMPTS
+            self._focus.value = markup.note(lacking)
             return
         self._focus.value = markup.busy("Reading the prompt …")
         focus = looking.focus(prompt_id, self._head)

@@ -11,7 +11,7 @@ import xarray as xr
 from workbench.errors import RunError
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
-from workbench.views.picks import Head
+from workbench.views.charts import Head
 
 if TYPE_CHECKING:
     from workbench.models.hooked import HookedLVLM

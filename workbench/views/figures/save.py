@@ -6,6 +6,7 @@ The same run and the same library versions give the same bytes: no dates, no ran
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ from matplotlib.figure import Figure
 from workbench.criteria import SCORE_COLUMNS, get_criterion, score
 from workbench.errors import FigureError
 from workbench.views import theme
+from workbench.views.charts import picks
 from workbench.views.figures import captions, pages
-from workbench.views.picks import picks
 
 # What each format would otherwise write about the moment and the program that made it.
 _METADATA = {
@@ -140,47 +141,42 @@ def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
     pairs = list(dict.fromkeys(zip(contrast["criterion"], contrast["projection"], strict=True)))
     chosen = {pair: picks(scores, criterion=pair[0], projection=pair[1]) for pair in pairs}
     first = pairs[0][0] if pairs else ""
-    for criterion, projection in pairs:
-        where = {"criterion": criterion, "projection": projection}
-        kept, over = chosen[criterion, projection], captions.over(run, scores, projection)
+    unit = theme.unit(first)
+    for (criterion, projection), kept in chosen.items():
+        where: dict[str, Any] = {"criterion": criterion, "projection": projection}
+        over = captions.over(run, scores, projection)
         name = criterion if projection == "none" else f"{criterion}_{projection}"
-        heads = captions.picked(kept, scores, **where)
+        heading, heads = theme.heading(criterion, projection), captions.picked(kept, scores, **where)
         yield _Plate(
             f"maps_{name}",
             pages.safe_and_unsafe(scores, **where, picks=kept),
-            f"**{pages.heading(criterion, projection)}**: every head's mean in {theme.unit(criterion)} over "
-            "safe prompts "
-            "(left) and unsafe prompts (right), on one colour scale. Layer 0 is at the bottom; hatched heads were "
-            "not computed. "
+            f"**{heading}**: every head's mean in {theme.unit(criterion)} over safe prompts (left) and unsafe prompts "
+            "(right), on one colour scale. Layer 0 is at the bottom; hatched heads were not computed. "
             f"{over} Framed, picked by selectivity, best first: {heads}.",
         )
         if criterion == first:
             yield _Plate(
                 f"selectivity_{name}",
                 pages.selectivity(scores, **where, picks=kept),
-                f"**Safe against unsafe: {pages.heading(criterion, projection).lower()}.** One point a head. "
-                f"The rule keeps heads {_bound_words(kept.bound, theme.unit(criterion))}, and ranks them by "
-                "unsafe − safe, their height above the grey line. "
-                f"Ringed in colour, its picks, best first: {heads}. Ringed in dark, where it is no pick: the head "
-                "that moves most "
-                f"on unsafe prompts. {over}",
+                f"**Safe against unsafe: {heading.lower()}.** One point a head. The rule keeps heads "
+                f"{_bound_words(kept.bound, unit)}, and ranks them by unsafe − safe, their height above the grey "
+                f"line. Ringed in colour, its picks, best first: {heads}. Ringed in dark, where it is no pick: the "
+                f"head that moves most on unsafe prompts. {over}",
             )
     if {(first, "query"), (first, "value")} <= set(pairs):
         yield _Plate(
             "query_against_value",
             pages.query_against_value(scores, criterion=first, picks=chosen[first, "query"]),
-            f"**Masking the query against masking the value**: {theme.title(first).lower()} in {theme.unit(first)}, "
-            "two points a head "
-            "(mean over safe and over unsafe prompts); on the grey line both do the same. Named, at their unsafe "
-            "mean: the heads "
-            f"that selectivity picks with the query masked. {captions.over(run, scores)}",
+            f"**Masking the query against masking the value**: {theme.title(first).lower()} in {unit}, two points a "
+            "head (mean over safe and over unsafe prompts); on the grey line both do the same. Named, at their unsafe "
+            f"mean: the heads that selectivity picks with the query masked. {captions.over(run, scores)}",
         )
+    criteria = list(dict.fromkeys(scores["criterion"]))
     for projection in [p for p in dict.fromkeys(scores["projection"]) if p != "none"]:
-        criteria = list(dict.fromkeys(scores["criterion"]))
-        for page, first in enumerate(range(0, len(criteria), _ABREAST), start=1):
-            part = scores[scores["criterion"].isin(criteria[first : first + _ABREAST])]
+        for page, begin in enumerate(range(0, len(criteria), _ABREAST), start=1):
+            part = scores[scores["criterion"].isin(criteria[begin : begin + _ABREAST])]
             yield _Plate(
-                f"criteria_{projection}" if page == 1 else f"criteria_{projection}_{page}",
+                f"criteria_{projection}" + (f"_{page}" if page > 1 else ""),
                 pages.side_by_side(part, projection=projection),
                 "**The criteria side by side.** Above: the mean over unsafe prompts (a probe: its held-out accuracy), "
                 "each in its own unit. Below: AUROC of unsafe above safe on one scale; 0.5 is no difference. "
@@ -191,8 +187,7 @@ def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
             "agreement",
             pages.agreement(scores),
             "**Do the criteria rank heads alike?** Spearman's rank correlation over heads between every two rankings "
-            "by the mean over "
-            f"unsafe prompts (for the probe, its accuracy). {captions.over(run, scores)}",
+            f"by the mean over unsafe prompts (for the probe, its accuracy). {captions.over(run, scores)}",
         )
 
 
