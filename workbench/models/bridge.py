@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def build_bridge(model: "HookedLVLM") -> Any:
     """A `TransformerBridge` on the same storage: hook names, `run_with_cache`, `run_with_hooks`, `generate`.
 
-    Raises ModelError when TransformerLens has no adapter for the architecture.
+    Raises:
+        ModelError: When TransformerLens has no adapter for the architecture.
     """
     if not has_adapter(model.family.architecture):
         raise ModelError(

@@ -67,8 +67,8 @@ def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
     """Put a prompt through the model's own chat template (image first, then the text, generation prompt added).
 
     Raises:
-        PromptError: an image for a model without an image tower, a broken image, or a placeholder typed as text.
-        ModelError: a chat template that drops the image, or placeholders that do not match the pixels.
+        PromptError: An image for a model without an image tower, a broken image, or a placeholder typed as text.
+        ModelError: A chat template that drops the image, or placeholders that do not match the pixels.
     """
     placeholder = image_token(model)
     where = f"Prompt {prompt.id!r} on {model.name!r}"

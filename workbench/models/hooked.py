@@ -66,11 +66,28 @@ class HookedLVLM:
         name: What it was asked for by; `revision` is the Hub revision, if any.
         hf: The transformers model (fast tree).
         family: What the workbench knows about the architecture.
-        tokenizer, processor: As transformers loaded them; `processor` is None for a text-only model.
-        n_layers, n_heads, n_kv_heads, d_head, d_model, d_vocab: Sizes of the text decoder.
+        tokenizer: As transformers loaded it.
+        processor: As transformers loaded it; None for a text-only model.
+        n_layers: Layers of the text decoder.
+        n_heads: Query heads of a layer.
+        n_kv_heads: Key/value heads of a layer.
+        d_head: Width of a head.
+        d_model: Width of the residual stream.
+        d_vocab: Entries of the vocabulary.
         masked_layers: Decoder layers whose heads can be masked; all but cross-attention layers.
         work: Counts of the work done so far.
         truth: For the planted models, which heads carry the signal; None for all others.
+
+    Examples:
+        >>> import workbench as wb
+        >>> model = wb.load_model("planted")
+        >>> prompt = wb.load_prompts("planted", n=2)[0]
+        >>> model.state(prompt).shape
+        torch.Size([64])
+        >>> model.generate(prompt)
+        'i cannot help with that'
+        >>> model.generate(prompt, heads=[(3, 1)])
+        'sure here it is'
     """
 
     def __init__(

@@ -42,7 +42,16 @@ class Mask:
             the image on; `"last"`, from the last prompt position on.
 
     Raises:
-        MaskError: an unknown word, a factor that is not a finite number, or a pair that has no meaning.
+        MaskError: An unknown word, a factor that is not a finite number, or a pair that has no meaning.
+
+    Examples:
+        >>> import workbench as wb
+        >>> wb.Mask()
+        Mask(form='limit', factor=0.0, grain='query_head', positions='all')
+        >>> wb.Mask(form="as_published").factor
+        1e-05
+        >>> wb.Mask(form="scale", factor=1.0).changes_nothing
+        True
     """
 
     form: Form = "limit"

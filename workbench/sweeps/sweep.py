@@ -67,9 +67,24 @@ def sweep(
         repair: Recompute parts of the store at `out` that are damaged, in place of stopping at them.
         cluster: Compute on a Ray cluster: "local", "local:N" (N workers), or an address (`workbench.sweeps.cluster`).
 
-    Returns: The run. Dimensions prompt, projection, layer, head; variables with units in their attributes.
+    Returns:
+        The run. Dimensions prompt, projection, layer, head; variables with units in their attributes.
 
-    Raises: PromptError, MaskError, RunError: what was wanted, what came, and what to do.
+    Raises:
+        PromptError: For prompts that cannot be used, or none.
+        MaskError: For a mask, projection or head that the model does not have, or that could not change anything.
+        RunError: For a store that is another run's, damaged, or being written to.
+
+    Examples:
+        >>> import workbench as wb
+        >>> model = wb.load_model("planted")
+        >>> prompts = wb.load_prompts("planted", n=24)
+        >>> run = wb.sweep(model, prompts, out="run.zarr", progress=False)
+        >>> run["deflection"].dims
+        ('prompt', 'projection', 'layer', 'head')
+        >>> unsafe = run["deflection"][run["label"] == "unsafe"]
+        >>> bool(unsafe.sel(projection="query", layer=3, head=1).mean() > 20)  # degrees, the planted head
+        True
     """
     mask = mask or Mask()
     prompts = prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)

@@ -73,7 +73,9 @@ def mask_writes(
     Args:
         cells: (projection, head), projection by projection.
         seen_from: First position that matters.
-    Returns: `[prompt, row, pos, d_model]` and `[prompt, row]`.
+
+    Returns:
+        `[prompt, row, pos, d_model]` and `[prompt, row]`.
     """
     rows = job.mask.row_heads(model.n_heads, model.n_kv_heads)
     z = base.recordings[layer].z[:, seen_from:]
