@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from workbench import __version__
-from workbench.errors import WorkbenchError
+from workbench.errors import RunError, WorkbenchError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,6 +56,12 @@ def _numbers(text: str) -> list[int]:
 def _listed(help: str, parser: Any = _names) -> Any:
     """An option that takes several words at once, comma-separated."""
     return typer.Option(help=help, parser=parser, metavar="A,B,…")
+
+
+def _check_there(path: str) -> None:
+    """Refuse a local path that does not exist, before anything heavy is imported."""
+    if "://" not in path and not Path(path).expanduser().exists():
+        raise RunError(f"There is no run at {path}. Make one: workbench sweep --model M --prompts P --out {path}")
 
 
 def _show_version(asked: bool) -> None:
@@ -150,6 +156,7 @@ def score(
 ) -> None:
     """Score every head of a stored run, and print the first under a rule."""
     given = dict(locals())
+    _check_there(run)
     from workbench.cli.views import score_command
 
     score_command(console, **given)
@@ -163,6 +170,7 @@ def figures(
 ) -> None:
     """Draw a stored run's figures for a paper; needs no browser and no model."""
     given = dict(locals())
+    _check_there(run)
     from workbench.cli.views import figures_command
 
     figures_command(console, **given)
@@ -212,6 +220,7 @@ def compare(
 ) -> None:
     """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds."""
     given = dict(locals())
+    _check_there(run)
     from workbench.cli.detect import compare_command
 
     compare_command(console, **given)
@@ -231,6 +240,7 @@ def detect(
 ) -> None:
     """Test a detector by family and category, with graded scores."""
     given = dict(locals())
+    _check_there(source)
     from workbench.cli.detect import detect_command
 
     detect_command(console, **given)
