@@ -13,6 +13,7 @@ from rich.text import Text
 
 from workbench import __version__
 from workbench.errors import RunError, WorkbenchError
+from workbench.sweeps.process import settle_process
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -273,6 +274,7 @@ def lab() -> None:
 
 def main() -> None:
     """Run the command; turn a user's mistake into one message and status 1."""
+    settle_process()
     errors = Console(stderr=True)
     try:
         app(standalone_mode=True)

@@ -5,6 +5,7 @@ prompts or a cell with holes is refused in one place and in one voice.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,12 +18,24 @@ SCHEMAS = ("1",)  # the schemas of a run that this version reads
 FEWEST_PROMPTS = 3  # of each class: fewer have no spread that a statistic could use
 
 
+RunLike = xr.Dataset | str | Path  # a run, or the path of a stored one
+
+
+def as_run(run: RunLike) -> xr.Dataset:
+    """The run, opened and checked by `open_run` where its path is given."""
+    if not isinstance(run, str | Path):
+        return run
+    from workbench.runs.opening import open_run  # reading a run that is in memory needs no store
+
+    return open_run(run)
+
+
 def check_run(run: xr.Dataset, needs: Sequence[str] = (), *, wanted_by: str = "this") -> None:
     """Refuse what is no run, a run of another schema, and a run without the variables in `needs`."""
     if not isinstance(run, xr.Dataset):
         raise RunError(
             f"A run is an xarray.Dataset, as wb.sweep returns it; got {type(run).__name__}. "
-            "Open a stored one with xarray.open_zarr(path)."
+            "Open a stored one with wb.open_run(path)."
         )
     schema = run.attrs.get("schema")
     if str(schema) not in SCHEMAS:
