@@ -4,9 +4,8 @@ The same run and the same library versions give the same bytes: no dates, no ran
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 
 from workbench.criteria import SCORE_COLUMNS, get_criterion, score
 from workbench.errors import FigureError
-from workbench.runs.reading import RunLike, as_run
+from workbench.runs.reading import RunLike, as_run, check_run
 from workbench.views import theme
 from workbench.views.charts import picks
 from workbench.views.figures import captions, pages
@@ -31,8 +30,7 @@ _ABREAST = 3  # criteria side by side in 6.9 inches
 _SIDECAR = "captions.md"
 
 
-@dataclass(frozen=True, repr=False)
-class _Plate:
+class _Plate(NamedTuple):
     """One figure with its file name (no suffix) and its caption."""
 
     name: str
@@ -123,14 +121,7 @@ def _writable_folder(folder: Path) -> Path:
 
 
 def _checked_scores(run: xr.Dataset, scores: pd.DataFrame | None) -> pd.DataFrame:
-    if not isinstance(run, xr.Dataset):
-        raise FigureError(
-            f"Figures are drawn from a run (an xarray.Dataset); got {type(run).__name__}. Make one with wb.sweep."
-        )
-    if lacking := {"label"} - set(run.coords):
-        raise FigureError(
-            f"The run has no coordinate {', '.join(lacking)} along prompt, so safe and unsafe cannot be told apart."
-        )
+    check_run(run)
     if scores is None:
         drawn = [c for c in _CRITERIA if set(get_criterion(c).needs) <= set(run.data_vars)]
         if not drawn:
