@@ -35,16 +35,16 @@ class Board(widgets.VBox):
         self._stored, self._prompts = stored, prompts
         self._criteria = list(dict.fromkeys(stored.scores["criterion"]))
         self.locked: Head | None = None
-        self._quiet = False
+        self._updating = False
         self._build_controls()
         first = self._marked(self._criteria[0])
         self.head: Head = first[0] if first else (int(stored.run["layer"][0]), int(stored.run["head"][0]))
         self._set_head_boxes()
         self._maps = {c: Pane(self._map(c), on_key=self._clicked, on_step=self._stepped) for c in self._criteria}
-        self._kept, self._panel = (
+        self._locked_panel, self._panel = (
             HeadPanel(stored, head=self.head, choice=self._choice(), on_prompt=self.select_prompt) for _ in range(2)
         )
-        self._kept.layout.display = "none"
+        self._locked_panel.layout.display = "none"
         self._hint, self._prompt_text = widgets.HTML(), widgets.HTML()
         self._refresh_words()
         self._panel.show(self.head, self._choice())
@@ -105,7 +105,7 @@ class Board(widgets.VBox):
             _row(self._layer_box, self._head_box, self._lock, self._criterion, self._by),
             _row(self._label, self._family, self._prompt),
             self._prompt_text,
-            widgets.HBox([self._kept, self._panel], layout=ruled),
+            widgets.HBox([self._locked_panel, self._panel], layout=ruled),
         ]
 
     def select(self, head: Head) -> None:
@@ -139,7 +139,7 @@ class Board(widgets.VBox):
 
     def _draw_maps(self) -> None:
         for criterion, pane in self._maps.items():
-            self._panel.guard(partial(self._draw_map, pane, criterion))
+            self._panel.attempt(partial(self._draw_map, pane, criterion))
 
     def _draw_map(self, pane: Pane, criterion: str) -> None:
         pane.draw(self._map(criterion))
@@ -155,12 +155,12 @@ class Board(widgets.VBox):
         )
 
     def _set_head_boxes(self) -> None:
-        self._quiet = True
+        self._updating = True
         self._layer_box.value, self._head_box.value = self.head
-        self._quiet = False
+        self._updating = False
 
     def _head_typed(self) -> None:
-        if not self._quiet:
+        if not self._updating:
             self.select((self._layer_box.value, self._head_box.value))
 
     def _redraw_all(self) -> None:
@@ -168,19 +168,19 @@ class Board(widgets.VBox):
         self._redraw_panels()
 
     def _redraw_panels(self) -> None:
-        if self._quiet:
+        if self._updating:
             return
         self._refresh_words()
         self._panel.show(self.head, self._choice())
         if self.locked:
-            self._kept.show(self.locked, self._choice(), locked=True)
+            self._locked_panel.show(self.locked, self._choice(), locked=True)
 
     def _lock_changed(self) -> None:
         self.locked = self.head if self._lock.value else None
         self._lock.description = f"Unlock {head_name(*self.locked)}" if self.locked else "Lock to compare"
-        self._kept.layout.display = None if self.locked else "none"
+        self._locked_panel.layout.display = None if self.locked else "none"
         if self.locked:
-            self._kept.show(self.locked, self._choice(), locked=True)
+            self._locked_panel.show(self.locked, self._choice(), locked=True)
         self._draw_maps()
 
     def _prompt_options(self) -> list[tuple[str, str]]:
@@ -195,10 +195,10 @@ class Board(widgets.VBox):
     def _filter_prompts(self) -> None:
         before, options = self._prompt.value, self._prompt_options()
         kept = [i for _, i in options]
-        self._quiet = True
+        self._updating = True
         self._prompt.options = options
         self._prompt.value = before if before in kept else next(iter(kept), None)
-        self._quiet = False
+        self._updating = False
         if self._prompt.value != before:
             self._redraw_panels()
 

@@ -14,8 +14,8 @@ from workbench.errors import WorkbenchError
 from workbench.views import charts, theme
 from workbench.views.charts import Head
 from workbench.views.explorer import markup, svg
+from workbench.views.explorer.inspector import Attended, Inspector
 from workbench.views.explorer.pane import Pane
-from workbench.views.explorer.questions import Focus, Looking
 from workbench.views.tables import number
 
 _NO_MODEL = (
@@ -43,7 +43,7 @@ class Stored:
 
     run: xr.Dataset
     scores: pd.DataFrame
-    looking: Looking | None
+    inspector: Inspector | None
 
 
 class HeadPanel(widgets.VBox):
@@ -52,14 +52,14 @@ class HeadPanel(widgets.VBox):
     def __init__(self, stored: Stored, *, head: Head, choice: Choice, on_prompt: Callable[[str], None]) -> None:
         self._stored, self._head, self._choice = stored, head, choice
         self._title, self._stats, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self._focus, self._tokens, self._replies = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._attended, self._tokens, self._replies = widgets.HTML(), widgets.HTML(), widgets.HTML()
         tooltip = "Generate the reply with and without this head"
         self._ask = widgets.Button(description="Generate replies", tooltip=tooltip)
-        self._ask.on_click(lambda button: self.guard(lambda: self._show_replies(asked=True)))
+        self._ask.on_click(lambda button: self.attempt(lambda: self._show_replies(asked=True)))
         self._chart = Pane("", on_key=on_prompt)
         column = {"flex": "1 1 390px", "min_width": "320px", "padding": "0 14px 0 0"}
         left = widgets.VBox([self._stats, self._chart.widget], layout=column)
-        right = widgets.VBox([self._focus, self._tokens, self._ask, self._replies], layout=column)
+        right = widgets.VBox([self._attended, self._tokens, self._ask, self._replies], layout=column)
         body = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
         super().__init__([self._title, self._status, body], layout={"flex": "1 1 390px", "padding": "4px 0"})
 
@@ -76,11 +76,11 @@ class HeadPanel(widgets.VBox):
         masked = theme.projection_words(choice.projection)
         self._title.value = markup.block(markup.heading(head_name(*head), masked=masked, locked=locked))
         self._status.value = ""
-        self.guard(self._show_stats)
-        self.guard(lambda: self._chart.draw(self._distribution()))
-        self.guard(self._show_prompt)
+        self.attempt(self._show_stats)
+        self.attempt(lambda: self._chart.draw(self._distribution()))
+        self.attempt(self._show_prompt)
 
-    def guard(self, act: Callable[[], None]) -> None:
+    def attempt(self, act: Callable[[], None]) -> None:
         """Run one step; what goes wrong is written into the panel, and the other parts stay as they are."""
         try:
             act()
@@ -107,43 +107,43 @@ class HeadPanel(widgets.VBox):
         return svg.distribution(charts.distribution(table, axis=axis, by=choice.by, threshold=threshold))
 
     def _show_prompt(self) -> None:
-        looking, prompt_id = self._stored.looking, self._choice.prompt_id
-        for part in (self._focus, self._tokens, self._replies):
+        inspector, prompt_id = self._stored.inspector, self._choice.prompt_id
+        for part in (self._attended, self._tokens, self._replies):
             part.value = ""
         self._ask.layout.display = "none"
-        if looking is None or prompt_id not in looking.prompts:
-            lacking = _NO_MODEL if looking is None else _NO_PROMPTS
-            self._focus.value = markup.note(lacking)
+        if inspector is None or prompt_id not in inspector.prompts:
+            lacking = _NO_MODEL if inspector is None else _NO_PROMPTS
+            self._attended.value = markup.note(lacking)
             return
-        self._focus.value = markup.busy("Reading the prompt …")
-        focus = looking.focus(prompt_id, self._head)
-        self._focus.value = markup.block(self._focus_html(looking, focus))
+        self._attended.value = markup.busy("Reading the prompt …")
+        attended = inspector.attended(prompt_id, self._head)
+        self._attended.value = markup.block(self._attended_html(inspector, attended))
         self._tokens.value = markup.busy("Masking the head …")
-        rows = looking.next_tokens(prompt_id, self._head, self._choice.projection)
+        rows = inspector.next_tokens(prompt_id, self._head, self._choice.projection)
         self._tokens.value = markup.block("<h4>Next token, likeliest first</h4>", markup.next_tokens(rows))
-        self._show_replies(asked=looking.cheap)
+        self._show_replies(asked=inspector.cheap)
 
-    def _focus_html(self, looking: Looking, focus: Focus) -> str:
-        image = looking.prompts[self._choice.prompt_id].image
+    def _attended_html(self, inspector: Inspector, attended: Attended) -> str:
+        image = inspector.prompts[self._choice.prompt_id].image
         picture = ""
         if image is not None:
-            share = f"{focus.image_share:.0%} on the picture" if np.isfinite(focus.image_share) else "the picture"
+            share = f"{attended.image_share:.0%} on the picture" if np.isfinite(attended.image_share) else "the picture"
             picture = (
-                f'{markup.pictures(image, focus.patches)}<div class="wb-quiet">{share}, the rest on the words:</div>'
+                f'{markup.pictures(image, attended.patches)}<div class="wb-quiet">{share}, the rest on the words:</div>'
             )
-        return f"<h4>Attention from the last prompt position</h4>{picture}{markup.words(focus.words)}"
+        return f"<h4>Attention from the last prompt position</h4>{picture}{markup.words(attended.words)}"
 
     def _show_replies(self, *, asked: bool) -> None:
-        looking, choice = self._stored.looking, self._choice
-        if looking is None:
+        inspector, choice = self._stored.inspector, self._choice
+        if inspector is None:
             return
-        if not asked and not looking.has_replies(choice.prompt_id, self._head, choice.projection):
+        if not asked and not inspector.has_replies(choice.prompt_id, self._head, choice.projection):
             self._ask.layout.display = ""
             return
         self._ask.layout.display = "none"
         self._replies.value = markup.busy("Generating …")
         try:
-            base, masked = looking.replies(choice.prompt_id, self._head, choice.projection)
+            base, masked = inspector.replies(choice.prompt_id, self._head, choice.projection)
         except BaseException:
             self._replies.value = ""
             raise

@@ -30,7 +30,7 @@ _ABREAST = 3  # criteria side by side in 6.9 inches
 _SIDECAR = "captions.md"
 
 
-class _Plate(NamedTuple):
+class _Page(NamedTuple):
     """One figure with its file name (no suffix) and its caption."""
 
     name: str
@@ -78,15 +78,15 @@ def save_figures(
     table = _checked_scores(run, scores)
     written, sections = [], []
     with pages.house_style():
-        for plate in _plates(run, table):
+        for page in _pages(run, table):
             for _ in range(3):  # what a colour bar needs is known after the first time, and settles by the third
-                plate.figure.draw_without_rendering()
-            plate.figure.set_layout_engine("none")  # laid out once, so that every format has the same places
-            files = [folder / f"{plate.name}.{suffix}" for suffix in formats]
+                page.figure.draw_without_rendering()
+            page.figure.set_layout_engine("none")  # laid out once, so that every format has the same places
+            files = [folder / f"{page.name}.{suffix}" for suffix in formats]
             for file in files:
-                _write(plate.figure, file)
+                _write(page.figure, file)
             written += files
-            sections.append(f"## {plate.name}\n\n{plate.caption}\n")
+            sections.append(f"## {page.name}\n\n{page.caption}\n")
     sidecar = folder / _SIDECAR
     made = "\n".join(captions.provenance(run))
     sidecar.write_text(
@@ -141,7 +141,7 @@ def _checked_scores(run: xr.Dataset, scores: pd.DataFrame | None) -> pd.DataFram
     return scores
 
 
-def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
+def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
     contrast = scores[scores["safe"].notna()]
     pairs = list(dict.fromkeys(zip(contrast["criterion"], contrast["projection"], strict=True)))
     chosen = {pair: picks(scores, criterion=pair[0], projection=pair[1]) for pair in pairs}
@@ -152,7 +152,7 @@ def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
         over = captions.over(run, scores, projection)
         name = criterion if projection == "none" else f"{criterion}_{projection}"
         heading, heads = theme.heading(criterion, projection), captions.picked(kept, scores, **where)
-        yield _Plate(
+        yield _Page(
             f"maps_{name}",
             pages.safe_and_unsafe(scores, **where, picks=kept),
             f"**{heading}**: every head's mean in {theme.unit(criterion)} over safe prompts (left) and unsafe prompts "
@@ -160,7 +160,7 @@ def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
             f"{over} Framed, picked by selectivity, best first: {heads}.",
         )
         if criterion == first:
-            yield _Plate(
+            yield _Page(
                 f"selectivity_{name}",
                 pages.selectivity(scores, **where, picks=kept),
                 f"**Safe against unsafe: {heading.lower()}.** One point a head. The rule keeps heads "
@@ -169,7 +169,7 @@ def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
                 f"head that moves most on unsafe prompts. {over}",
             )
     if {(first, "query"), (first, "value")} <= set(pairs):
-        yield _Plate(
+        yield _Page(
             "query_against_value",
             pages.query_against_value(scores, criterion=first, picks=chosen[first, "query"]),
             f"**Masking the query against masking the value**: {theme.title(first).lower()} in {unit}, two points a "
@@ -180,7 +180,7 @@ def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
     for projection in [p for p in dict.fromkeys(scores["projection"]) if p != "none"]:
         for page, begin in enumerate(range(0, len(criteria), _ABREAST), start=1):
             part = scores[scores["criterion"].isin(criteria[begin : begin + _ABREAST])]
-            yield _Plate(
+            yield _Page(
                 f"criteria_{projection}" + (f"_{page}" if page > 1 else ""),
                 pages.side_by_side(part, projection=projection),
                 "**The criteria side by side.** Above: the mean over unsafe prompts (a probe: its held-out accuracy), "
@@ -188,7 +188,7 @@ def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
                 f"{captions.over(run, scores, projection)}",
             )
     if scores.groupby(["criterion", "projection"]).ngroups > 1:
-        yield _Plate(
+        yield _Page(
             "agreement",
             pages.agreement(scores),
             "**Do the criteria rank heads alike?** Spearman's rank correlation over heads between every two rankings "

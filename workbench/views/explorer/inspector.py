@@ -22,7 +22,7 @@ _SEEN = 5e-4  # a probability that still shows with three digits
 
 
 @dataclass(frozen=True)
-class Focus:
+class Attended:
     """Where one head looks from the last prompt position.
 
     Attributes:
@@ -36,7 +36,7 @@ class Focus:
     image_share: float
 
 
-class Looking:
+class Inspector:
     """A model under the mask of a run, and the prompts of that run.
 
     Attributes:
@@ -59,9 +59,9 @@ class Looking:
         self._replies: dict[tuple[str, Head | None, str], str] = {}
 
     def __repr__(self) -> str:
-        return f"Looking({self._model.name!r}, {len(self.prompts)} prompts)"
+        return f"Inspector({self._model.name!r}, {len(self.prompts)} prompts)"
 
-    def focus(self, prompt_id: str, head: Head) -> Focus:
+    def attended(self, prompt_id: str, head: Head) -> Attended:
         """Where a head looks; a group of heads (grain `kv_group`) is shown by its mean."""
         encoded = self._model.encode(self.prompts[prompt_id])
         if prompt_id not in self._attention:
@@ -75,7 +75,7 @@ class Looking:
         words = [
             (readable(t), float(w)) for t, w, inside in zip(encoded.tokens, weights, picture, strict=True) if not inside
         ]
-        return Focus(patches, words, float(weights[picture].sum()) if picture.any() else float("nan"))
+        return Attended(patches, words, float(weights[picture].sum()) if picture.any() else float("nan"))
 
     def next_tokens(self, prompt_id: str, head: Head, projection: str, *, k: int = 5) -> list[tuple[str, float, float]]:
         """(token, probability, probability without the head): the `k` likeliest of either that have any to speak of."""
