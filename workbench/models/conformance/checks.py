@@ -20,8 +20,8 @@ from workbench.models.conformance.at_load import (
 )
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask
-from workbench.models.walk import BasePass, base_pass, batch_key, head_writes, masked_z, published_queries, resume
+from workbench.models.masks import Mask, head_writes, masked_z, published_queries
+from workbench.models.walk import BasePass, base_pass, batch_key, resume
 from workbench.prompts.prompt import Prompt
 
 LIMIT, HALF, NOTHING = Mask(), Mask(form="scale", factor=0.5), Mask(form="scale", factor=0.0)
