@@ -33,6 +33,7 @@ from transformers.processing_utils import ImagesKwargs, ProcessorMixin
 
 from workbench.models.families.family import TinyParts
 from workbench.models.families.layout import SEPARATOR, Tile
+from workbench.models.families.tiny_parts import WIDE, tiny_parts
 
 # The tower of the released checkpoints (openai/clip-vit-large-patch14-336); their config names it but does not hold it.
 CLIP_LARGE = {
@@ -288,18 +289,9 @@ def load_processor(where: str, options: dict[str, Any]) -> Any:
 
 def tiny() -> TinyParts:
     """Crops of 56 pixels, which are 2 x 2 tokens; two side by side."""
-    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
-
-    tokenizer = tiny_tokenizer([IMAGE_TOKEN])
-    vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56,
-        "patch_size": 14, "hidden_act": "quick_gelu",
-    }  # fmt: skip
-    image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    config = Phi3VConfig(
-        **text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=16), vision_config=vision, image_token_id=image_id
-    )
-    images = Phi3VImageProcessor(num_crops=4, crop=56)
-    return TinyParts(
-        Phi3VForCausalLM(config), tokenizer, Phi3VProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
-    )
+    vision = {"num_hidden_layers": 3, "image_size": 56, "patch_size": 14, "hidden_act": "quick_gelu"}
+    return tiny_parts(
+        "phi3_v", WIDE | {"sliding_window": 16}, vision, specials=[IMAGE_TOKEN], ids={"image_token_id": IMAGE_TOKEN},
+        images=(Phi3VImageProcessor, {"num_crops": 4, "crop": 56}), processor=lambda: Phi3VProcessor,
+        model=Phi3VForCausalLM,
+    )  # fmt: skip
