@@ -36,7 +36,7 @@ def onevision_processor() -> Any:
 PINPOINTS = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
 CLIP: dict[str, Any] = {"model_type": "clip_vision_model"}
 SHORTEST: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-OPTIONS: dict[str, Any] = {
+LLAVA_OPTIONS: dict[str, Any] = {
     "patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1
 }  # fmt: skip
 _tiny = partial(tiny_parts, tokenizer={"image": "<image>"})
@@ -47,7 +47,7 @@ def tiny_llava() -> TinyParts:
     return _tiny(
         "llava", WIDE | {"model_type": "llama"}, CLIP, specials=["<image>"], ids={"image_token_id": "<image>"},
         config={"image_seq_length": 16}, images=("CLIPImageProcessorPil", SHORTEST), processor="LlavaProcessor",
-        **OPTIONS,
+        **LLAVA_OPTIONS,
     )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def tiny_llava_next() -> TinyParts:
     return _tiny(
         "llava_next", WIDE | {"model_type": "mistral", "sliding_window": 16}, CLIP, specials=["<image>"],
         ids={"image_token_index": "<image>"}, config=PINPOINTS,
-        images=("LlavaNextImageProcessorPil", SHORTEST | PINPOINTS), processor="LlavaNextProcessor", **OPTIONS,
+        images=("LlavaNextImageProcessorPil", SHORTEST | PINPOINTS), processor="LlavaNextProcessor", **LLAVA_OPTIONS,
     )  # fmt: skip
 
 

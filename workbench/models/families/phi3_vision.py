@@ -13,7 +13,9 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -33,6 +35,7 @@ from transformers.processing_utils import ImagesKwargs, ProcessorMixin
 
 from workbench.models.families.family import TinyParts
 from workbench.models.families.layout import SEPARATOR, Tile
+from workbench.models.families.pil_images import cut
 from workbench.models.families.tiny_parts import WIDE, tiny_parts
 
 # The tower of the released checkpoints (openai/clip-vit-large-patch14-336); their config names it but does not hold it.
@@ -106,8 +109,7 @@ class Phi3ImageEmbedding(nn.Module):
     def _grid(self, crops: Tensor, rows: int, columns: int) -> Tensor:
         """Crops `[crop, patch, width]` as one grid of 2 x 2 patches with a separator after each row."""
         side = math.isqrt(crops.shape[1]) // 2
-        merged = crops.reshape(rows, columns, side, 2, side, 2, -1).permute(0, 2, 1, 4, 3, 5, 6)
-        merged = merged.reshape(rows * side, columns * side, -1)
+        merged = rearrange(crops, "(r c) (h hp w wp) d -> (r h) (c w) (hp wp d)", r=rows, h=side, hp=2, wp=2)
         breaks = self.sub_GN[0].expand(rows * side, 1, -1)
         return torch.cat([merged, breaks], dim=1).flatten(0, 1)
 
@@ -187,13 +189,10 @@ class Phi3VImageProcessor(PilBackend):
         pictures, sizes, counts = [], [], []
         for image in make_flat_list_of_images(images):
             canvas = self.place(image.convert("RGB"))
-            pixels = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(
-                canvas.height, canvas.width, 3
-            )
-            pixels = (pixels.permute(2, 0, 1).float() / 255 - mean) / std
+            pixels = (torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255 - mean) / std
             rows, columns = canvas.height // self.crop, canvas.width // self.crop
             whole = nn.functional.interpolate(pixels[None], size=(self.crop, self.crop), mode="bicubic")
-            crops = pixels.reshape(3, rows, self.crop, columns, self.crop).permute(1, 3, 0, 2, 4).flatten(0, 1)
+            crops = cut(pixels, rows, columns)
             blank = crops.new_zeros(self.num_crops - len(crops), *crops.shape[1:])
             pictures.append(torch.cat([whole, crops, blank]))
             sizes.append([canvas.height, canvas.width])

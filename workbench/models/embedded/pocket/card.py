@@ -28,7 +28,7 @@ def write_card(directory: Path, *, other: Path | None = None, device: str = "cpu
     bars = measure(model, processor, base_bars() if directory.name == "pocket-base" else pocket_bars())
     prompts = draw_prompts("selection", seed=0, n=200)
     heads = head_angles(model, processor, prompts)
-    card = Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False).from_string(  # noqa: S701  # no HTML
+    card = Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False).from_string(  # no HTML
         TEMPLATE.read_text(encoding="utf-8")
     )
     text = card.render(
