@@ -71,7 +71,11 @@ def peer_calls(
     }
     if "transformer_lens" in names:
         _ = model.bridge
-    return {name: lambda loop=loops[name]: deflections(loop(model, encoded, cells)) for name in names}
+
+    def call(name: str) -> np.ndarray:
+        return deflections(loops[name](model, encoded, cells))
+
+    return {name: partial(call, name) for name in names}
 
 
 def peers_on_a_part(

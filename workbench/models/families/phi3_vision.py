@@ -250,18 +250,15 @@ class Phi3VProcessor(ProcessorMixin):
         """Pictures become `<|image_1|>`, `<|image_2|>`, … each on a line of its own before the text."""
         pictures, flat = [], []
         for message in conversation:
-            words = ""
-            for part in [message["content"]] if isinstance(message["content"], str) else message["content"]:
-                if isinstance(part, str) or part["type"] == "text":
-                    words += part if isinstance(part, str) else part["text"]
-                else:
+            words, content = "", message["content"]
+            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+                if part["type"] == "image":
                     pictures.append(part["image"])
-                    words += f"<|image_{len(pictures)}|>\n"
+                words += f"<|image_{len(pictures)}|>\n" if part["type"] == "image" else part["text"]
             flat.append({"role": message["role"], "content": words})
         text = self.tokenizer.apply_chat_template(
-            flat, chat_template=chat_template or self.chat_template,
+            flat, chat_template=chat_template or self.chat_template, tokenize=False,
             add_generation_prompt=options.get("add_generation_prompt", False),
-            tokenize=False,
         )  # fmt: skip
         return self(text, pictures) if options.get("tokenize") else text
 

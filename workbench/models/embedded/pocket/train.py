@@ -192,10 +192,7 @@ def answer_loss(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[Ten
 
 
 def _optimise(
-    stage: str,
-    steps: int,
-    groups: list[tuple[list, float]],
-    step: Callable[[], tuple[Tensor, list[tuple[str, bool]]]],
+    stage: str, steps: int, groups: list[tuple[list, float]], step: Callable[[], tuple[Tensor, list[tuple[str, bool]]]]
 ) -> None:
     """Take a stage's steps with AdamW, a warm-up and a cosine, behind a bar.
 
