@@ -34,7 +34,8 @@ def sweep_command(
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
 
-    Raises: WorkbenchError, as `sweep`, `load_model` and `load_prompts` do.
+    Raises:
+        WorkbenchError: As `sweep`, `load_model` and `load_prompts` do.
     """
     chosen = load_prompts(prompts, split=split, seed=seed, n=n)
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map)

@@ -92,15 +92,20 @@ def compare(
         run: From `wb.sweep`. Without declared splits its prompts are dealt 40:30:30, seeded.
         model: The model of the run, for the causal measures; without it there are none.
         prompts: The prompts of the run, for the causal measures; by default they are made again from the run's record.
-        criteria, rules: Names. Pairs without a meaning are left out.
+        criteria: Names.
+        rules: Names. Pairs without a meaning are left out.
         n_heads: How many heads detect together.
         controls: Draws of random heads beside each masked set.
-        judge, max_new_tokens: Of the causal measures, as in `workbench.comparison.masked_behaviour.attack_success`.
+        judge: Of the causal measures, as in `workbench.comparison.masked_behaviour.attack_success`.
+        max_new_tokens: Of the replies it reads.
         second_judge: Judges the replies of the unmasked model too; how far the two agree is part of the result.
         bootstrap: Resamples behind the intervals of AUROC, TPR and differences.
         seed: Of splits, controls, folds and resamples.
-    Raises: CriterionError if no combination gives a detector; DetectorError if model or prompts are not the run's;
-        RunError for a run that cannot be used.
+
+    Raises:
+        CriterionError: If no combination gives a detector.
+        DetectorError: If model or prompts are not the run's.
+        RunError: For a run that cannot be used.
     """
     run, splits = with_splits(run, seed=seed)
     consequences = None

@@ -45,9 +45,12 @@ class Consequences:
         model: The run's model.
         prompts: The run's prompts; None makes them again from the run's record.
         controls: Draws of control heads for each set.
-        judge, max_new_tokens: See `workbench.comparison.masked_behaviour.attack_success`.
+        judge: See `workbench.comparison.masked_behaviour.attack_success`.
+        max_new_tokens: Of the replies it reads.
         seed: Of the draws.
-    Raises: DetectorError if model or prompts are not those of the run.
+
+    Raises:
+        DetectorError: If model or prompts are not those of the run.
     """
 
     def __init__(
@@ -152,7 +155,8 @@ class Consequences:
 def run_prompts(run: xr.Dataset, prompts: Sequence[Prompt] | None = None) -> list[Prompt]:
     """The prompts of a run, in its order: those given, or made again from its record.
 
-    Raises: DetectorError if they cannot be made again, or are not those of the run.
+    Raises:
+        DetectorError: If they cannot be made again, or are not those of the run.
     """
     if prompts is None:
         recipe = json.loads(run.attrs.get("prompt_source") or "{}")

@@ -41,17 +41,20 @@ def attack_success(
         prompts: Labelled; unsafe ones for attack success, safe ones for what else breaks.
         heads: (layer, head) pairs, the first the most important.
         sizes: How many of them to mask; sizes over the number of heads are left out.
-        projection, mask: How they are masked, in the prompt and while decoding.
+        projection: What of them is masked, in the prompt and while decoding.
+        mask: How.
         controls: Draws of control heads for each size: for every masked head another one of its layer, never one of
             `heads`; any others where a layer has none left (`masked` then says `random`).
         judge: `"exact"` needs prompts with expected replies; other names and functions: `workbench.replies.judges`.
         max_new_tokens: Length of a reply at most.
         seed: Of the draws.
-    Returns: One row a masked set × group of prompts: n_heads; `masked`: nothing, chosen, layer_matched or random;
-        `draw` of the control; `heads`, written L3H1 L0H2; `group`: `unsafe` (all of them), each unsafe family, `benign`
-        (safe requests) and `question` (safe prompts of that family); n; `complied` (0 to 1; on unsafe prompts the
-        attack success rate, on the others the accuracy), with its exact 95 % interval `low` and `high`; `refused` and
-        `other`, 0 to 1.
+
+    Returns:
+        One row a masked set × group of prompts: n_heads; `masked`: nothing, chosen, layer_matched or random; `draw` of
+        the control; `heads`, written L3H1 L0H2; `group`: `unsafe` (all of them), each unsafe family, `benign` (safe
+        requests) and `question` (safe prompts of that family); n; `complied` (0 to 1; on unsafe prompts the attack
+        success rate, on the others the accuracy), with its exact 95 % interval `low` and `high`; `refused` and `other`,
+        0 to 1.
     """
     heads = [(int(layer), int(head)) for layer, head in heads]
     if len(set(heads)) < len(heads) or not heads:
@@ -110,7 +113,8 @@ def draw_controls(model: HookedLVLM, heads: Sequence[Head], size: int, *, seed: 
     """As many control heads as the first `size` of `heads`, none of them among `heads`: the kind of control, and the
     draw.
 
-    Raises: DetectorError if too few other heads are left.
+    Raises:
+        DetectorError: If too few other heads are left.
     """
     every = [(layer, head) for layer in model.masked_layers for head in range(model.n_heads)]
     rest = [head for head in every if head not in set(heads)]

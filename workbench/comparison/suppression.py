@@ -25,7 +25,9 @@ def suppress(model: HookedLVLM, heads: Sequence[Head]) -> HookedLVLM:
     Zeroed are the columns of W_O that read the heads' outputs, so that no mask of those heads changes anything any
     more.
 
-    Raises: DetectorError if there is no such head; ModelError where W_O is not a plain weight (quantised).
+    Raises:
+        DetectorError: If there is no such head.
+        ModelError: Where W_O is not a plain weight (quantised).
     """
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
@@ -69,9 +71,13 @@ def suppress_and_reselect(
         k: How many heads are chosen, and then suppressed, in a round; the best of them detects.
         bootstrap: Resamples behind intervals.
         detector: Options of `OneHeadDetector`.
-    Returns: One row a round × measure × family: round, `suppressed` (all heads silenced so far), `candidates`, `head`,
+
+    Returns:
+        One row a round × measure × family: round, `suppressed` (all heads silenced so far), `candidates`, `head`,
         threshold, and the columns of `evaluate`.
-    Source: the rebuttal of "One Head to Rule Them All" reports one such round.
+
+    Source:
+        The rebuttal of "One Head to Rule Them All" reports one such round.
     """
     gone: list[Head] = []
     tables, current = [], model

@@ -50,7 +50,9 @@ def score(
         permutations: Shuffles behind `p_value`; 0 leaves it NaN. Default: 20 a head, at least 2000, which is
             what lets a single head pass a false-discovery rate of 5 %.
         seed: Of the resamples, the shuffles and the folds of probes.
-    Returns: One row a (criterion, projection, layer, head). What a criterion does not have, and a head that was not swept,
+
+    Returns:
+        One row a (criterion, projection, layer, head). What a criterion does not have, and a head that was not swept,
         is NaN.
 
         | column | per prompt | per data set | per head, trained |
@@ -68,8 +70,21 @@ def score(
         prompts). It is what the bound of the rule selectivity goes by.
 
         Stronger means larger, or what the criterion's `direction` says (a refusal change that is more negative).
-    Raises: CriterionError for an unknown name or a value that is missing for some prompts; RunError for a run that cannot be
-        read, or has fewer than three prompts of a class.
+
+    Raises:
+        CriterionError: For an unknown name or a value that is missing for some prompts.
+        RunError: For a run that cannot be read, or has fewer than three prompts of a class.
+
+    Examples:
+        >>> import workbench as wb
+        >>> prompts = wb.load_prompts("planted", n=24)
+        >>> run = wb.sweep(wb.load_model("planted"), prompts, progress=False)
+        >>> scores = wb.score(run, criteria=("deflection", "ships"))
+        >>> len(scores)  # criteria x projections x layers x heads
+        64
+        >>> best = scores.sort_values("difference").iloc[-1]
+        >>> best["layer"].item(), best["head"].item()
+        (3, 1)
     """  # noqa: E501
     chosen = _chosen(run, criteria)
     part, split = selection_part(run)

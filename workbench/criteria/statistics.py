@@ -89,7 +89,8 @@ def permutation_p(
     Labels are shuffled over all prompts; where a pair holds one unsafe and one safe prompt, they are swapped within the
     pair instead. All cells see the same shuffles, so that their dependence is kept.
 
-    Returns: (1 + b) / (1 + permutations), b the shuffles with at least the observed difference: exactly valid, never 0;
+    Returns:
+        (1 + b) / (1 + permutations), b the shuffles with at least the observed difference: exactly valid, never 0;
         [cell].
     """
     shuffles = _shuffled_labels(unsafe, pairs, permutations, np.random.default_rng(seed))

@@ -18,7 +18,8 @@ def prompt_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
     prompts may be fewer than the run's where the criterion has no meaning for some (attention to an image, without
     one).
 
-    Raises: CriterionError if a cell has a value for some prompts only, or an infinite one.
+    Raises:
+        CriterionError: If a cell has a value for some prompts only, or an infinite one.
     """
     if criterion.kind != PER_PROMPT:
         raise CriterionError(f"Criterion {criterion.name!r} is {criterion.kind}; it has no value for a single prompt.")

@@ -47,8 +47,10 @@ def calibration_parts(prompts: Sequence[Prompt], *, seed: int = 0) -> Parts:
     parts is declared, or nothing is, the parts are made here: stratified by label and family, pairs and pictures kept
     together, with a seed.
 
-    Raises: DetectorError if only some prompts declare a split, all are declared test, or a part has fewer than three
-        prompts of a label; PromptError if the declared splits overlap.
+    Raises:
+        DetectorError: If only some prompts declare a split, all are declared test, or a part has fewer than three
+            prompts of a label.
+        PromptError: If the declared splits overlap.
     """
     check_splits(prompts)
     declared = {p.split for p in prompts}

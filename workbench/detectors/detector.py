@@ -47,7 +47,8 @@ class Detector(ABC):
     Attributes:
         threshold: In the unit of `decision_function`; a prompt is unsafe if and only if it scores above. NaN before
             `fit`.
-        model_name, weight_hash: The model it was fitted on; it can be used on no other. Empty before `fit`.
+        model_name: The model it was fitted on; it can be used on no other. Empty before `fit`.
+        weight_hash: Of that model.
         calibration: What it was fitted on, for the record.
     """
 
@@ -137,7 +138,8 @@ class Detector(ABC):
     def load(cls, path: str | Path) -> Self:
         """The detector that `save` wrote into the folder `path`; nothing is unpickled.
 
-        Raises: DetectorError if there is none, it is damaged, or it is a detector of another kind.
+        Raises:
+            DetectorError: If there is none, it is damaged, or it is a detector of another kind.
         """
         description, arrays = read_stored(path)
         if description["kind"] != cls.kind:

@@ -19,9 +19,12 @@ def evaluate(
 ) -> pd.DataFrame:
     """Detection and false-positive rates, AUROC (pooled and matched) and TPR at 1 % and 5 % FPR, by family.
 
-    Returns: One row a measure × family: measure, family, value, ci_low, ci_high, n, as in
+    Returns:
+        One row a measure × family: measure, family, value, ci_low, ci_high, n, as in
         `workbench.criteria.detection.detection_table`.
-    Raises: DetectorError if the detector was calibrated on one of the prompts, or a label has fewer than three.
+
+    Raises:
+        DetectorError: If the detector was calibrated on one of the prompts, or a label has fewer than three.
     """
     prompts = unseen(detector, prompts)
     scores = detector.decision_function(model, prompts)
@@ -47,8 +50,9 @@ def score_measures(
 def graded_scores(scores: np.ndarray, prompts: Sequence[Prompt], threshold: float) -> pd.DataFrame:
     """How high each family and category scores, and how much of it is flagged.
 
-    Returns: One row a label × family × category: label, family, category, n, `flagged` (share over the threshold, 0 to
-        1) with its exact 95 % interval `low` and `high`, and the quartiles of the scores (`score_25`, `score_50`,
+    Returns:
+        One row a label × family × category: label, family, category, n, `flagged` (share over the threshold, 0 to 1)
+        with its exact 95 % interval `low` and `high`, and the quartiles of the scores (`score_25`, `score_50`,
         `score_75`) in the detector's unit. Unsafe first, then by median score.
     """
     table = pd.DataFrame(

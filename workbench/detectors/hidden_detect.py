@@ -36,8 +36,9 @@ class HiddenDetect(Detector):
         layers: First and last layer of the range, 0-based, both included; the output of the layer is read.
         discrepancy: Mean F on unsafe minus mean F on safe prompts, [layer].
 
-    Source: HiddenDetect (ACL 2025, arXiv 2502.14744) and its released code. Taking the span from the first to the last
-        such layer is our reading: the released ranges are contiguous.
+    Source:
+        HiddenDetect (ACL 2025, arXiv 2502.14744) and its released code. Taking the span from the first to the last such
+        layer is our reading: the released ranges are contiguous.
     """
 
     kind: ClassVar[str] = "hidden detect"

@@ -28,14 +28,18 @@ class JudgeDetector(Detector):
         judge: A model from `load_model` (any local checkpoint); or a function of a prompt that returns a number, higher
             = more unsafe; or None, to ask the guarded model itself.
         question: What a judge model is asked; `{text}` stands for the prompt's text, and the prompt's image goes along.
-        unsafe_word, safe_word: The two answers. The score is the difference of the logits of their first tokens at the
-            start of the reply, in log-odds of the one against the other.
+        unsafe_word: One of the two answers. The score is the difference of the logits of their first tokens at the
+            start of the reply, in log-odds of this one against the other.
+        safe_word: The other answer.
         threshold: 0.0 for a judge model's own decision, another number, or `"kde"` to set it on calibration prompts.
         seed: Of a split that has to be made.
 
-    Cost: one pass of the judge.
-    Source: the baseline Llama-Guard-3-Vision in "One Head to Rule Them All"; reading the first token's logits instead
-        of decoding the verdict is ours.
+    Cost:
+        One pass of the judge.
+
+    Source:
+        The baseline Llama-Guard-3-Vision in "One Head to Rule Them All"; reading the first token's logits instead of
+        decoding the verdict is ours.
     """
 
     kind: ClassVar[str] = "judge"
@@ -85,7 +89,8 @@ class JudgeDetector(Detector):
     def with_judge(self, judge: Judge) -> Self:
         """Give a loaded detector its judge again: a function cannot be stored, and a model is stored by its hash.
 
-        Raises: DetectorError if the model is another one than it was fitted with.
+        Raises:
+            DetectorError: If the model is another one than it was fitted with.
         """
         if self._stored_judge and getattr(judge, "weight_hash", "") != self._stored_judge:
             raise DetectorError(

@@ -45,9 +45,12 @@ class OneHeadDetector(Detector):
         candidates: The heads the rule kept, best first.
         threshold: In the criterion's unit, turned where the criterion says that smaller is stronger.
 
-    Cost: one unmasked pass, and one from the masked layer on; two full passes as published.
-    Source: "One Head to Rule Them All" (NeurIPS 2025), cirteo/Oh-Defense. Theirs draws the head at random from the kept
-        set and takes a prompt for safe when its forward pass fails; here that is an error.
+    Cost:
+        One unmasked pass, and one from the masked layer on; two full passes as published.
+
+    Source:
+        "One Head to Rule Them All" (NeurIPS 2025), cirteo/Oh-Defense. Theirs draws the head at random from the kept set
+        and takes a prompt for safe when its forward pass fails; here that is an error.
     """
 
     kind: ClassVar[str] = "one head"
@@ -98,8 +101,10 @@ class OneHeadDetector(Detector):
             prompts: Labelled. Declared splits are used (`selection` picks the head, `threshold` sets the threshold,
                 `test` is left out); without them the parts are made here and recorded in `calibration`.
             progress: Show the progress of the sweep that chooses the head; on a large model it is long.
-        Raises: DetectorError for too few prompts of a label, or values that separate nothing; CriterionError where the
-            rule keeps no head.
+
+        Raises:
+            DetectorError: For too few prompts of a label, or values that separate nothing.
+            CriterionError: Where the rule keeps no head.
         """
         check_is_model(model)
         parts = calibration_parts(as_prompts(prompts), seed=self.seed)
@@ -138,7 +143,8 @@ class OneHeadDetector(Detector):
     def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
         """The criterion of the chosen head, shape [prompt], in its unit; higher = more unsafe.
 
-        Raises: DetectorError if the detector was fitted on another model, or a score is not finite.
+        Raises:
+            DetectorError: If the detector was fitted on another model, or a score is not finite.
         """
         self._check_model(model, prompts)
         return self._measure(model, as_prompts(prompts))
@@ -219,8 +225,9 @@ class OneHeadDetector(Detector):
 def head_strengths(run: xr.Dataset, criterion: Criterion, heads: Sequence[Head], projection: str) -> np.ndarray:
     """A per-prompt criterion at some heads, turned so that larger is stronger: [prompt, head].
 
-    Raises: DetectorError if the run does not have one of the heads, or the criterion has no meaning for some prompts;
-        CriterionError if a value is missing or infinite.
+    Raises:
+        DetectorError: If the run does not have one of the heads, or the criterion has no meaning for some prompts.
+        CriterionError: If a value is missing or infinite.
     """
     values = prompt_values(run, criterion)
     if values.sizes["prompt"] < run.sizes["prompt"]:

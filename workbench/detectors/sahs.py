@@ -32,11 +32,15 @@ class SAHsDetector(Detector):
 
     Attributes:
         heads: The heads in use, best first; empty before `fit`.
-        coef, intercept: Of the final regression; `coef` is [head * d_head].
+        coef: Of the final regression, [head * d_head].
+        intercept: Of the final regression.
 
-    Cost: one unmasked pass.
-    Source: SAHs, "Spot Risks Before Speaking" (arXiv 2501.02029); its code was not available. That the probed tensor is
-        z before W_O, and that probes are scikit-learn's default, is our reading.
+    Cost:
+        One unmasked pass.
+
+    Source:
+        SAHs, "Spot Risks Before Speaking" (arXiv 2501.02029); its code was not available. That the probed tensor is z
+        before W_O, and that probes are scikit-learn's default, is our reading.
     """
 
     kind: ClassVar[str] = "sahs"

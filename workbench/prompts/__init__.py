@@ -28,8 +28,22 @@ def load_prompts(
         seed: The same seed gives the same prompts. It does not matter to a file that is read whole.
         n: How many prompts. Of a file, a sample without replacement, as even over the two labels as the file allows,
             in the order of the file. None: the world's own default, or the whole file.
-    Raises: `PromptError`, a message of what was wanted and what came, for an unknown name, a file or row that cannot
-        be used, or a selection that leaves nothing.
+
+    Raises:
+        PromptError: For an unknown name, a file or row that cannot be used, or a selection that leaves nothing.
+
+    Examples:
+        >>> import workbench as wb
+        >>> wb.load_prompts("planted", split="test", n=8)
+        PromptSet('planted', 8 prompts: 4 safe, 4 unsafe)
+
+        A file has one row a prompt:
+
+        >>> from pathlib import Path
+        >>> row = '{"text": "what is in the picture?", "label": "safe"}'
+        >>> _ = Path("mine.jsonl").write_text(row)
+        >>> wb.load_prompts("mine.jsonl")[0].id
+        'row-1'
     """
     if split is not None and split not in SPLITS:
         raise PromptError(f"split must be one of {', '.join(SPLITS)}, or None for all; got {split!r}.")

@@ -62,8 +62,9 @@ def read_prompts(path: str | Path) -> PromptSet:
 
     Pictures come back as RGB, turned as their EXIF record says, the first frame where there are several.
 
-    Raises: `PromptError` for a file that cannot be read, a missing or misspelt column, or rows that cannot be used;
-        the first five bad rows are named by number, counted from 1 after the header.
+    Raises:
+        PromptError: For a file that cannot be read, a missing or misspelt column, or rows that cannot be used; the
+            first five bad rows are named by number, counted from 1 after the header.
     """
     path = Path(path)
     reader = READERS.get(path.suffix.lower())

@@ -28,6 +28,13 @@ class Prompt:
         split: `"selection"`, `"threshold"`, `"test"`, or empty when the set declares none.
         variant: `"as given"`, `"no image"`, `"blank image"`, `"caption"` or `"text only"`.
         expected: The reply that counts as complying, where the world is ours and it is known; else empty.
+
+    Examples:
+        >>> import workbench as wb
+        >>> from PIL import Image
+        >>> picture = Image.new("RGB", (32, 32), "white")
+        >>> wb.Prompt("p1", "what is in the picture?", picture, label="safe", family="question")
+        Prompt('p1', safe, question, 23 characters, 32x32 image)
     """
 
     id: str
@@ -89,7 +96,18 @@ def image_hash(image: Image.Image | None) -> str:
 
 
 class PromptSet(Sequence[Prompt]):
-    """An immutable sequence of prompts with unique ids; slices and filters give a `PromptSet` again."""
+    """An immutable sequence of prompts with unique ids; slices and filters give a `PromptSet` again.
+
+    Examples:
+        >>> import workbench as wb
+        >>> prompts = wb.load_prompts("planted", n=12)
+        >>> prompts
+        PromptSet('planted', 12 prompts: 6 safe, 6 unsafe)
+        >>> len(prompts.where(label="unsafe")), len(prompts[:3])
+        (6, 3)
+        >>> sorted(set(prompts.frame()["split"]))
+        ['selection', 'test', 'threshold']
+    """
 
     def __init__(
         self, prompts: Iterable[Prompt], *, name: str = "", recipe: Mapping[str, object] | None = None

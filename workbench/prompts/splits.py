@@ -24,8 +24,12 @@ def split_prompts(
         prompts: Any prompts; the splits they declare are overwritten.
         fractions: Share of each split, no unit, over 0 and summing to 1. Any of selection, threshold and test.
         seed: The same prompts and seed give the same splits.
-    Returns: A `PromptSet` for each split, in the order of `prompts`, every prompt declaring its split.
-    Raises: `PromptError` if the fractions are no shares, or a split would be left empty.
+
+    Returns:
+        A `PromptSet` for each split, in the order of `prompts`, every prompt declaring its split.
+
+    Raises:
+        PromptError: If the fractions are no shares, or a split would be left empty.
     """
     _check_fractions(fractions)
     rng = np.random.default_rng(seed)
@@ -64,7 +68,8 @@ def check_splits(prompts: Iterable[Prompt]) -> None:
     A picture of one flat colour shows nothing, so many prompts may share it. Prompts that declare no split are
     not looked at, and the same words may be asked in two splits: it is the picture or the pair that tells.
 
-    Raises: `PromptError` that names the splits, and the first of the shared ids, pictures and pairs.
+    Raises:
+        PromptError: If there are any; it names the splits, and the first of the shared ids, pictures and pairs.
     """
     declared = [p for p in prompts if p.split]
     overlaps = []

@@ -36,7 +36,9 @@ def generate_batch(
     Args:
         rows: Most prompts in one batch.
         options: For transformers' `generate`.
-    Returns: Replies in the order of the prompts.
+
+    Returns:
+        Replies in the order of the prompts.
     """
     if max_new_tokens < 1:
         raise WorkbenchError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")

@@ -18,7 +18,9 @@ def open_run(path: str | Path, *, verify: bool = True) -> xr.Dataset:
     Args:
         path: A local path or an fsspec URL.
         verify: False skips the checksums, which need every chunk to be read.
-    Raises: RunError if there is no run, its schema is newer, or something in it is damaged (saying what).
+
+    Raises:
+        RunError: If there is no run, its schema is newer, or something in it is damaged (saying what).
     """
     store = Store(path)
     store.read_manifest()
@@ -36,7 +38,8 @@ def open_store(
 ) -> Store:
     """Take the lock and open the run of this recipe at `path`, or a place for a new one (its `layout` is then empty).
 
-    Raises: RunError for another writer, another run, a newer schema, or damage that `repair` was not asked to mend.
+    Raises:
+        RunError: For another writer, another run, a newer schema, or damage that `repair` was not asked to mend.
     """
     store = Store(path)
     store.take_lock()

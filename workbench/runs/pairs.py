@@ -11,7 +11,9 @@ def strata(pairs: np.ndarray, kinds: Sequence) -> list[list[np.ndarray]]:
     Args:
         pairs: [prompt]; a unit is all prompts of one pair, or a prompt alone where this is an empty string.
         kinds: [prompt], hashable and sortable; units are alike when they hold the same kinds, each as often.
-    Returns: Strata in a fixed order; each a list of units; each unit the indices of its prompts.
+
+    Returns:
+        Strata in a fixed order; each a list of units; each unit the indices of its prompts.
     """
     units: dict[str, list[int]] = {}
     for index, pair in enumerate(pairs):

@@ -62,7 +62,8 @@ def _how_to_get(variable: str) -> str:
 def unsafe_mask(run: xr.Dataset) -> np.ndarray:
     """True where the prompt is labelled unsafe, shape [prompt].
 
-    Raises: RunError if a label is neither safe nor unsafe, or a class has fewer than three prompts.
+    Raises:
+        RunError: If a label is neither safe nor unsafe, or a class has fewer than three prompts.
     """
     labels = np.asarray(run["label"].values, dtype=object).astype(str)
     if unknown := sorted(set(labels.tolist()) - set(LABELS)):
@@ -88,7 +89,8 @@ def prompt_coord(run: xr.Dataset, name: str) -> np.ndarray:
 def declared_splits(run: xr.Dataset) -> tuple[str, ...]:
     """The splits that the run's prompts declare, in the order selection, threshold, test.
 
-    Raises: RunError for a split of another name, or a pair whose prompts are in two splits.
+    Raises:
+        RunError: For a split of another name, or a pair whose prompts are in two splits.
     """
     splits = prompt_coord(run, "split")
     if unknown := sorted(set(splits) - {"", *SPLITS}):
@@ -112,7 +114,8 @@ def selection_part(run: xr.Dataset) -> tuple[xr.Dataset, str]:
 
     These are the prompts of the split `selection`; all of them where the prompts declare no split, or all the same one.
 
-    Raises: RunError if they declare two splits or more and none is `selection`.
+    Raises:
+        RunError: If they declare two splits or more and none is `selection`.
     """
     declared = declared_splits(run)
     if "selection" in declared:

@@ -19,7 +19,8 @@ def with_splits(run: xr.Dataset, *, seed: int = 0) -> tuple[xr.Dataset, str]:
     threshold and
     test: seeded, stratified by label and family, the prompts of a pair together.
 
-    Raises: RunError if there are no selection or no test prompts among declared ones, or a split lacks a class.
+    Raises:
+        RunError: If there are no selection or no test prompts among declared ones, or a split lacks a class.
     """
     declared = declared_splits(run)
     if len(declared) <= 1:

@@ -24,9 +24,10 @@ def agreement_with_all(this: Sweep, tick: Callable[[], Any]) -> dict[str, Any]:
     Args:
         this: A sweep whose mask acts at fewer positions.
         tick: Called after each layer.
-    Returns: `prompts` (how many, spread evenly over the sweep's); by projection `spearman` over heads, and
-        `top_shared`, the share of the first five heads that are the same. A projection with fewer than three heads is
-        left out.
+
+    Returns:
+        `prompts` (how many, spread evenly over the sweep's); by projection `spearman` over heads, and `top_shared`, the
+        share of the first five heads that are the same. A projection with fewer than three heads is left out.
     """
     from scipy.stats import spearmanr
 

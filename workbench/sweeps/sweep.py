@@ -13,7 +13,7 @@ from workbench.errors import MaskError, PromptError, WorkbenchError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups
+from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups, check_readout
 from workbench.runs.memory import Memory
 from workbench.runs.opening import open_store
 from workbench.runs.schema import layout, provenance, recipe, skeleton
@@ -45,6 +45,7 @@ def sweep(
     seed: int = 0,
     repair: bool = False,
     cluster: str | None = None,
+    readout: Sequence[str | int] | str | int | None = None,
 ) -> xr.Dataset:
     """Mask the projections of every head on every prompt and measure what changes at the last prompt position.
 
@@ -65,25 +66,44 @@ def sweep(
         engine_options: What the engine takes besides: `DEFAULTS` in `workbench.finding.sketch` and `….race`.
         seed: Of what an engine draws.
         repair: Recompute parts of the store at `out` that are damaged, in place of stopping at them.
+        readout: Where states and logits are read: "final", and decoder layers (0-based), whose output at the last
+            position goes through the final norm and the unembedding (logit lens). By default the final state alone;
+            else the run has a dimension `readout`, and heads above a read-out are NaN there.
         cluster: Compute on a Ray cluster: "local", "local:N" (N workers), or an address (`workbench.sweeps.cluster`).
 
-    Returns: The run. Dimensions prompt, projection, layer, head; variables with units in their attributes.
+    Returns:
+        The run. Dimensions prompt, projection, layer, head; variables with units in their attributes.
 
-    Raises: PromptError, MaskError, RunError: what was wanted, what came, and what to do.
+    Raises:
+        PromptError: For prompts that cannot be used, or none.
+        MaskError: For a mask, projection or head that the model does not have, or that could not change anything.
+        RunError: For a store that is another run's, damaged, or being written to.
+
+    Examples:
+        >>> import workbench as wb
+        >>> model = wb.load_model("planted")
+        >>> prompts = wb.load_prompts("planted", n=24)
+        >>> run = wb.sweep(model, prompts, out="run.zarr", progress=False)
+        >>> run["deflection"].dims
+        ('prompt', 'projection', 'layer', 'head')
+        >>> unsafe = run["deflection"][run["label"] == "unsafe"]
+        >>> bool(unsafe.sel(projection="query", layer=3, head=1).mean() > 20)  # degrees, the planted head
+        True
     """
     mask = mask or Mask()
     prompts = prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)
     projections = _check(model, prompts, projections, engine, heads, groups)
-    options = get_engine(engine).options(engine_options or {})
+    options, read = get_engine(engine).options(engine_options or {}), check_readout(model, readout)
     job = Job(
         projections,
         mask,
         None if heads is None else cells_of_heads(model, heads, mask, len(projections)),
-        groups is None and _keeps_states(keep_states, model, len(prompts), len(projections), mask),
+        groups is None and _keeps_states(keep_states, model, len(prompts) * max(1, len(read)), len(projections), mask),
         None if groups is None else check_groups(model, groups, mask),
         tuple(options.get("estimates", ())),
         options.get("directions", 0),
         seed,
+        read,
     )
     given, order = prompts, get_engine(engine).order
     if order is not None:
@@ -128,13 +148,13 @@ def _check(
     return projections
 
 
-def _keeps_states(wanted: bool | str, model: HookedLVLM, n_prompts: int, n_projections: int, mask: Mask) -> bool:
+def _keeps_states(wanted: bool | str, model: HookedLVLM, n_states: int, n_projections: int, mask: Mask) -> bool:
     if wanted not in (True, False, "auto"):
         raise WorkbenchError(f"keep_states must be True, False or 'auto'; got {wanted!r}.")
     if wanted != "auto":
         return bool(wanted)
     n_rows = len(mask.row_heads(model.n_heads, model.n_kv_heads))
-    return 4 * n_prompts * n_projections * model.n_layers * n_rows * model.d_model <= STATE_BUDGET
+    return 4 * n_states * n_projections * model.n_layers * n_rows * model.d_model <= STATE_BUDGET
 
 
 def _open_sink(

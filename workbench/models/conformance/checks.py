@@ -12,8 +12,8 @@ from torch import Tensor
 from workbench.errors import ModelError
 from workbench.models.conformance.at_load import TOLERANCE_UNITS, eager_attention, movement_bound, relative_error
 from workbench.models.conformance.probe import Failed, NotApplicable, Probe, check, spread
-from workbench.models.masks import Mask
-from workbench.models.walk import base_pass, batch_key, head_writes, masked_z, published_queries, resume
+from workbench.models.masks import Mask, head_writes, masked_z, published_queries
+from workbench.models.walk import base_pass, batch_key, resume
 
 LIMIT, HALF, NOTHING = Mask(), Mask(form="scale", factor=0.5), Mask(form="scale", factor=0.0)
 BOTH = ("query", "value")

@@ -12,8 +12,8 @@ from torch import Tensor
 from workbench.models.conformance.at_load import probe_prompt, relative_error, tolerance
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask
-from workbench.models.walk import BasePass, base_pass, masked_z
+from workbench.models.masks import Mask, masked_z
+from workbench.models.walk import BasePass, base_pass
 from workbench.prompts.prompt import Prompt
 
 # Above this many layers or heads, a spread of them stands for all, so that a real model is checked in minutes.

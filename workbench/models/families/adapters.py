@@ -42,7 +42,8 @@ class NativeDecoderAdapter(ArchitectureAdapter):
 
     Attributes:
         decoder: Path of the text decoder (embedding, layers, norm) in the model.
-        tower, projector: Paths of the image tower and of what carries its output to the decoder; empty for none.
+        tower: Path of the image tower; empty for none.
+        projector: Path of what carries its output to the decoder; empty for none.
         norms: Hook names to names of the norms in a layer.
     """
 

@@ -20,7 +20,8 @@ class Tile:
     """A grid of image tokens in reading order.
 
     Attributes:
-        rows, columns: Of patches.
+        rows: Of patches.
+        columns: Of patches.
         region: (left, top, right, bottom) of the picture it covers.
         row_breaks: True when each row ends with a separator that is itself an image token.
     """

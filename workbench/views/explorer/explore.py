@@ -32,9 +32,20 @@ def explore(
         prompts: The prompts of the run. Without them, those that the run says how to draw again (from Pocket or
             Planted).
         scores: A score table to show; without it, `wb.score(run)`.
-    Returns: A widget; the last line of a notebook cell shows it.
-    Raises: PromptError for prompts that are not those of the run; RunError for a model that is not; WorkbenchError
-        where the notebook widgets are not installed.
+
+    Returns:
+        A widget; the last line of a notebook cell shows it.
+
+    Raises:
+        PromptError: For prompts that are not those of the run.
+        RunError: For a model that is not.
+        WorkbenchError: Where the notebook widgets are not installed.
+
+    Examples:
+        >>> import workbench as wb
+        >>> model = wb.load_model("planted")
+        >>> run = wb.sweep(model, wb.load_prompts("planted", n=24), progress=False)
+        >>> board = wb.explore(run, model=model)  # as the last line of a notebook cell, it is shown
     """
     try:
         from workbench.views.explorer.board import Board
@@ -53,7 +64,8 @@ def explore(
 def prompts_of(run: xr.Dataset, prompts: Sequence[Prompt] | None = None) -> Sequence[Prompt]:
     """The prompts of a run: those given, checked against it, or those it says how to draw again; empty if neither.
 
-    Raises: PromptError naming what differs, when the given prompts are not those of the run.
+    Raises:
+        PromptError: If the given prompts are not those of the run; it names what differs.
     """
     recorded = str(run.attrs.get("prompt_hash", ""))
     if prompts is None:

@@ -57,8 +57,21 @@ def save_figures(
         out: A folder; made if it is missing. Files of the same names are replaced.
         formats: Any of `pdf`, `svg`, `png` (300 dots per inch).
         scores: A score table to draw; without it, `wb.score(run)`.
-    Returns: Every file written, `captions.md` last.
-    Raises: FigureError for an unknown format, a folder that cannot be written, or a run or table without what is drawn.
+
+    Returns:
+        Every file written, `captions.md` last.
+
+    Raises:
+        FigureError: For an unknown format, a folder that cannot be written, or a run or table without what is drawn.
+
+    Examples:
+        >>> import workbench as wb
+        >>> prompts = wb.load_prompts("planted", n=24)
+        >>> run = wb.sweep(wb.load_model("planted"), prompts, progress=False)
+        >>> scores = wb.score(run, "deflection")
+        >>> files = wb.save_figures(run, "figures", formats=("png",), scores=scores)
+        >>> files[0].name, files[-1].name
+        ('maps_deflection_query.png', 'captions.md')
     """
     formats = _checked_formats(formats)
     folder = _writable_folder(Path(out))

@@ -53,14 +53,19 @@ def heatmap(
 
     Args:
         scores: As `wb.score` returns it.
-        criterion, projection: Which rows. A criterion without a mask (the probe) is shown whatever the projection.
+        criterion: Which rows.
+        projection: Which rows. A criterion without a mask (the probe) is shown whatever the projection.
         column: `unsafe`, `safe`, `difference`, `auroc` or `effect_size`. Signed columns have a scale centred on no
             difference.
         marked: Heads that a rule picks, best first; numbered on the map.
         selected: Heads to frame.
-    Returns: A figure whose first trace is the heat map (`customdata` [layer, head] in the column's unit, None
-        where not computed, shown hatched; `z` is its logarithm where the scale is logarithmic).
-    Raises: FigureError for a criterion or column that the table does not have.
+
+    Returns:
+        A figure whose first trace is the heat map (`customdata` [layer, head] in the column's unit, None where not
+        computed, shown hatched; `z` is its logarithm where the scale is logarithmic).
+
+    Raises:
+        FigureError: For a criterion or column that the table does not have.
     """
     shown = projection_of(scores, criterion, projection)
     if column not in theme.COLUMN_WORDS or column not in scores:
@@ -236,7 +241,10 @@ def distributions(
         criterion: One with a value for every prompt.
         by: `label` (two densities over a rug) or `family` (one row a family, coloured by label).
         threshold: In the criterion's unit; drawn where given.
-    Raises: CriterionError for a criterion without a value for every prompt; FigureError for another `by`.
+
+    Raises:
+        CriterionError: For a criterion without a value for every prompt.
+        FigureError: For another `by`.
     """
     if by not in ("label", "family"):
         raise FigureError(f"Distributions are drawn by 'label' or 'family'; got {by!r}.")

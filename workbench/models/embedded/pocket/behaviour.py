@@ -71,8 +71,9 @@ def measure(
 ) -> pd.DataFrame:
     """Replies to `n` test prompts a bar, judged exactly.
 
-    Returns: one row a bar: `group, n, refused, complied, other` (shares, 0 to 1), `wanted` in words and `holds`
-        (True, False, or None where nothing is wanted).
+    Returns:
+        One row a bar: `group, n, refused, complied, other` (shares, 0 to 1), `wanted` in words and `holds` (True,
+        False, or None where nothing is wanted).
     """
 
     @cache

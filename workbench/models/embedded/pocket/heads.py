@@ -22,7 +22,8 @@ def head_angles(
 
     A head is silenced by setting its output, before the output projection, to zero at every position.
 
-    Returns: one row a head: `layer, head, unsafe, safe, difference` (unsafe - safe), largest difference first.
+    Returns:
+        One row a head: `layer, head, unsafe, safe, difference` (unsafe - safe), largest difference first.
     """
     images = [prompt.image for prompt in prompts]
     inputs = processor(text=chat_texts(processor, prompts), images=images, return_tensors="pt", padding=True)
