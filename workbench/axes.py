@@ -48,7 +48,7 @@ def as_head(value: Any) -> tuple[int, int]:
         return int(found[1]), int(found[2])
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) == 2:
         layer, head = value
-        if all(isinstance(v, Integral) and not isinstance(v, bool | np.bool_) and v >= 0 for v in (layer, head)):
+        if all(isinstance(v, Integral) and not isinstance(v, bool | np.bool_) and int(v) >= 0 for v in (layer, head)):
             return int(layer), int(head)
     raise ValueError("must be heads as (layer, head), two whole numbers from 0, or as 'L12H3'")
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from workbench.errors import WorkbenchError
+from workbench.sweeps.process import settle_process
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -90,6 +91,9 @@ def sweep(
         str | None, typer.Option(help="local, local:N for N workers, auto, or the address of a Ray cluster.")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute what is damaged in the store.")] = False,
+    readout: Annotated[
+        list[str] | None, typer.Option(help="Where states are read: final, or a layer's number; repeat for more.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Mask every head on every prompt and store the run. Stopped at any moment, the same command goes on."""
@@ -113,6 +117,7 @@ def sweep(
         device_map=device_map,
         cluster=cluster,
         repair=repair,
+        readout=list(readout or ()),
     )
 
 
@@ -269,6 +274,7 @@ def lab() -> None:
 
 def main() -> None:
     """Run the command; turn a user's mistake into one message and status 1."""
+    settle_process()
     errors = Console(stderr=True)
     try:
         app(standalone_mode=True)

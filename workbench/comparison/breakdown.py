@@ -21,7 +21,7 @@ from workbench.errors import CriterionError, DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
 from workbench.replies.judges import Judge, judge_agreement
-from workbench.runs.reading import prompt_coord
+from workbench.runs.reading import RunLike, prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
 COLUMNS = (*KEYS, "heads", "threshold", "measure", "family", "value", "ci_low", "ci_high", "n")
@@ -71,10 +71,10 @@ class Breakdown:
 
 
 def compare(
-    run: xr.Dataset,
+    run: RunLike,
     model: HookedLVLM | None = None,
     *,
-    prompts: Sequence[Prompt] | None = None,
+    prompts: Sequence[Prompt] | str | Path | None = None,
     criteria: Sequence[str] = CRITERIA,
     rules: Sequence[str] = RULES,
     n_heads: Sequence[int] = N_HEADS,
@@ -89,9 +89,9 @@ def compare(
     does.
 
     Args:
-        run: From `wb.sweep`. Without declared splits its prompts are dealt 40:30:30, seeded.
+        run: A run or its path. Without declared splits its prompts are dealt 40:30:30, seeded.
         model: The model of the run, for the causal measures; without it there are none.
-        prompts: The prompts of the run, for the causal measures; by default they are made again from the run's record.
+        prompts: The prompts of the run, for the causal measures; those of an embedded world are drawn again.
         criteria: Names.
         rules: Names. Pairs without a meaning are left out.
         n_heads: How many heads detect together.

@@ -15,8 +15,8 @@ Random heads are of the same layers, or of any where those have too few left. Pr
 their heads do, they are masked in the run's first projection.
 """
 
-import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -25,11 +25,10 @@ from workbench.comparison.masked_behaviour import QUESTION_FAMILY, draw_controls
 from workbench.criteria import statistics
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask
-from workbench.prompts import load_prompts
-from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.prompt import Prompt
 from workbench.replies.batches import generate_batch
 from workbench.replies.judges import Judge, judge_replies
+from workbench.runs.origin import mask_of, prompts_of
 from workbench.runs.reading import FEWEST_PROMPTS, prompt_coord
 from workbench.runs.splits import in_split
 
@@ -43,21 +42,22 @@ class Consequences:
     Args:
         run: With splits (`workbench.runs.splits.with_splits`).
         model: The run's model.
-        prompts: The run's prompts; None makes them again from the run's record.
+        prompts: The run's prompts; None draws them again (`workbench.runs.origin`).
         controls: Draws of control heads for each set.
         judge: See `workbench.comparison.masked_behaviour.attack_success`.
         max_new_tokens: Of the replies it reads.
         seed: Of the draws.
 
     Raises:
-        DetectorError: If model or prompts are not those of the run.
+        DetectorError: If the model is not that of the run.
+        PromptError: If the prompts are not.
     """
 
     def __init__(
         self,
         run: xr.Dataset,
         model: HookedLVLM,
-        prompts: Sequence[Prompt] | None,
+        prompts: Sequence[Prompt] | str | Path | None,
         *,
         controls: int,
         judge: str | Judge,
@@ -71,10 +71,10 @@ class Consequences:
             )
         self.model, self.controls, self.judge = model, controls, judge
         self.max_new_tokens, self.seed = max_new_tokens, seed
-        self.mask = Mask(**{name.removeprefix("mask_"): run.attrs[name] for name in Mask().describe()})
+        self.mask = mask_of(run)
         self.projection = str(run["projection"].values[0])
         self.test = in_split(run, "test")
-        self.prompts = [p for p, kept in zip(run_prompts(run, prompts), self.test, strict=True) if kept]
+        self.prompts = [p for p, kept in zip(prompts_of(run, prompts), self.test, strict=True) if kept]
         self.pairs = prompt_coord(run, "pair_id")[self.test]
         self.replies = generate_batch(model, self.prompts, max_new_tokens=max_new_tokens)
         self.verdicts = self.judged_by(judge)
@@ -150,37 +150,6 @@ class Consequences:
         if once_refused.any():
             rows.append(_rate("freed", verdicts[once_refused] == "complied"))
         return rows
-
-
-def run_prompts(run: xr.Dataset, prompts: Sequence[Prompt] | None = None) -> list[Prompt]:
-    """The prompts of a run, in its order: those given, or made again from its record.
-
-    Raises:
-        DetectorError: If they cannot be made again, or are not those of the run.
-    """
-    if prompts is None:
-        recipe = json.loads(run.attrs.get("prompt_source") or "{}")
-        if not recipe:
-            raise DetectorError(
-                "The run does not say how to make its prompts again (they came from a file, or were filtered). Give "
-                "them: prompts=..."
-            )
-        prompts = load_prompts(**recipe)
-    prompts = prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)
-    by_id = {p.id: p for p in prompts}
-    ids = [str(id_) for id_ in run["prompt"].values]
-    if missing := [id_ for id_ in ids if id_ not in by_id]:
-        raise DetectorError(
-            f"These are not the prompts of the run: {len(missing)} of its {len(ids)} are not among the {len(prompts)} "
-            f"given (first: {missing[0]!r})."
-        )
-    whole = [id_ for id_ in by_id if id_ in set(ids)] == ids and len(by_id) == len(ids)
-    if whole and prompts.content_hash() != run.attrs.get("prompt_hash"):
-        raise DetectorError(
-            f"The prompts have the ids of the run's and other contents (hash {prompts.content_hash()}, the run's is "
-            f"{run.attrs.get('prompt_hash')}). Give the very prompts that were swept."
-        )
-    return [by_id[id_] for id_ in ids]
 
 
 _MEASURE_OF = {"benign": "benign_exact", QUESTION_FAMILY: "question_exact"}

@@ -16,7 +16,7 @@ from workbench.errors import DetectorError, MaskError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
-from workbench.runs.reading import prompt_coord
+from workbench.runs.reading import RunLike, as_run, prompt_coord
 from workbench.sweeps.sweep import sweep
 
 Head = tuple[int, int]
@@ -116,8 +116,9 @@ class OneHeadDetector(Detector):
         self._fitted_on(model.name, model.weight_hash)
         return self
 
-    def fit_run(self, run: xr.Dataset) -> Self:
+    def fit_run(self, run: RunLike) -> Self:
         """`fit` from a stored run of the same projection and mask, without the model."""
+        run = as_run(run)
         selection, rest, parts = run_parts(run, seed=self.seed)
         if not run.attrs.get("weight_hash"):
             raise DetectorError(
@@ -149,9 +150,10 @@ class OneHeadDetector(Detector):
         self._check_model(model, prompts)
         return self._measure(model, as_prompts(prompts))
 
-    def stored_scores(self, run: xr.Dataset) -> np.ndarray:
+    def stored_scores(self, run: RunLike) -> np.ndarray:
         """`decision_function` on the prompts of a run of the same model and mask, without the model."""
         self._check_fitted()
+        run = as_run(run)
         if run.attrs.get("weight_hash") != self.weight_hash:
             raise DetectorError(
                 f"This detector was fitted on {self.model_name!r} (weights {self.weight_hash}); the run is of "

@@ -111,6 +111,7 @@ def skeleton(
     frame = prompts.frame()
     coords: dict[str, Any] = {"prompt": _column([p.id for p in prompts]), "projection": _column(job.projections)}
     coords |= {name: ("prompt", _column(frame[name].tolist())) for name in PROMPT_COORDS}
+    coords["content_hash"] = ("prompt", _column([p.content_hash() for p in prompts]))
     if groups is not None:
         coords["group"] = _column(["+".join(head_name(layer, head) for layer, head in group) for group in groups])
         return xr.Dataset(coords=coords)

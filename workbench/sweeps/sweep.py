@@ -11,16 +11,17 @@ from rich.console import Console
 from workbench.axes import PROJECTIONS
 from workbench.errors import MaskError, PromptError, WorkbenchError
 from workbench.models.hooked import HookedLVLM
+from workbench.models.loading import load_model
 from workbench.models.masks import Mask
+from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups, check_readout
-from workbench.runs.memory import Memory
+from workbench.runs.memory import Memory, Sink
 from workbench.runs.opening import open_store
 from workbench.runs.schema import layout, provenance, recipe, skeleton
-from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
 from workbench.sweeps.engines.registry import get_engine
-from workbench.sweeps.execution import carry_out, work_line
+from workbench.sweeps.execution import run_sweep, work_line
 from workbench.sweeps.plan import plan
 from workbench.sweeps.tasks import Encoder, Sweep
 
@@ -29,8 +30,8 @@ STATE_BUDGET = 512 * 2**20
 
 
 def sweep(
-    model: HookedLVLM,
-    prompts: Sequence[Prompt],
+    model: HookedLVLM | str | Path,
+    prompts: Sequence[Prompt] | Prompt | str | Path,
     *,
     projections: Sequence[str] = PROJECTIONS,
     mask: Mask | None = None,
@@ -50,8 +51,8 @@ def sweep(
     """Mask the projections of every head on every prompt and measure what changes at the last prompt position.
 
     Args:
-        model: From `load_model`.
-        prompts: Any sequence of prompts.
+        model: From `load_model`, or a name or path that it takes.
+        prompts: Any sequence of prompts, one prompt, or a name or path that `load_prompts` takes.
         projections: Of "query" and "value".
         mask: How heads are masked; `Mask()` by default.
         engine: "exact" (from the masked layer on); "prefix" (the same numbers, what prompts share at their beginning
@@ -91,7 +92,11 @@ def sweep(
         True
     """
     mask = mask or Mask()
-    prompts = prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)
+    if isinstance(prompts, str | Path):
+        prompts = load_prompts(prompts)
+    elif not isinstance(prompts, PromptSet):
+        prompts = PromptSet([prompts] if isinstance(prompts, Prompt) else prompts)
+    model = load_model(model) if isinstance(model, str | Path) else model
     projections = _check(model, prompts, projections, engine, heads, groups)
     options, read = get_engine(engine).options(engine_options or {}), check_readout(model, readout)
     job = Job(
@@ -117,7 +122,9 @@ def sweep(
     try:
         if not sink.attrs.get("complete"):
             bounds = tuple(blocks(len(prompts), sink.partition.block))
-            carry_out(Sweep(model, prompts, encode, job, sink, options, seed, bounds), engine, naive, progress, cluster)
+            planned = Sweep(model, prompts, encode, job, sink, options, seed, bounds)
+            with model.lock:
+                run_sweep(planned, engine, naive, progress, cluster)
         run = sink.finish().sel(prompt=[prompt.id for prompt in given])
     finally:
         sink.close()
@@ -168,7 +175,7 @@ def _open_sink(
     rows: int | None,
     longest: int,
     repair: bool,
-) -> Memory | Store:
+) -> Sink:
     """A place for the run; one that was begun before keeps the partition it was begun with."""
     bare = skeleton(model, prompts, job, job.groups)
     what = recipe(model, prompts, job, engine, options, seed)

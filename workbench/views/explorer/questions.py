@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 from workbench.errors import RunError
-from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
+from workbench.runs.origin import mask_of
 from workbench.views.picks import Head
 
 if TYPE_CHECKING:
@@ -111,18 +111,6 @@ class Looking:
             prompt = self.prompts[prompt_id]
             self._replies[key] = self._model.generate(prompt, max_new_tokens=_REPLY_TOKENS, **masked)
         return self._replies[key]
-
-
-def mask_of(run: xr.Dataset) -> Mask:
-    """The mask a run was made with, from its attributes."""
-    missing = [name for name in ("mask_form", "mask_factor", "mask_grain", "mask_positions") if name not in run.attrs]
-    if missing:
-        raise RunError(
-            f"The run does not record {', '.join(missing)}, so the model cannot be masked as it was. "
-            "Explore it without model=, or sweep again with this version."
-        )
-    words: dict[str, Any] = {name: str(run.attrs[f"mask_{name}"]) for name in ("form", "grain", "positions")}
-    return Mask(**words, factor=0.0 if words["form"] == "limit" else float(run.attrs["mask_factor"]))
 
 
 def readable(token: str) -> str:

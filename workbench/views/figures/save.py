@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from workbench.criteria import SCORE_COLUMNS, get_criterion, score
 from workbench.errors import FigureError
+from workbench.runs.reading import RunLike, as_run
 from workbench.views import theme
 from workbench.views.figures import captions, pages
 from workbench.views.picks import picks
@@ -39,7 +40,7 @@ class _Plate:
 
 
 def save_figures(
-    run: xr.Dataset,
+    run: RunLike,
     out: str | Path,
     formats: Sequence[str] = ("pdf", "svg", "png"),
     *,
@@ -53,7 +54,7 @@ def save_figures(
     AUROC, and how far their rankings agree. A head that was not computed is hatched.
 
     Args:
-        run: A run as `wb.sweep` returns it or `xarray.open_zarr` reads it.
+        run: A run as `wb.sweep` returns it, or the path of a stored one.
         out: A folder; made if it is missing. Files of the same names are replaced.
         formats: Any of `pdf`, `svg`, `png` (300 dots per inch).
         scores: A score table to draw; without it, `wb.score(run)`.
@@ -73,7 +74,7 @@ def save_figures(
         >>> files[0].name, files[-1].name
         ('maps_deflection_query.png', 'captions.md')
     """
-    formats = _checked_formats(formats)
+    formats, run = _checked_formats(formats), as_run(run)
     folder = _writable_folder(Path(out))
     table = _checked_scores(run, scores)
     written, sections = [], []

@@ -11,9 +11,10 @@ import xarray as xr
 import workbench as wb
 from workbench.errors import PromptError, RunError, WorkbenchError
 from workbench.prompts.prompt import PromptSet
-from workbench.views.explorer import explore as explorer
+from workbench.runs import origin
+from workbench.runs.origin import prompts_of
 from workbench.views.explorer import pane
-from workbench.views.explorer.explore import explore, prompts_of
+from workbench.views.explorer.explore import explore
 from workbench.views.explorer.questions import readable
 
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -141,7 +142,8 @@ def test_filters_keep_the_prompts_of_a_label_and_a_click_on_a_point_chooses_its_
 def test_no_text_gets_out_as_markup(run, model, prompts, scores):
     first = dataclasses.replace(prompts[0], category=HOSTILE, text=prompts[0].text + HOSTILE)
     changed = PromptSet([first, *prompts[1:]])
-    hostile = run.assign_coords(category=("prompt", [HOSTILE] * run.sizes["prompt"]))
+    hashes = ("prompt", [p.content_hash() for p in changed])
+    hostile = run.assign_coords(category=("prompt", [HOSTILE] * run.sizes["prompt"]), content_hash=hashes)
     hostile.attrs = run.attrs | {"model": HOSTILE, "prompt_hash": changed.content_hash()}
     board = explore(hostile, model, changed, scores=scores)
     board._stored.looking._replies[changed[0].id, None, ""] = HOSTILE
@@ -202,7 +204,7 @@ def test_prompts_that_were_not_swept_are_refused(run, prompts):
     with pytest.raises(PromptError, match=r"24 prompts, and 4 of them are not among the 20 given"):
         prompts_of(run, prompts[4:])
     changed = PromptSet([dataclasses.replace(prompts[0], text="something else"), *prompts[1:]])
-    with pytest.raises(PromptError, match=r"their hash is .*, the run recorded"):
+    with pytest.raises(PromptError, match=r"not its contents: 1 of 24 have another text"):
         prompts_of(run, changed)
 
 
@@ -210,14 +212,16 @@ def test_prompts_are_drawn_again_from_what_the_run_says_and_never_from_a_file_it
     run, prompts, tmp_path, monkeypatch
 ):
     assert [p.id for p in prompts_of(run)] == [p.id for p in prompts]
-    later = run.assign_attrs(prompt_hash="another")
-    assert len(prompts_of(later)) == 0
+    later = run.assign_coords(content_hash=("prompt", ["another"] * run.sizes["prompt"]))
+    with pytest.raises(PromptError, match=r"others in this version.*24 of 24 have another"):
+        prompts_of(later)
     file = tmp_path / "secrets.csv"
     file.write_text("text,label\nhello,safe\n")
     named = run.assign_attrs(prompt_source=json.dumps({"name_or_path": str(file)}))
     asked = []
-    monkeypatch.setattr(explorer, "load_prompts", lambda **recipe: asked.append(recipe))
-    assert len(prompts_of(named)) == 0
+    monkeypatch.setattr(origin, "load_prompts", lambda *given, **recipe: asked.append(recipe))
+    with pytest.raises(PromptError, match=r"never opened\. Give the prompts that were swept: prompts="):
+        prompts_of(named)
     assert asked == []
 
 
