@@ -19,8 +19,8 @@ from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.prompts import load_prompts
 from workbench.sweeps.sweep import sweep
+from workbench.views.charts import rule_heads
 from workbench.views.figures.save import save_figures
-from workbench.views.picks import rule_heads
 
 CRITERIA = ("deflection", "ships", "probe")
 RULES = ("sensitivity", "selectivity", "auroc")
