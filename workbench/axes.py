@@ -15,6 +15,13 @@
 | `row` | one line of a batch: one prompt under one mask |
 """
 
+import re
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
 PROJECTIONS = ("query", "value")
 HEAD_DIMS = ("prompt", "projection", "layer", "head")
 PROMPT_COORDS = ("label", "source", "family", "category", "pair_id", "split", "variant", "has_image")
@@ -25,3 +32,40 @@ SPLITS = ("selection", "threshold", "test")
 def head_name(layer: int, head: int) -> str:
     """`L12H3`: how a head is written in tables, plots and messages."""
     return f"L{layer}H{head}"
+
+
+def as_head(value: Any) -> tuple[int, int]:
+    """(layer, head) from a pair of whole numbers or from its name.
+
+    Raises:
+        ValueError: Anything else; floats and truth values are no numbers of heads.
+
+    Examples:
+        >>> as_head("L12H3"), as_head([12, 3])
+        ((12, 3), (12, 3))
+    """
+    if isinstance(value, str) and (found := re.fullmatch(r"L(\d{1,4})H(\d{1,4})", value)):
+        return int(found[1]), int(found[2])
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) == 2:
+        layer, head = value
+        if all(isinstance(v, Integral) and not isinstance(v, bool | np.bool_) and v >= 0 for v in (layer, head)):
+            return int(layer), int(head)
+    raise ValueError("must be heads as (layer, head), two whole numbers from 0, or as 'L12H3'")
+
+
+def as_heads(value: Any) -> list[tuple[int, int]]:
+    """The heads in a sequence of heads; one head alone is a sequence of one.
+
+    Raises:
+        ValueError: No sequence of heads.
+
+    Examples:
+        >>> as_heads("L1H2"), as_heads([(0, 1), "L2H0"])
+        ([(1, 2)], [(0, 1), (2, 0)])
+    """
+    try:
+        return [as_head(value)]
+    except ValueError:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise
+    return [as_head(head) for head in value]

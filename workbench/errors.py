@@ -9,6 +9,10 @@ class WorkbenchError(Exception):
     """Base of every error a user can cause."""
 
 
+class ArgumentError(WorkbenchError, TypeError):
+    """A call with an argument that cannot be what it says, or with one too many."""
+
+
 class PromptError(WorkbenchError):
     """A prompt, or a file of prompts, that cannot be used as it is."""
 

@@ -61,8 +61,8 @@ class Engine:
 # Each module has its record as ENGINE, and is imported when it is asked for.
 _HOMES = {
     "exact": "workbench.sweeps.engines.exact",
-    "prefix": "workbench.sweeps.engines.shared_prefix",
     "naive": "workbench.sweeps.engines.naive",
+    "prefix": "workbench.sweeps.engines.shared_prefix",
     "sketch": "workbench.finding.sketch",
     "race": "workbench.finding.race",
 }
