@@ -25,7 +25,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 QUIET := $(shell test -t 2 || echo --quiet)
 
 .NOTPARALLEL:
-.PHONY: help demo test unit faults lab check style docs bench format pins clean
+.PHONY: help demo test unit lab check style docs bench format pins clean
 
 help:  ## this list
 	@echo "The targets; each does its own set-up in $(VENV)/ the first time it runs:"
