@@ -38,7 +38,7 @@ test: $(INSTALLED_DEV)  ## the whole test suite (BROWSER=0 leaves out what needs
 	@$(run_tests)
 
 unit: $(INSTALLED_DEV)  ## the short loop: no browser, no families, no clusters, no notebooks
-	$(BIN)/python -m pytest tests/unit tests/planted -m "not slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/planted -n 2 --dist loadfile -m "not slow and not browser" $(ARGS)
 
 lab: $(INSTALLED_LAB)  ## JupyterLab on the notebook in which heads can be clicked
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_explore_heads.ipynb $(ARGS)
