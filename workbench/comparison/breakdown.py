@@ -21,6 +21,7 @@ from workbench.errors import CriterionError, DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
 from workbench.replies.judges import Judge, judge_agreement
+from workbench.runs.pairs import unit_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
@@ -135,7 +136,7 @@ def compare(
 
 def _measured(run: xr.Dataset, contender: Contender, test: np.ndarray, bootstrap: int, seed: int) -> list[dict]:
     unsafe = (prompt_coord(run, "label") == "unsafe")[test]
-    family, pairs = prompt_coord(run, "family")[test], prompt_coord(run, "pair_id")[test]
+    family, pairs = prompt_coord(run, "family")[test], unit_names(run)[test]
     values = contender.values[test]
     rows = measures_on(
         values, unsafe, family=family, pairs=pairs, threshold=contender.threshold, bootstrap=bootstrap, seed=seed

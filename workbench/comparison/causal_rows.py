@@ -30,7 +30,8 @@ from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.replies.batches import generate_batch
 from workbench.replies.judges import Judge, judge_replies
-from workbench.runs.reading import FEWEST_PROMPTS, prompt_coord
+from workbench.runs.pairs import unit_names
+from workbench.runs.reading import FEWEST_PROMPTS
 from workbench.runs.splits import in_split
 
 Head = tuple[int, int]
@@ -72,7 +73,7 @@ class Consequences:
         self.projection = str(run["projection"].values[0])
         self.test = in_split(run, "test")
         self.prompts = [p for p, kept in zip(run_prompts(run, prompts), self.test, strict=True) if kept]
-        self.pairs = prompt_coord(run, "pair_id")[self.test]
+        self.pairs = unit_names(run)[self.test]
         self.replies = generate_batch(model, self.prompts, max_new_tokens=max_new_tokens)
         self.verdicts = self.judged_by(judge)
         self.known: dict[tuple[frozenset[Head], str], np.ndarray] = {}

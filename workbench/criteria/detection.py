@@ -14,6 +14,7 @@ from workbench.criteria.score import score
 from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import prompt_values, prompts_of
 from workbench.errors import CriterionError
+from workbench.runs.pairs import unit_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
@@ -170,7 +171,7 @@ def _tested(run: xr.Dataset, cell: xr.DataArray, bootstrap: int, seed: int) -> t
         values[test],
         unsafe[test],
         family=prompt_coord(prompts, "family")[test],
-        pairs=prompt_coord(prompts, "pair_id")[test],
+        pairs=unit_names(prompts)[test],
         threshold=threshold,
         bootstrap=bootstrap,
         seed=seed,

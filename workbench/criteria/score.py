@@ -10,6 +10,7 @@ from workbench.criteria import statistics
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
+from workbench.runs.pairs import unit_names
 from workbench.runs.reading import check_run, prompt_coord, selection_part, unsafe_mask
 
 SCORE_COLUMNS = (
@@ -113,7 +114,7 @@ def _score_prompts(
 ) -> pd.DataFrame:
     values = prompt_values(run, criterion)
     prompts = prompts_of(run, values)
-    unsafe, pairs = unsafe_mask(prompts), prompt_coord(prompts, "pair_id")
+    unsafe, pairs = unsafe_mask(prompts), unit_names(prompts)
     flat = values.values.reshape(len(unsafe), -1)
     computed = ~np.isnan(flat[0])
     raw = flat[:, computed]
@@ -131,7 +132,12 @@ def _score_prompts(
     shuffles = max(2000, 20 * heads) if permutations is None else permutations
     if shuffles:
         columns["p_value"][computed] = statistics.permutation_p(
-            strength, unsafe, pairs, permutations=shuffles, seed=seed
+            strength,
+            unsafe,
+            pairs,
+            contents=prompt_coord(prompts, "content"),
+            permutations=shuffles,
+            seed=seed,
         )
         by_projection = columns["p_value"].reshape(values.sizes["projection"], heads)
         columns["q_value"] = np.concatenate([statistics.false_discovery(p) for p in by_projection])

@@ -86,13 +86,17 @@ def run_parts(run: xr.Dataset, *, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset
 
 
 def stand_ins(run: xr.Dataset) -> PromptSet:
-    """A run's prompts as far as it knows them: ids, labels, families, pairs and splits, without text or picture."""
+    """A run's prompts as far as it knows them: ids, labels, families, pairs and splits, without text or picture.
+
+    Those that ask the same have the same stand-in for a text, so that they stay together.
+    """
     named: dict[str, Any] = {
         name: prompt_coord(run, name) for name in ("label", "source", "family", "category", "pair_id", "split")
     }
     ids = [str(id_) for id_ in run["prompt"].values]
+    contents = prompt_coord(run, "content")
     return PromptSet(
-        Prompt(id=id_, text=id_, **{name: values[i] for name, values in named.items()}) for i, id_ in enumerate(ids)
+        Prompt(id=id_, text=contents[i] or id_, **{name: values[i] for name, values in named.items()}) for i, id_ in enumerate(ids)
     )
 
 

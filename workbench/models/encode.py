@@ -74,7 +74,8 @@ def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
     where = f"Prompt {prompt.id!r} on {model.name!r}"
     # Some processors write one token into the text and turn it into many of another.
     written = {placeholder[1] if placeholder else "", getattr(model.processor, "image_token", None) or ""} - {""}
-    if found := [token for token in written if token in prompt.text]:
+    said = (prompt.text, prompt.system, prompt.prefill, *(text for _, text in prompt.turns))
+    if found := [token for token in written if any(token in text for text in said)]:
         raise PromptError(
             f"{where}: the text holds the image placeholder {found[0]!r}, but placeholders without pixels mean "
             "nothing. Take it out of the text and give the picture as `image=`; the chat template places it."
@@ -126,26 +127,15 @@ def _lay_out(model: "HookedLVLM", encoded: Encoded, picture: Any) -> None:
 
 
 def _readable(prompt: Prompt, where: str) -> Any:
-    if prompt.image is None:
-        return None
     try:
-        prompt.image.load()
-        return prompt.image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PromptError(
-            f"{where}: its image cannot be read ({error}). Open it in a viewer, or leave this prompt out."
-        ) from error
+        return None if prompt.image is None else prompt.image.copy()  # a stored picture is decoded here
+    except PromptError as error:
+        raise PromptError(f"{where}: {error}. Open it in a viewer, or leave this prompt out.") from error
 
 
 def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
-    if model.processor is None:
-        content: Any = prompt.text
-        templated: Any = model.tokenizer
-    else:
-        pictures = [{"type": "image", "image": image}] if image is not None else []
-        words = [{"type": "text", "text": prompt.text}] if prompt.text else []
-        content = pictures + words
-        templated = model.processor
+    templated: Any = model.tokenizer if model.processor is None else model.processor
+    messages = _messages(prompt, image, plain=model.processor is None)
     template = getattr(templated, "chat_template", None) or getattr(model.tokenizer, "chat_template", None)
     template = template or model.family.chat_template
     if template is None:
@@ -157,8 +147,9 @@ def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str)
     fallback = {} if getattr(templated, "chat_template", None) else {"chat_template": template}
     try:
         batch = templated.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
+            messages,
+            add_generation_prompt=not prompt.prefill,
+            continue_final_message=bool(prompt.prefill),
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
@@ -167,3 +158,16 @@ def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str)
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(f"{where}: its processor could not encode it ({type(error).__name__}: {error}).") from error
     return dict(batch)
+
+
+def _messages(prompt: Prompt, image: Any, *, plain: bool) -> list[dict[str, Any]]:
+    """The conversation as a chat template takes it; `plain` where it takes texts and no lists of parts."""
+    said = [("system", prompt.system), *prompt.turns, ("user", prompt.text), ("assistant", prompt.prefill)]
+    messages: list[dict[str, Any]] = []
+    for place, (role, text) in enumerate(said):
+        asked = place == len(said) - 2
+        parts = [{"type": "image", "image": image}] if asked and image is not None else []
+        parts += [{"type": "text", "text": text}] if text else []
+        if parts or asked:
+            messages.append({"role": role, "content": text if plain else parts})
+    return messages

@@ -59,7 +59,7 @@ def test_pairs_and_pictures_stay_together():
 
 def test_blank_pictures_tie_nothing_together():
     blank = Image.new("RGB", (4, 4), "white")
-    prompts = [replace(p, image=blank) for p in make(8)]
+    prompts = [replace(p, image=blank, text=f"question {p.id}") for p in make(8)]
     parts = split_prompts(prompts, fractions={"selection": 0.5, "test": 0.5})
     assert len(parts["test"]) == 4
     check_splits([p for part in parts.values() for p in part])
