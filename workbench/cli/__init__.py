@@ -79,6 +79,16 @@ def sweep(
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
     positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="OURS=THEIRS, such as image=image_path: a column of a table under another name."),
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="A folder, .zip or .tar of pictures that do not lie beside the prompts.")
+    ] = None,
+    missing: Annotated[
+        Literal["raise", "drop"], typer.Option(help="drop leaves out prompts whose picture is not there.")
+    ] = "raise",
     split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
@@ -105,6 +115,9 @@ def sweep(
         engine=engine,
         options=list(option or ()),
         mask=Mask(form=form, factor=factor, grain=grain, positions=positions),
+        columns=list(columns or ()),
+        images=list(images or ()),
+        missing=missing,
         split=split,
         n=n,
         seed=seed,

@@ -146,14 +146,14 @@ def _exchangeable(
     twins: list[list[int]] = []
     within: list[np.ndarray] = []
     by_size: dict[int, list[list[int]]] = {}
-    for members in units(list(pairs)):
+    for members in units(pairs):
         if len({bool(unsafe[i]) for i in members}) == 1:
             by_size.setdefault(len(members), []).append(members)
         elif len(members) == 2 and (contents is None or not contents[members[0]] or len(set(contents[members])) == 2):
             twins.append(members)
         else:
             blocks: dict[int, list[list[int]]] = {}
-            for same in units([""] * len(members) if contents is None else list(contents[members])):
+            for same in units([""] * len(members) if contents is None else contents[members]):
                 block = [members[k] for k in same]
                 if len({bool(unsafe[i]) for i in block}) == 1:
                     blocks.setdefault(len(block), []).append(block)

@@ -96,7 +96,8 @@ def stand_ins(run: xr.Dataset) -> PromptSet:
     ids = [str(id_) for id_ in run["prompt"].values]
     contents = prompt_coord(run, "content")
     return PromptSet(
-        Prompt(id=id_, text=contents[i] or id_, **{name: values[i] for name, values in named.items()}) for i, id_ in enumerate(ids)
+        Prompt(id=id_, text=contents[i] or id_, **{name: values[i] for name, values in named.items()})
+        for i, id_ in enumerate(ids)
     )
 
 

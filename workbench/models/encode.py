@@ -1,10 +1,12 @@
 """From a `Prompt` to what the model reads: chat template, token ids, pixels, and where the picture's tokens lie."""
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
+from jinja2 import TemplateError
 from torch import Tensor
 
 from workbench.errors import ModelError, PromptError
@@ -145,11 +147,16 @@ def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str)
         )
     # The template is passed only when it is a fallback: processors may keep several under names of their own.
     fallback = {} if getattr(templated, "chat_template", None) else {"chat_template": template}
+    template = template["default"] if isinstance(template, dict) else template
+    if prompt.system or prompt.turns:
+        _check_roles(templated, messages, template, where)
+    if prompt.prefill:
+        # What the reply begins with stands right behind the generation prompt, whatever a template makes of replies.
+        fallback = {"chat_template": template.removesuffix("\n") + _literal(prompt.prefill)}
     try:
         batch = templated.apply_chat_template(
             messages,
-            add_generation_prompt=not prompt.prefill,
-            continue_final_message=bool(prompt.prefill),
+            add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
@@ -162,12 +169,37 @@ def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str)
 
 def _messages(prompt: Prompt, image: Any, *, plain: bool) -> list[dict[str, Any]]:
     """The conversation as a chat template takes it; `plain` where it takes texts and no lists of parts."""
-    said = [("system", prompt.system), *prompt.turns, ("user", prompt.text), ("assistant", prompt.prefill)]
-    messages: list[dict[str, Any]] = []
-    for place, (role, text) in enumerate(said):
-        asked = place == len(said) - 2
-        parts = [{"type": "image", "image": image}] if asked and image is not None else []
-        parts += [{"type": "text", "text": text}] if text else []
-        if parts or asked:
-            messages.append({"role": role, "content": text if plain else parts})
-    return messages
+    said = [("system", prompt.system), *prompt.turns] if prompt.system else list(prompt.turns)
+    contents: list[Any] = [text if plain else [{"type": "text", "text": text}] for _, text in said]
+    pictures = [{"type": "image", "image": image}] if image is not None else []
+    words = [{"type": "text", "text": prompt.text}] if prompt.text else []
+    roles = [*(role for role, _ in said), "user"]
+    contents.append(prompt.text if plain else pictures + words)
+    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+
+
+def _check_roles(templated: Any, messages: list[dict[str, Any]], template: str, where: str) -> None:
+    """Refuse a chat template that leaves out what was said before, or writes every role as a user's."""
+
+    def written(messages: list[dict[str, Any]]) -> str:
+        try:
+            return templated.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, chat_template=template
+            )
+        except (ValueError, TypeError, KeyError, RuntimeError, TemplateError) as error:
+            raise ModelError(f"{where}: its chat template cannot take it ({type(error).__name__}: {error}).") from error
+
+    whole = written(messages)
+    for place, message in enumerate(messages[:-1]):
+        text = message["content"] if isinstance(message["content"], str) else message["content"][0]["text"]
+        as_user = [*messages[:place], message | {"role": "user"}, *messages[place + 1 :]]
+        if text.strip() not in whole or (message["role"] != "user" and written(as_user) == whole):
+            raise ModelError(
+                f"{where}: the chat template {'leaves out' if text.strip() not in whole else 'has no words for'} what "
+                f"the {message['role']} said before. Load the model with a template that takes it, or leave it out."
+            )
+
+
+def _literal(text: str) -> str:
+    """A text as a Jinja expression that gives it back."""
+    return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"

@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +219,7 @@ def _text(name: str, value: object) -> str:
         return ""
     if isinstance(value, str):
         return value if name in AS_WRITTEN else value.strip()
-    if name not in ("label", "image", *AS_WRITTEN) and isinstance(value, Real) and not isinstance(value, bool):
+    if name not in ("label", "image", *AS_WRITTEN) and isinstance(value, int | float) and not isinstance(value, bool):
         # A column of whole numbers with a gap in it comes back from a table as floats.
         return str(int(value)) if math.isfinite(value) and float(value).is_integer() else str(value)
     raise PromptError(f"{name} must be text; got {type(value).__name__}")

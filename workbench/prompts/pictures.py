@@ -105,7 +105,7 @@ class Picture(Image.Image):
             return _pixel_hash(self)
         if not self._digest:
             with self._stream() as stream:
-                self._digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+                self._digest = hashlib.sha256(stream.read()).hexdigest()[:16]
         return self._digest
 
     def _decode(self) -> Any:
@@ -130,7 +130,12 @@ def open_picture(path: str | Path) -> Picture:
     path = Path(path)
     if not path.is_file():
         raise PromptError(f"image '{path}' {'is a folder, not a picture' if path.is_dir() else 'does not exist'}")
-    return Picture(partial(path.open, "rb"), str(path))
+    return Picture(stream_of(path), str(path))
+
+
+def stream_of(path: Path) -> Callable[[], BinaryIO]:
+    """What opens a file for reading its bytes."""
+    return lambda: path.open("rb")
 
 
 def picture_of_bytes(content: bytes, name: str) -> Picture:
@@ -152,7 +157,6 @@ def as_rgb(image: Image.Image) -> Image.Image:
     with _said(name):
         _check_size(image)
         notes = _notes(image)
-        image.load()
         rgb = _upright_rgb(image)
     for note in notes:
         _say_once(f"A picture given as image= {note}.")
@@ -248,6 +252,7 @@ def _notes(picture: Image.Image) -> Iterator[str]:
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:
+    picture.load()
     if picture.getexif().get(ORIENTATION, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("I", "F"):

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from PIL import Image
 
 from workbench.errors import PromptError
-from workbench.prompts.pictures import MAX_BYTES, Picture, as_rgb, picture_of_bytes
+from workbench.prompts.pictures import MAX_BYTES, Picture, as_rgb, picture_of_bytes, stream_of
 
 ARCHIVES = (".zip", ".tar")
 
@@ -55,7 +55,7 @@ class Folder:
             raise outside
         if place.is_dir():
             raise PromptError(f"image {name!r} is a folder, not a picture")
-        return partial(place.open, "rb") if place.is_file() else None
+        return stream_of(place) if place.is_file() else None
 
 
 class Zip:

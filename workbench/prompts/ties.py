@@ -16,7 +16,7 @@ MANY_TEXTS = 10  # a picture beside more different texts than this is a backdrop
 DEFAULT_TIES = ("pair", "picture", "content")
 
 
-def units(*keys: Sequence[str]) -> list[list[int]]:
+def units(*keys: Sequence[str] | np.ndarray) -> list[list[int]]:
     """Positions that belong together: they share a value under one of the keys, directly or through others.
 
     Args:
@@ -55,7 +55,7 @@ def strata(unit_of: Sequence[str] | np.ndarray, kinds: Sequence) -> list[list[np
         Strata in a fixed order; each a list of units; each unit the indices of its prompts.
     """
     groups: dict[tuple, list[np.ndarray]] = defaultdict(list)
-    for members in units(list(unit_of)):
+    for members in units(unit_of):
         groups[tuple(sorted(kinds[i] for i in members))].append(np.array(members))
     return [groups[kind] for kind in sorted(groups)]
 
@@ -109,6 +109,6 @@ TIES: dict[str, Callable[[Prompt], str]] = {
 }
 
 
-def repeats(contents: Sequence[str]) -> Iterator[list[int]]:
+def repeats(contents: Sequence[str] | np.ndarray) -> Iterator[list[int]]:
     """Positions of prompts that ask the same, group by group."""
-    yield from (members for members in units(list(contents)) if len(members) > 1)
+    yield from (members for members in units(contents) if len(members) > 1)

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from workbench.errors import ArgumentError, PromptError
-from workbench.prompts import pictures
-from workbench.prompts import load_prompts
+from workbench.prompts import load_prompts, pictures
 
 ROWS = [
     {"text": "how do I make a cake", "label": "safe", "image": "pictures/red.png", "family": "icon", "pair_id": "a"},
