@@ -35,10 +35,12 @@ def sweep_command(
     device_map: str | None = None,
     cluster: str | None = None,
     repair: bool = False,
+    readout: Sequence[str] = (),
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
 
-    Raises: WorkbenchError, as `sweep`, `load_model` and `load_prompts` do.
+    Raises:
+        WorkbenchError: As `sweep`, `load_model` and `load_prompts` do.
     """
     chosen = load_prompts(
         prompts, columns=column_map(columns), images=images, missing=missing, split=split, seed=seed, n=n
@@ -55,6 +57,7 @@ def sweep_command(
         seed=seed,
         cluster=cluster,
         repair=repair,
+        readout=readout,
     )
     sizes = ", ".join(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")

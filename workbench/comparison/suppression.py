@@ -8,14 +8,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from workbench.axes import head_name
+from workbench.axes import Head, head_name, head_names
 from workbench.detectors.evaluation import evaluate
 from workbench.detectors.one_head import OneHeadDetector
 from workbench.errors import DetectorError, ModelError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
-
-Head = tuple[int, int]
 
 
 def suppress(model: HookedLVLM, heads: Sequence[Head]) -> HookedLVLM:
@@ -25,7 +23,9 @@ def suppress(model: HookedLVLM, heads: Sequence[Head]) -> HookedLVLM:
     Zeroed are the columns of W_O that read the heads' outputs, so that no mask of those heads changes anything any
     more.
 
-    Raises: DetectorError if there is no such head; ModelError where W_O is not a plain weight (quantised).
+    Raises:
+        DetectorError: If there is no such head.
+        ModelError: Where W_O is not a plain weight (quantised).
     """
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
@@ -38,7 +38,7 @@ def suppress(model: HookedLVLM, heads: Sequence[Head]) -> HookedLVLM:
     twin = HookedLVLM(
         hf,
         model.family,
-        name=f"{model.name} without {' '.join(head_name(layer, head) for layer, head in heads)}",
+        name=f"{model.name} without {head_names(heads)}",
         tokenizer=model.tokenizer,
         processor=model.processor,
         revision=model.revision,
@@ -69,9 +69,13 @@ def suppress_and_reselect(
         k: How many heads are chosen, and then suppressed, in a round; the best of them detects.
         bootstrap: Resamples behind intervals.
         detector: Options of `OneHeadDetector`.
-    Returns: One row a round × measure × family: round, `suppressed` (all heads silenced so far), `candidates`, `head`,
+
+    Returns:
+        One row a round × measure × family: round, `suppressed` (all heads silenced so far), `candidates`, `head`,
         threshold, and the columns of `evaluate`.
-    Source: the rebuttal of "One Head to Rule Them All" reports one such round.
+
+    Source:
+        The rebuttal of "One Head to Rule Them All" reports one such round.
     """
     gone: list[Head] = []
     tables, current = [], model
@@ -82,8 +86,8 @@ def suppress_and_reselect(
         tables.append(
             table.assign(
                 round=number,
-                suppressed=_written(gone),
-                candidates=_written(chosen),
+                suppressed=head_names(gone),
+                candidates=head_names(chosen),
                 head=head_name(*chosen[0]),
                 threshold=best.threshold,
             )
@@ -103,7 +107,3 @@ def _output_weight(model: HookedLVLM, layer: int) -> nn.Parameter:
             f"{model.name!r}: W_O of layer {layer} is not a plain weight, so a head cannot be zeroed in it."
         )
     return weight
-
-
-def _written(heads: Sequence[Head]) -> str:
-    return " ".join(head_name(layer, head) for layer, head in heads)

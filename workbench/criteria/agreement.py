@@ -12,7 +12,7 @@ from workbench.criteria.score import score
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
 from workbench.errors import CriterionError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import check_run, selection_part, unsafe_mask
+from workbench.runs.reading import RunLike, as_run, check_run, selection_part, unsafe_mask
 
 PERSISTENCE = 0.9  # of rank-biased overlap: the first ten ranks carry 86 % of the weight
 
@@ -25,11 +25,15 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: int = 5)
         rule: Ranks the heads. Default: selectivity, and sensitivity for criteria that have no safe value. Criteria for
             which the rule has no meaning, or keeps no head, are left out.
         k: Depth of the overlap.
-    Returns: One row a pair of rankings: criterion_a, projection_a, criterion_b, projection_b; `heads`, how many both
-        rank; `spearman` and `kendall` over those, −1 to 1; `overlap`, the share of the first k that they have in
-        common, and `jaccard`, common over all of either's first k, 0-1; `rbo`, rank-biased overlap (extrapolated, p =
-        0.9), 0-1. Where a rule keeps fewer than k heads, its list is that short.
-    Raises: CriterionError if fewer than two rankings are left.
+
+    Returns:
+        One row a pair of rankings: criterion_a, projection_a, criterion_b, projection_b; `heads`, how many both rank;
+        `spearman` and `kendall` over those, −1 to 1; `overlap`, the share of the first k that they have in common, and
+        `jaccard`, common over all of either's first k, 0-1; `rbo`, rank-biased overlap (extrapolated, p = 0.9), 0-1.
+        Where a rule keeps fewer than k heads, its list is that short.
+
+    Raises:
+        CriterionError: If fewer than two rankings are left.
     """
     from scipy.stats import kendalltau, spearmanr
 
@@ -65,7 +69,8 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: int = 5)
 def rank_biased_overlap(first: list, second: list, *, p: float = PERSISTENCE) -> float:
     """Rank-biased overlap of two rankings, extrapolated from their common depth, 0-1; 1 for equal lists.
 
-    Source: Webber, Moffat and Zobel, "A similarity measure for indefinite rankings" (2010), equation 30.
+    Source:
+        Webber, Moffat and Zobel, "A similarity measure for indefinite rankings" (2010), equation 30.
     """
     depth = min(len(first), len(second))
     if depth == 0:
@@ -82,7 +87,7 @@ def rank_biased_overlap(first: list, second: list, *, p: float = PERSISTENCE) ->
 
 
 def head_stability(
-    run: xr.Dataset,
+    run: RunLike,
     *,
     criterion: str,
     rule: str,
@@ -96,11 +101,12 @@ def head_stability(
     Prompts are drawn with replacement within each class, pairs together, and everything is computed anew: probes are
     trained again, with all copies of a prompt in one fold.
 
-    Returns: One row a head, best first by its rank on the prompts as they are: layer, head, `rank` (1 = best; NaN where
-        the rule does not keep it), `top_k` (share of resamples in which it is among the first k, 0-1), `rank_low` and
+    Returns:
+        One row a head, best first by its rank on the prompts as they are: layer, head, `rank` (1 = best; NaN where the
+        rule does not keep it), `top_k` (share of resamples in which it is among the first k, 0-1), `rank_low` and
         `rank_high` (the middle 95 % of its ranks where the rule kept it), `kept` (share of resamples in which it did).
     """
-    record = get_criterion(criterion)
+    run, record = as_run(run), get_criterion(criterion)
     if rule not in record.rules or rule in ("random", "layer_matched", "magnitude_matched"):
         raise CriterionError(
             f"Rule {rule!r} does not rank the heads of {criterion!r}; its rules are {', '.join(record.rules)}."

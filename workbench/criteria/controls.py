@@ -37,7 +37,9 @@ def control_heads(
         k: How many.
         seed: Of the draw.
         pick: `pick(k)` gives the k heads that the controls are matched to, best first.
-    Raises: CriterionError where there are not enough heads to draw from.
+
+    Raises:
+        CriterionError: Where there are not enough heads to draw from.
     """
     anchors = pick(k)
     value = rows["unsafe"] if criterion.kind == TRAINED else rows["unsafe"] - rows["safe"]

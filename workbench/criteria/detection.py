@@ -15,7 +15,7 @@ from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import prompt_values, prompts_of
 from workbench.errors import CriterionError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import prompt_coord
+from workbench.runs.reading import RunLike, prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
 DETECTION_COLUMNS = (
@@ -35,7 +35,7 @@ DETECTION_COLUMNS = (
 
 
 def detection_table(
-    run: xr.Dataset,
+    run: RunLike,
     *,
     criteria: Sequence[str] = ("deflection", "ships", "probe"),
     rules: Sequence[str] = ("sensitivity", "selectivity", "auroc"),
@@ -55,7 +55,9 @@ def detection_table(
         rules: Names of rules; pairs without a meaning are left out.
         bootstrap: Resamples behind the intervals of AUROC and TPR.
         seed: Of resamples, folds, controls, and splits where the prompts declare none.
-    Returns: One row a (criterion, rule, projection, head) × measure × family.
+
+    Returns:
+        One row a (criterion, rule, projection, head) × measure × family.
 
         | measure | family | value |
         |---|---|---|
@@ -68,7 +70,10 @@ def detection_table(
         `ci_low`, `ci_high`: 95 %, exact binomial for the two rates, bootstrap for the others. `n`: prompts counted.
         Pooled AUROC flatters wherever some safe prompts are easy: read the matched one beside it. `.attrs["splits"]`
         says where the splits come from, `.attrs["left_out"]` which pairs have no row, and why.
-    Raises: RunError if the splits cannot be used; CriterionError if no pair of criterion and rule gives a head.
+
+    Raises:
+        RunError: If the splits cannot be used.
+        CriterionError: If no pair of criterion and rule gives a head.
     """
     run, splits = with_splits(run, seed=seed)
     scores = score(run, criteria, bootstrap=0, permutations=0, seed=seed)
@@ -97,7 +102,7 @@ def detection_table(
 
 
 def leave_one_family_out(
-    run: xr.Dataset,
+    run: RunLike,
     *,
     criterion: str,
     rule: str,
@@ -111,8 +116,12 @@ def leave_one_family_out(
     threshold splits; a head is chosen, thresholded, and tested on that family's test prompts and on all safe test
     prompts.
 
-    Returns: As `detection_table`, with `held_out`, the family, as its first column.
-    Raises: as `detection_table`; CriterionError also if there is one attack family only.
+    Returns:
+        As `detection_table`, with `held_out`, the family, as its first column.
+
+    Raises:
+        RunError: As `detection_table`.
+        CriterionError: As `detection_table`, and if there is one attack family only.
     """
     run, splits = with_splits(run, seed=seed)
     record = get_criterion(criterion)

@@ -48,11 +48,16 @@ def fit_logistic(
             1.
         C: Inverse strength of the penalty, as in scikit-learn.
         device: Where torch solves it.
-    Returns: Coefficients [*batch, d] and intercepts [*batch], float64; with folds [*batch, fold, d] and [*batch, fold].
-        The decision value of x is x·coef + intercept, in log-odds, positive for unsafe.
-    Raises: CriterionError if a feature is NaN or infinite, a fold trains on one class only, or an optimum is not
-        reached.
-    Source: agrees with sklearn.linear_model.LogisticRegression(C=C, tol=1e-12) within 1e-4 (tested).
+
+    Returns:
+        Coefficients [*batch, d] and intercepts [*batch], float64; with folds [*batch, fold, d] and [*batch, fold]. The
+        decision value of x is x·coef + intercept, in log-odds, positive for unsafe.
+
+    Raises:
+        CriterionError: If a feature is NaN or infinite, a fold trains on one class only, or an optimum is not reached.
+
+    Source:
+        Agrees with sklearn.linear_model.LogisticRegression(C=C, tol=1e-12) within 1e-4 (tested).
     """
     import torch
 
@@ -131,7 +136,9 @@ def _newton(
 
     A gradient is computed in x's type and the step for it roughly, in float32 (`single` is x in that): an approximate
     step costs steps, not accuracy.
-    Returns: theta, and whether each problem is done.
+
+    Returns:
+        theta, and whether each problem is done.
     """
     import torch
 

@@ -52,7 +52,9 @@ def cross_validated(features: np.ndarray, unsafe: np.ndarray, fold: np.ndarray, 
         unsafe: [prompt].
         fold: [prompt], the fold in which a prompt is held out.
         C: As in scikit-learn.
-    Returns: [head, prompt], log-odds, positive for unsafe.
+
+    Returns:
+        [head, prompt], log-odds, positive for unsafe.
     """
     names, number = np.unique(fold, return_inverse=True)
     train = (number != np.arange(len(names))[:, None]).astype(float)

@@ -29,8 +29,12 @@ def measures_on(
         threshold: In the values' unit.
         bootstrap: Resamples behind the intervals of AUROC and TPR.
         seed: Theirs.
-    Returns: Dicts of measure, family, value, ci_low, ci_high, n; the measures are explained at `detection_table`.
-    Raises: CriterionError if there are no safe or no unsafe prompts, or a value is NaN.
+
+    Returns:
+        Dicts of measure, family, value, ci_low, ci_high, n; the measures are explained at `detection_table`.
+
+    Raises:
+        CriterionError: If there are no safe or no unsafe prompts, or a value is NaN.
     """
     if not unsafe.any() or unsafe.all() or np.isnan(values).any():
         raise CriterionError(

@@ -117,7 +117,8 @@ _criteria: dict[str, Criterion] = {}
 def register_criterion(criterion: Criterion) -> Criterion:
     """Make a criterion known under its name and return it.
 
-    Raises: CriterionError if its kind is unknown, or another criterion already has the name.
+    Raises:
+        CriterionError: If its kind is unknown, or another criterion already has the name.
     """
     if criterion.kind not in KINDS:
         kinds = ", ".join(repr(kind) for kind in KINDS)
@@ -134,7 +135,8 @@ def register_criterion(criterion: Criterion) -> Criterion:
 def get_criterion(name: str) -> Criterion:
     """The criterion of that name.
 
-    Raises: CriterionError naming the close matches and all that exist.
+    Raises:
+        CriterionError: If there is none; it names the close matches and all that exist.
     """
     if name in _criteria:
         return _criteria[name]

@@ -51,10 +51,23 @@ def top_heads(
         k: How many heads.
         seed: Of the controls.
         percentile: Of safe values, the bound of `selectivity` (and so of the controls matched to it).
-    Returns: `k` rows, best first: criterion, rule, projection, layer, head, value. A control's `value` is what
-        selectivity would rank it by (accuracy, for a probe). Ties go to the lower layer, then the lower head.
-    Raises: CriterionError if the pair has no meaning, the table lacks the criterion or projection, or the rule keeps
-        fewer than `k` heads (saying why).
+
+    Returns:
+        `k` rows, best first: criterion, rule, projection, layer, head, value. A control's `value` is what selectivity
+        would rank it by (accuracy, for a probe). Ties go to the lower layer, then the lower head.
+
+    Raises:
+        CriterionError: If the pair has no meaning, the table lacks the criterion or projection, or the rule keeps fewer
+            than `k` heads (saying why).
+
+    Examples:
+        >>> import workbench as wb
+        >>> prompts = wb.load_prompts("planted", n=24)
+        >>> run = wb.sweep(wb.load_model("planted"), prompts, progress=False)
+        >>> best = wb.top_heads(wb.score(run), criterion="deflection", rule="selectivity", k=1)
+        >>> best[["rule", "projection", "layer", "head"]]
+                  rule projection  layer  head
+        0  selectivity      query      3     1
     """
     record = get_criterion(criterion)
     _check_pair(record, rule)

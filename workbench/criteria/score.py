@@ -11,7 +11,15 @@ from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import check_run, prompt_coord, selection_part, unsafe_mask
+from workbench.runs.reading import (
+    RunLike,
+    as_run,
+    check_run,
+    one_readout,
+    prompt_coord,
+    selection_part,
+    unsafe_mask,
+)
 
 SCORE_COLUMNS = (
     "criterion",
@@ -32,7 +40,7 @@ STATISTICS = SCORE_COLUMNS[4:]
 
 
 def score(
-    run: xr.Dataset,
+    run: RunLike,
     criteria: Sequence[str] | str = ("deflection", "ships", "probe"),
     *,
     bootstrap: int = 1000,
@@ -45,13 +53,15 @@ def score(
     same one. `.attrs` of the table says which, and how many.
 
     Args:
-        run: As `wb.sweep` returns it, or xarray.open_zarr of a stored one.
+        run: As `wb.sweep` returns it, or the path of a stored one.
         criteria: Names (see `criteria_table`), one name, or `"all"` for every criterion whose variables the run holds.
         bootstrap: Resamples behind `ci_low` and `ci_high`; 0 leaves them NaN.
         permutations: Shuffles behind `p_value`; 0 leaves it NaN. Default: 20 a head, at least 2000, which is
             what lets a single head pass a false-discovery rate of 5 %.
         seed: Of the resamples, the shuffles and the folds of probes.
-    Returns: One row a (criterion, projection, layer, head). What a criterion does not have, and a head that was not swept,
+
+    Returns:
+        One row a (criterion, projection, layer, head). What a criterion does not have, and a head that was not swept,
         is NaN.
 
         | column | per prompt | per data set | per head, trained |
@@ -69,10 +79,25 @@ def score(
         prompts). It is what the bound of the rule selectivity goes by.
 
         Stronger means larger, or what the criterion's `direction` says (a refusal change that is more negative).
-    Raises: CriterionError for an unknown name or a value that is missing for some prompts; RunError for a run that cannot be
-        read, or has fewer than three prompts of a class.
+
+    Raises:
+        CriterionError: For an unknown name or a value that is missing for some prompts.
+        RunError: For a run that cannot be read, or has fewer than three prompts of a class.
+
+    Examples:
+        >>> import workbench as wb
+        >>> prompts = wb.load_prompts("planted", n=24)
+        >>> run = wb.sweep(wb.load_model("planted"), prompts, progress=False)
+        >>> scores = wb.score(run, criteria=("deflection", "ships"))
+        >>> len(scores)  # criteria x projections x layers x heads
+        64
+        >>> best = scores.sort_values("difference").iloc[-1]
+        >>> best["layer"].item(), best["head"].item()
+        (3, 1)
     """  # noqa: E501
+    run = as_run(run)
     chosen = _chosen(run, criteria)
+    run = one_readout(run)
     part, split = selection_part(run)
     unsafe = unsafe_mask(part)
     tables = []

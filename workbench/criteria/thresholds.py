@@ -43,8 +43,12 @@ def kde_threshold(unsafe: np.ndarray, safe: np.ndarray) -> Threshold:
     Args:
         unsafe: [prompt], per-prompt values on unsafe prompts.
         safe: [prompt], the same on safe ones.
-    Raises: CriterionError if a class has fewer than three values, a value is not finite, or all values are the same.
-    Source: cirteo/Oh-Defense.
+
+    Raises:
+        CriterionError: If a class has fewer than three values, a value is not finite, or all values are the same.
+
+    Source:
+        cirteo/Oh-Defense.
     """
     from scipy.stats import ttest_ind
 

@@ -35,12 +35,19 @@ def greedy_groups(
         prompts: Only the unsafe ones are used, as published (harmful queries).
         objective: A measure of the sweep (kl, deflection, refusal_change, ...), turned so that larger is stronger.
         steps: Size of the group; the paper stops at 5 at most.
-        projection, mask: How heads are masked.
-    Returns: One row a step: step (1-based), layer, head, `value` (mean effect of the whole group, in the measure's
-        unit), `gain` over the step before, and `runner_up`, the head that came second, with `runner_up_value`.
+        projection: What of the heads is masked.
+        mask: How.
+
+    Returns:
+        One row a step: step (1-based), layer, head, `value` (mean effect of the whole group, in the measure's unit),
+        `gain` over the step before, and `runner_up`, the head that came second, with `runner_up_value`.
         `.attrs["group"]` is the group.
-    Source: Sahara, arXiv 2410.13708, section 4; ydyjya/SafetyHeadAttribution, lib/Sahara/attribution.py. Differs:
-        theirs scores a group by an angle over the data set, here the mean of a per-prompt measure.
+
+    Source:
+        Sahara, arXiv 2410.13708, section 4; ydyjya/SafetyHeadAttribution, lib/Sahara/attribution.py.
+
+    Differs:
+        Theirs scores a group by an angle over the data set, here the mean of a per-prompt measure.
     """
     unsafe = _unsafe(prompts)
     every = [(layer, head) for layer in model.masked_layers for head in range(model.n_heads)]
@@ -87,7 +94,8 @@ def head_interactions(
 ) -> pd.DataFrame:
     """Joint effect of each pair of heads against the sum of their single effects, on the unsafe prompts.
 
-    Returns: One row a pair: `a`, `b` (written L3H1), `value_a`, `value_b`, `joint` (means, in the measure's unit),
+    Returns:
+        One row a pair: `a`, `b` (written L3H1), `value_a`, `value_b`, `joint` (means, in the measure's unit),
         `interaction` = joint − value_a − value_b (positive: together they do more than the sum; two heads that stand in
         for each other are positive), and its 95 % bootstrap interval over prompts, `low` and `high`.
     """

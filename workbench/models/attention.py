@@ -48,7 +48,8 @@ class Recording:
 
     Attributes:
         query: `[row, head, pos, d_head]`.
-        key, value: `[row, kv_head, key, d_head]`.
+        key: `[row, kv_head, key, d_head]`.
+        value: `[row, kv_head, key, d_head]`.
         mask: Boolean `[row or 1, 1, pos, key]`, true where allowed; None means plain causal.
         scaling: The factor on the scores.
         z: Head outputs before W_O, `[row, pos, head, d_head]`.
@@ -196,7 +197,8 @@ def even_attention(
 ) -> Float[Tensor, "row pos head d_head"]:
     """The mean of v over the allowed keys of each position: what a head outputs when its queries vanish.
 
-    Source: Zhou et al., arXiv 2410.13708, section 3 ("undifferentiated attention"), taken to the limit.
+    Source:
+        Zhou et al., arXiv 2410.13708, section 3 ("undifferentiated attention"), taken to the limit.
     """
     wide = value.to(torch.promote_types(value.dtype, torch.float32))
     n_keys = value.shape[2]

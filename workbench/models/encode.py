@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,11 +10,9 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from workbench.errors import ModelError, PromptError
+from workbench.models.decoder import Decoder
 from workbench.models.families.layout import patch_boxes
 from workbench.prompts.prompt import Prompt, image_hash
-
-if TYPE_CHECKING:
-    from workbench.models.hooked import HookedLVLM
 
 
 @dataclass(eq=False)
@@ -57,7 +55,7 @@ class Encoded:
         return (int(where[0]), int(where[-1]) + 1) if len(where) else None
 
 
-def image_token(model: "HookedLVLM") -> tuple[int, str] | None:
+def image_token(model: Decoder) -> tuple[int, str] | None:
     """Id and text of the placeholder that stands for one image token, or None for a text-only model."""
     token_id = model.family.image_token(model.hf) if model.family.has_images else None
     if token_id is None:
@@ -65,12 +63,12 @@ def image_token(model: "HookedLVLM") -> tuple[int, str] | None:
     return token_id, model.tokenizer.convert_ids_to_tokens(token_id) or ""
 
 
-def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
+def encode(model: Decoder, prompt: Prompt) -> Encoded:
     """Put a prompt through the model's own chat template (image first, then the text, generation prompt added).
 
     Raises:
-        PromptError: an image for a model without an image tower, a broken image, or a placeholder typed as text.
-        ModelError: a chat template that drops the image, or placeholders that do not match the pixels.
+        PromptError: An image for a model without an image tower, a broken image, or a placeholder typed as text.
+        ModelError: A chat template that drops the image, or placeholders that do not match the pixels.
     """
     placeholder = image_token(model)
     where = f"Prompt {prompt.id!r} on {model.name!r}"
@@ -113,7 +111,7 @@ def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
     return encoded
 
 
-def _lay_out(model: "HookedLVLM", encoded: Encoded, picture: Any) -> None:
+def _lay_out(model: Decoder, encoded: Encoded, picture: Any) -> None:
     """Say which part of the picture each image token covers, when the family's layout accounts for all of them."""
     tiles = model.family.layout(encoded, model, picture)
     if not tiles:
@@ -135,7 +133,7 @@ def _readable(prompt: Prompt, where: str) -> Any:
         raise PromptError(f"{where}: {error}. Open it in a viewer, or leave this prompt out.") from error
 
 
-def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
+def _apply_template(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
     templated: Any = model.tokenizer if model.processor is None else model.processor
     messages = _messages(prompt, image, plain=model.processor is None)
     template = getattr(templated, "chat_template", None) or getattr(model.tokenizer, "chat_template", None)

@@ -44,8 +44,16 @@ def load_model(
         check: Run the self-check at load.
 
     Raises:
-        ModelError: nothing there, an unsupported architecture, a missing processor.
-        SelfCheckError: the model failed to prove itself.
+        ModelError: Nothing there, an unsupported architecture, a missing processor.
+        SelfCheckError: The model failed to prove itself.
+
+    Examples:
+        >>> import workbench as wb
+        >>> model = wb.load_model("planted")
+        >>> model
+        HookedLVLM('planted', llava, 4 layers x 4 heads, float32 on cpu)
+        >>> model.truth
+        {'planted': [(3, 1)], 'decoy': (0, 2)}
     """
     name = str(name)
     if dtype not in DTYPES:

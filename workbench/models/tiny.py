@@ -15,7 +15,8 @@ from workbench.models.hooked import HookedLVLM
 def build_tiny(name: str, *, dtype: torch.dtype = torch.float32) -> HookedLVLM:
     """The tiny random model of a family, not yet checked.
 
-    Raises ModelError for an unknown family.
+    Raises:
+        ModelError: For an unknown family.
     """
     family = family_of(name)
     if family.tiny is None:

@@ -21,7 +21,8 @@ Weights = dict[str, np.ndarray]
 def apart(model: HookedLVLM) -> tuple[HookedLVLM, Weights]:
     """(the model with empty parameters, the bytes of each parameter by its first name); the model itself is unchanged.
 
-    Raises: ModelError for weights that are no plain arrays here: quantised ones, and those offloaded elsewhere.
+    Raises:
+        ModelError: For weights that are no plain arrays here: quantised ones, and those offloaded elsewhere.
     """
     named = dict(model.hf.named_parameters())
     odd = sorted({type(p).__name__ for p in named.values()} - {"Parameter"})

@@ -50,7 +50,21 @@ def load_prompts(
         PromptError: An unknown name, a file or row that cannot be used, or a selection that leaves nothing.
 
     Examples:
-        >>> load_prompts([{"text": "what is this?", "label": "safe"}])
+        >>> import workbench as wb
+        >>> wb.load_prompts("planted", split="test", n=8)
+        PromptSet('planted', 8 prompts: 4 safe, 4 unsafe)
+
+        A file has one row a prompt:
+
+        >>> from pathlib import Path
+        >>> row = '{"text": "what is in the picture?", "label": "safe"}'
+        >>> _ = Path("mine.jsonl").write_text(row)
+        >>> wb.load_prompts("mine.jsonl")[0].id
+        'row-1'
+
+        So has what is held already:
+
+        >>> wb.load_prompts([{"text": "what is this?", "label": "safe"}])
         PromptSet('list', 1 prompts: 1 safe, 0 unsafe)
     """
     if isinstance(name_or_path, str) and name_or_path in WORLDS:

@@ -44,8 +44,11 @@ class Prompt:
         turns: Earlier turns as (role, text), role `"user"` or `"assistant"`, before this one.
 
     Examples:
-        >>> Prompt("p1", "what is this?", label="safe")
-        Prompt('p1', safe, no family, 13 characters, no image)
+        >>> import workbench as wb
+        >>> from PIL import Image
+        >>> picture = Image.new("RGB", (32, 32), "white")
+        >>> wb.Prompt("p1", "what is in the picture?", picture, label="safe", family="question")
+        Prompt('p1', safe, question, 23 characters, 32x32 image)
     """
 
     id: str
@@ -153,7 +156,18 @@ def _checked_turns(turns: object, where: str) -> tuple[tuple[str, str], ...]:
 
 
 class PromptSet(Sequence[Prompt]):
-    """An immutable sequence of prompts with unique ids; slices and filters give a `PromptSet` again."""
+    """An immutable sequence of prompts with unique ids; slices and filters give a `PromptSet` again.
+
+    Examples:
+        >>> import workbench as wb
+        >>> prompts = wb.load_prompts("planted", n=12)
+        >>> prompts
+        PromptSet('planted', 12 prompts: 6 safe, 6 unsafe)
+        >>> len(prompts.where(label="unsafe")), len(prompts[:3])
+        (6, 3)
+        >>> sorted(set(prompts.frame()["split"]))
+        ['selection', 'test', 'threshold']
+    """
 
     def __init__(
         self, prompts: Iterable[Prompt] | Prompt, *, name: str = "", recipe: Mapping[str, object] | None = None

@@ -44,6 +44,15 @@ def units(*keys: Sequence[str] | np.ndarray) -> list[list[int]]:
     return list(groups.values())
 
 
+def unit_names(*keys: Sequence[str] | np.ndarray) -> np.ndarray:
+    """`units` as a name for each position, [position]; empty for what is alone."""
+    names = np.full(len(keys[0]), "", dtype=object)
+    for number, members in enumerate(units(*keys)):
+        if len(members) > 1:
+            names[members] = f"unit {number}"
+    return names
+
+
 def strata(unit_of: Sequence[str] | np.ndarray, kinds: Sequence) -> list[list[np.ndarray]]:
     """Units of prompts that stay together, grouped so that a stratum's units are alike.
 

@@ -45,7 +45,8 @@ class RefusalRecipe:
     def for_model(cls, model: HookedLVLM) -> Self:
         """The default recipe in words this model knows; no alert where its vocabulary is too small for one.
 
-        Raises: DetectorError if it can write none of the usual openings and has no refusal token of its own.
+        Raises:
+            DetectorError: If it can write none of the usual openings and has no refusal token of its own.
         """
         opening = next((text for text in OPENINGS if _can_write(model, text)), "")
         if not opening and model.refusal_tokens:
@@ -76,7 +77,8 @@ class Reply(str):
 
     Attributes:
         flagged: Whether the guard took the prompt for unsafe; None when its detection failed.
-        score, threshold: The guard's score and threshold; NaN when its detection failed.
+        score: The guard's; NaN when its detection failed.
+        threshold: The guard's; NaN when its detection failed.
         error: What went wrong in detection; empty when nothing did.
         unguarded: What the model says without the guard; None unless asked for.
     """
@@ -112,9 +114,25 @@ def generate(
         show_unguarded: Also generate what the model says without the guard, as `.unguarded` of the reply.
         stream: A function that is called with each piece of text as it is decoded, or True to write them to standard
             output.
-    Returns: The reply. With a guard it is a `Reply`: a string that also knows `flagged`, `score`, `threshold`, `error`
-        and `unguarded`.
-    Raises: DetectorError for an unfitted guard, a guard of another model, or a recipe the model cannot write.
+
+    Returns:
+        The reply. With a guard it is a `Reply`: a string that also knows `flagged`, `score`, `threshold`, `error` and
+        `unguarded`.
+
+    Raises:
+        DetectorError: For an unfitted guard, a guard of another model, or a recipe the model cannot write.
+
+    Examples:
+        >>> import workbench as wb
+        >>> from workbench.detectors import OneHeadDetector
+        >>> model = wb.load_model("planted")
+        >>> prompts = wb.load_prompts("planted", n=48)
+        >>> safe = prompts.where(label="safe")[0]
+        >>> wb.generate(model, safe)
+        'sure here it is'
+        >>> guard = OneHeadDetector().fit(model, prompts)
+        >>> wb.generate(model, safe, guard=guard).flagged
+        False
     """
     if on_error not in ("raise", "refuse"):
         raise DetectorError(f"on_error must be 'raise' or 'refuse'; got {on_error!r}.")

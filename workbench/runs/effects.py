@@ -21,7 +21,8 @@ def wide(tensor: Tensor) -> Tensor:
 def angle_degrees(one: Float[Tensor, "... d"], other: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:
     """Angle between vectors in degrees, 0-180; exact near 0 and 180, where acos loses half its digits.
 
-    Source: W. Kahan's 2 atan2(|u - v|, |u + v|) for unit vectors u, v.
+    Source:
+        W. Kahan's 2 atan2(|u - v|, |u + v|) for unit vectors u, v.
     """
     u = one / one.norm(dim=-1, keepdim=True)
     v = other / other.norm(dim=-1, keepdim=True)
@@ -48,7 +49,8 @@ def measure(
     KL is KL(base || masked) in nats; `refusal_change` is masked - base, negative when the heads helped to refuse.
     A row whose state equals the base state bit for bit gets exactly 0 (and a norm ratio of exactly 1).
 
-    Raises RunError when a state or a logit is not a finite number.
+    Raises:
+        RunError: When a state or a logit is not a finite number.
     """
     logits = model.unembed(states)
     if not (logits.isfinite().all() and states.isfinite().all()):

@@ -18,7 +18,18 @@ def open_run(path: str | Path, *, verify: bool = True) -> xr.Dataset:
     Args:
         path: A local path or an fsspec URL.
         verify: False skips the checksums, which need every chunk to be read.
-    Raises: RunError if there is no run, its schema is newer, or something in it is damaged (saying what).
+
+    Returns:
+        The run, read from disk when its values are asked for; what is not computed yet is NaN.
+
+    Raises:
+        RunError: There is no run, its schema is another, or something in it is damaged (saying what).
+
+    Examples:
+        >>> import workbench as wb
+        >>> run = wb.sweep("planted", wb.load_prompts("planted", n=4), out="run.zarr", progress=False)
+        >>> wb.open_run("run.zarr").equals(run)
+        True
     """
     store = Store(path)
     store.read_manifest()
@@ -36,7 +47,8 @@ def open_store(
 ) -> Store:
     """Take the lock and open the run of this recipe at `path`, or a place for a new one (its `layout` is then empty).
 
-    Raises: RunError for another writer, another run, a newer schema, or damage that `repair` was not asked to mend.
+    Raises:
+        RunError: For another writer, another run, a newer schema, or damage that `repair` was not asked to mend.
     """
     store = Store(path)
     store.take_lock()

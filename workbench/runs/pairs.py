@@ -1,31 +1,20 @@
 """Which prompts of a run stay together: those of a pair, and those that ask the same."""
 
-import logging
-
 import numpy as np
 import xarray as xr
 
-from workbench.prompts.ties import repeats, units
+from workbench.prompts import ties
 from workbench.runs.reading import prompt_coord
-
-log = logging.getLogger(__name__)
 
 
 def unit_names(run: xr.Dataset) -> np.ndarray:
     """The unit of each prompt, [prompt]: a name that all its prompts share; empty for a prompt alone."""
-    pairs, contents = prompt_coord(run, "pair_id"), prompt_coord(run, "content")
-    if not told_repeats(run):
-        return pairs
-    names = np.full(len(pairs), "", dtype=object)
-    for number, members in enumerate(units(pairs, contents)):
-        if len(members) > 1:
-            names[members] = f"unit {number}"
-    return names
+    return ties.unit_names(prompt_coord(run, "pair_id"), prompt_coord(run, "content"))
 
 
 def told_repeats(run: xr.Dataset) -> str:
     """A sentence about prompts that ask the same under several ids; empty where none do."""
-    groups = list(repeats(prompt_coord(run, "content")))
+    groups = list(ties.repeats(prompt_coord(run, "content")))
     if not groups:
         return ""
     first = ", ".join(repr(str(run["prompt"].values[i])) for i in groups[0][:2])

@@ -72,7 +72,8 @@ class WrittenHead:
     """A head as it is written.
 
     Attributes:
-        layer, head: Where it sits, 0-based.
+        layer: Where it sits, 0-based.
+        head: Where it sits, 0-based.
         keys: From a flag dimension to its tier; the last position looks evenly at the tokens of the highest tier.
         channels: What it reads at those tokens and writes; at most 16.
         score: What a key of tier 1 scores from the last position, before any write there changed its norm a little.

@@ -57,8 +57,10 @@ class Family:
         name: transformers' `model_type`.
         architecture: transformers' class name, under which TransformerLens knows the adapter.
         has_images: Whether the family has an image tower.
-        layers, norm: Names inside the decoder (`hf.get_decoder()`).
-        attention, output: Names of the self-attention inside a layer, and of W_O inside the attention.
+        layers: Name inside the decoder (`hf.get_decoder()`).
+        norm: Likewise, of the final norm.
+        attention: Name of the self-attention inside a layer.
+        output: Name of W_O inside the attention.
         query_weights: Given the attention module, the module whose output begins with the queries (before any
             query norm) and how many of its channels are queries; for the published mask, which scales weights.
         logits: From the HF model and final states `[..., d_model]` to logits `[..., vocab]`.

@@ -19,7 +19,11 @@ def save_growth(
 ) -> list[Path]:
     """Draw the benchmark's `growth` rows: processor seconds of a whole sweep against one size, on two log axes.
 
-    Returns: the files written. Raises FigureError without any such row.
+    Returns:
+        The files written.
+
+    Raises:
+        FigureError: Without any such row.
     """
     rows = [row for row in rows if row["job"] == "growth"]
     if not rows:
