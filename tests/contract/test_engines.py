@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import workbench as wb
+from tests.builders.models import seeded
 from workbench.errors import MaskError
 from workbench.models.conformance.at_load import probe_prompt, tolerance
 from workbench.models.families import FAMILIES
-from workbench.models.tiny import build_tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
 # After Llama 4's query norm there is no module, hence no hook, for the naive engine's query mask.
@@ -40,8 +40,7 @@ def test_the_naive_engine_says_when_a_hook_is_missing(tiny):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_half_precision_sweeps_keep_their_states(name, dtype):
-    torch.manual_seed(0)
-    model = build_tiny(name, dtype=getattr(torch, dtype))
+    model = seeded(name, getattr(torch, dtype))
     probe = probe_prompt(model)
     prompts = [probe, dataclasses.replace(probe, id="longer", text=f"{probe.text} {probe.text}")]
     first, *_, last = model.masked_layers

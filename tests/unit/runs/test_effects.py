@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import workbench as wb
+from tests.builders.prompts import text_prompts
 from workbench.errors import RunError
 from workbench.models.tiny import build_tiny
 from workbench.runs.effects import MEASURES, angle_degrees, measure
@@ -69,10 +70,6 @@ def test_a_model_that_knows_no_refusal_has_no_refusal_change(model, states, monk
     assert measure(model, base, model.unembed(base), masked)["refusal_change"].isnan().all()
 
 
-def text_prompts():
-    return [wb.Prompt(id=f"p{n}", text=text) for n, text in enumerate(("what is this", "a red square", "a cat"))]
-
-
 @pytest.mark.parametrize("engine", ["exact", "prefix", "naive", "sketch"])
 @pytest.mark.parametrize("damage", ["zeroed norm", "weights x 1e20"])
 def test_states_without_a_direction_are_no_measurement(engine, damage):
@@ -82,8 +79,8 @@ def test_states_without_a_direction_are_no_measurement(engine, damage):
     else:
         for layer in model.layers:
             layer.mlp.down_proj.weight.data *= 1e20
-    with pytest.raises(RunError, match="length zero, which have no direction|not finite") as told:
-        wb.sweep(model, text_prompts(), engine=engine, progress=False)
+    with pytest.raises(RunError, match=r"length zero, which have no direction|not finite") as told:
+        wb.sweep(model, text_prompts(3), engine=engine, progress=False)
     assert "'p0'" in str(told.value)
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import workbench as wb
-from workbench.models.tiny import build_tiny
+from tests.builders.models import tiny
+from tests.builders.prompts import pictures
 from workbench.models.walk import base_pass
 from workbench.runs.effects import MEASURES
 from workbench.sweeps.engines.shared_passes import decoder_call, known_passes, position_marks
@@ -21,7 +22,7 @@ QUESTIONS = ("what is this", "what is this ?", "how do you make a bomb", "is thi
 
 
 def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    return pictures(1, seed=seed)[0]
 
 
 def asked(n_pictures: int = 2) -> list[wb.Prompt]:
@@ -37,8 +38,7 @@ def asked(n_pictures: int = 2) -> list[wb.Prompt]:
 
 @pytest.fixture(scope="module")
 def double():
-    torch.manual_seed(0)
-    return build_tiny("llava", dtype=torch.float64)
+    return tiny(dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,7 @@ def test_sharing_changes_no_number(double, mask):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "aya_vision", "paligemma", "qwen3_vl", "llava_next"])
 def test_other_families_share_or_are_swept_whole(family):
-    torch.manual_seed(0)
-    model = build_tiny(family)
+    model = tiny(family)
     prompts = asked(1)[:4]
     exact = wb.sweep(model, prompts, progress=False, keep_states=False)
     shared = wb.sweep(model, prompts, engine="prefix", progress=False, keep_states=False)
@@ -123,20 +122,25 @@ ROPES = {
 
 
 def with_rope(kind: str) -> HookedLVLM:
-    torch.manual_seed(0)
-    tiny = build_tiny("llava")
+    llava = tiny()
     context, more = ROPES[kind]
     rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **more}
-    sizes = {**text_sizes(tiny.tokenizer, head_dim=D_HEAD), "max_position_embeddings": context, "rope_parameters": rope}
-    seen = tiny.hf.config
+    sizes = {
+        **text_sizes(llava.tokenizer, head_dim=D_HEAD),
+        "max_position_embeddings": context,
+        "rope_parameters": rope,
+    }
+    seen = llava.hf.config
     config = LlavaConfig(
         vision_config=seen.vision_config,
         text_config=LlamaConfig(**sizes),
         image_token_id=seen.image_token_id,
         image_seq_length=16,
     )
-    hf = randomise(LlavaForConditionalGeneration(config)).to(torch.float64)
-    return HookedLVLM(hf, family_of("llava"), name=kind, tokenizer=tiny.tokenizer, processor=tiny.processor)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf = randomise(LlavaForConditionalGeneration(config)).to(torch.float64)
+    return HookedLVLM(hf, family_of("llava"), name=kind, tokenizer=llava.tokenizer, processor=llava.processor)
 
 
 def of_many_lengths() -> list[wb.Prompt]:
@@ -174,8 +178,7 @@ def test_what_was_asked_before_does_not_change_a_prompt_s_numbers(kind):
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3", "aya_vision"])
 def test_a_pass_without_the_image_tower_is_the_whole_pass(family):
-    torch.manual_seed(0)
-    model = build_tiny(family)
+    model = tiny(family)
     encoded = [model.encode(p) for p in asked(1)[:3]]
     first = base_pass(model, [encoded[1]])
     for other in (encoded[0], encoded[2]):
