@@ -181,7 +181,7 @@ def test_the_run_says_where_it_came_from(single):
         (lambda m, p: wb.sweep(m, p, projections=("key",)), MaskError, "query, value"),
         (lambda m, p: wb.sweep(m, p, heads=[(9, 0)]), MaskError, "L9H0"),
         (lambda m, p: wb.sweep(m, p, heads=[]), MaskError, "empty"),
-        (lambda m, p: wb.sweep("pocket", p), WorkbenchError, "load_model"),
+        (lambda m, p: wb.sweep(3, p), WorkbenchError, "model"),
         (lambda m, p: wb.sweep(m, p, mask=wb.Mask(positions="after_image"), rows=4), MaskError, "needs an image"),
         (lambda m, p: m.logits(p[0], heads=[(0, 99)]), MaskError, "L0H99"),
         (lambda m, p: m.encode(replace(p[0], text="look: <image>")), PromptError, "placeholder"),
