@@ -137,7 +137,19 @@ def _readable(prompt: Prompt, where: str) -> Any:
         ) from error
 
 
-def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
+def templated_text(model: "HookedLVLM", prompt: Prompt) -> str:
+    """What the chat template makes of a prompt, before it is split into tokens.
+
+    Raises:
+        ModelError: There is no template, or it does not take the prompt.
+    """
+    where = f"Prompt {prompt.id!r} on {model.name!r}"
+    return str(_apply_template(model, prompt, prompt.image, where, tokenize=False)["text"])
+
+
+def _apply_template(
+    model: "HookedLVLM", prompt: Prompt, image: Any, where: str, *, tokenize: bool = True
+) -> dict[str, Any]:
     if model.processor is None:
         content: Any = prompt.text
         templated: Any = model.tokenizer
@@ -155,15 +167,15 @@ def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str)
         )
     # The template is passed only when it is a fallback: processors may keep several under names of their own.
     fallback = {} if getattr(templated, "chat_template", None) else {"chat_template": template}
+    wanted: dict[str, Any] = {"return_dict": True, "return_tensors": "pt"} if tokenize else {}
     try:
         batch = templated.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
+            tokenize=tokenize,
+            **wanted,
             **fallback,
         )
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(f"{where}: its processor could not encode it ({type(error).__name__}: {error}).") from error
-    return dict(batch)
+    return dict(batch) if tokenize else {"text": batch}

@@ -14,7 +14,7 @@ import xarray as xr
 from workbench.axes import LABELS, SPLITS
 from workbench.errors import CriterionError, RunError
 
-SCHEMAS = ("1",)  # the schemas of a run that this version reads
+SCHEMAS = ("2",)  # the schemas of a run that this version reads
 FEWEST_PROMPTS = 3  # of each class: fewer have no spread that a statistic could use
 
 

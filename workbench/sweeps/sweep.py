@@ -1,15 +1,18 @@
 """`sweep`: mask every head on every prompt, and return the labelled run."""
 
 import datetime
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 from rich.console import Console
 
 from workbench.axes import PROJECTIONS
-from workbench.errors import MaskError, PromptError, WorkbenchError
+from workbench.errors import MaskError, PromptError, RunError, WorkbenchError
+from workbench.models.fingerprint import input_hash
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
@@ -19,11 +22,12 @@ from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_gro
 from workbench.runs.memory import Memory, Sink
 from workbench.runs.opening import open_store
 from workbench.runs.schema import layout, provenance, recipe, skeleton
+from workbench.runs.zarr_store import NOT_ASKED, Store
 from workbench.sweeps import positions
 from workbench.sweeps.engines.registry import get_engine
 from workbench.sweeps.execution import run_sweep, work_line
 from workbench.sweeps.plan import plan
-from workbench.sweeps.tasks import Encoder, Sweep
+from workbench.sweeps.tasks import Encoder, Sweep, note_left_out
 
 # Masked final states are kept by default when all of them together are at most this large.
 STATE_BUDGET = 512 * 2**20
@@ -46,6 +50,7 @@ def sweep(
     seed: int = 0,
     repair: bool = False,
     cluster: str | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> xr.Dataset:
     """Mask the projections of every head on every prompt and measure what changes at the last prompt position.
 
@@ -66,6 +71,10 @@ def sweep(
         engine_options: What the engine takes besides: `DEFAULTS` in `workbench.finding.sketch` and `….race`.
         seed: Of what an engine draws.
         repair: Recompute parts of the store at `out` that are damaged, in place of stopping at them.
+        on_error: What happens to a prompt that cannot be computed (an overflow, a picture that the processor refuses, a
+            template that does not take it): "raise" ends the sweep, naming it; "skip" leaves it NaN, lists it in the
+            attribute `skipped`, and criteria leave it out. In both cases what is done is kept, and the same store also
+            takes a call with some of its prompts: the others stay NaN.
         cluster: Compute on a Ray cluster: "local", "local:N" (N workers), or an address (`workbench.sweeps.cluster`).
 
     Returns:
@@ -93,6 +102,8 @@ def sweep(
     elif not isinstance(prompts, PromptSet):
         prompts = PromptSet([prompts] if isinstance(prompts, Prompt) else prompts)
     model = load_model(model) if isinstance(model, str | Path) else model
+    if on_error not in ("raise", "skip"):
+        raise WorkbenchError(f"on_error must be 'raise' or 'skip'; got {on_error!r}.")
     projections = _check(model, prompts, projections, engine, heads, groups)
     options = get_engine(engine).options(engine_options or {})
     job = Job(
@@ -108,23 +119,72 @@ def sweep(
     given, order = prompts, get_engine(engine).order
     if order is not None:
         prompts = PromptSet((given[i] for i in order(given, seed)), name=given.name, recipe=given.recipe)
-    encode = Encoder(model, prompts)
-    encoded = list(encode.all())
-    naive = job.naive_work(model, encoded)
     get_engine(engine).check(job)
-    sink = _open_sink(model, prompts, job, engine, options, seed, out, rows, max(e.n_tokens for e in encoded), repair)
-    del encoded
+    what, bare = recipe(model, prompts, job, engine, options, seed), skeleton(model, prompts, job, job.groups)
+    sink: Sink | None = None if out is None else open_store(out, what, bare, repair=repair, skip=on_error == "skip")
     try:
-        if not sink.attrs.get("complete"):
-            bounds = tuple(blocks(len(prompts), sink.partition.block))
-            run_sweep(Sweep(model, prompts, encode, job, sink, options, seed, bounds), engine, naive, progress, cluster)
+        if sink is None or not sink.attrs.get("complete"):
+            encode = _encoder(model, prompts, sink, skip=on_error == "skip", chooses=bool(get_engine(engine).defaults))
+            lengths, images, inputs = _encoded(encode)
+            sink = _begun(sink, model, prompts, job, engine, bare, what, rows, max(lengths))
+            if differ := sink.expect(inputs):
+                raise RunError(
+                    f"{out} was begun with other inputs: prompt {encode.prompts[differ[0]].id!r} and {len(differ) - 1} "
+                    "more give other token ids or pixels now than when their blocks were computed. Put the tokenizer "
+                    "and the processor back as they were, or store this run elsewhere."
+                )
+            note_left_out(encode, sink)
+            bounds = tuple(blocks(len(encode.prompts), sink.partition.block))
+            work = job.naive_work(model, lengths, images)
+            run_sweep(
+                Sweep(model, encode.prompts, encode, job, sink, options, seed, bounds), engine, work, progress, cluster
+            )
         run = sink.finish().sel(prompt=[prompt.id for prompt in given])
     finally:
-        sink.close()
+        if sink is not None:
+            sink.close()
     if progress:
-        lines = (work_line(run.attrs), get_engine(engine).report(run.attrs), positions.report(run.attrs))
-        Console(stderr=True).print(*filter(None, lines), sep="\n", highlight=False)
+        skipped = json.loads(run.attrs.get("skipped", "{}"))
+        lines = (
+            work_line(run.attrs),
+            get_engine(engine).report(run.attrs),
+            positions.report(run.attrs),
+            *(f"Left out: {prompt.id}: {skipped[prompt.id]}" for prompt in given if prompt.id in skipped),
+        )
+        Console(stderr=True).print(*filter(None, lines), sep="\n", highlight=False, markup=False)
     return run
+
+
+def _encoder(model: HookedLVLM, prompts: PromptSet, sink: Sink | None, *, skip: bool, chooses: bool) -> Encoder:
+    """The prompts in the order in which they are stored; those the store has besides them are left out."""
+    stored = list(map(str, sink.prompt_ids)) if isinstance(sink, Store) and sink.layout else [p.id for p in prompts]
+    if chooses and (skip or stored != [p.id for p in prompts]):
+        raise RunError(
+            "An engine that chooses heads by what the prompts before gave takes all of its prompts or none: leave "
+            "on_error='skip' out, and give the prompts that the store was begun with."
+        )
+    by_id = {prompt.id: prompt for prompt in prompts}
+    known = sink.skipped if isinstance(sink, Store) and sink.layout else {}
+    left_out = {place: known.get(i, NOT_ASKED) for place, i in enumerate(stored) if i not in by_id or i in known}
+    # A prompt that was not given is never encoded; its place is kept for it.
+    in_order = PromptSet((by_id.get(i) or Prompt(id=i, text=NOT_ASKED) for i in stored), name=prompts.name)
+    for place in left_out:
+        if isinstance(sink, Store) and stored[place] not in known:
+            start = place // sink.partition.block * sink.partition.block
+            sink.blank(start, min(start + sink.partition.block, len(stored)), place)
+    return Encoder(model, in_order, left_out, skip=skip)
+
+
+def _encoded(encode: Encoder) -> tuple[list[int], int, np.ndarray]:
+    """Of the prompts that can be encoded: their lengths, how many have pictures, and a hash of each one's inputs."""
+    lengths, images, inputs = [], 0, np.zeros((len(encode.prompts), 32), np.uint8)
+    for index, encoded in encode.all():
+        lengths.append(encoded.n_tokens)
+        images += encoded.image_span is not None
+        inputs[index] = np.frombuffer(input_hash(encoded), np.uint8)
+    if not lengths:
+        raise PromptError(f"None of the prompts can be swept. The first: {next(iter(encode.left_out.values()))}")
+    return lengths, images, inputs
 
 
 def _check(
@@ -157,40 +217,27 @@ def _keeps_states(wanted: bool | str, model: HookedLVLM, n_prompts: int, n_proje
     return 4 * n_prompts * n_projections * model.n_layers * n_rows * model.d_model <= STATE_BUDGET
 
 
-def _open_sink(
+def _begun(
+    sink: Sink | None,
     model: HookedLVLM,
     prompts: PromptSet,
     job: Job,
     engine: str,
-    options: Mapping[str, Any],
-    seed: int,
-    out: str | Path | None,
+    bare: xr.Dataset,
+    what: Mapping[str, Any],
     rows: int | None,
     longest: int,
-    repair: bool,
 ) -> Sink:
     """A place for the run; one that was begun before keeps the partition it was begun with."""
-    bare = skeleton(model, prompts, job, job.groups)
-    what = recipe(model, prompts, job, engine, options, seed)
-    store = None if out is None else open_store(out, what, bare, repair=repair)
-    if store is not None and store.layout:
-        return store
+    if isinstance(sink, Store) and sink.layout:
+        return sink
     partition = plan(model, longest, rows=rows, block=get_engine(engine).block)
     partition = Partition(min(partition.block, len(prompts)), partition.rows)
-    variables = layout(
-        model,
-        len(prompts),
-        job,
-        partition.block,
-        n_groups=None if job.groups is None else len(job.groups),
-    )
+    n_groups = None if job.groups is None else len(job.groups)
+    variables = layout(model, len(prompts), job, partition.block, n_groups=n_groups)
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    attrs = what | provenance(model, prompts, partition) | {"started": began, "complete": False, "wall_s": 0.0}
-    if store is None:
+    attrs = {**what, **provenance(model, prompts, partition), "started": began, "complete": False, "wall_s": 0.0}
+    if not isinstance(sink, Store):
         return Memory(bare, variables, attrs, partition)
-    try:
-        store.create(bare, variables, attrs, partition)
-    except BaseException:
-        store.close()
-        raise
-    return store
+    sink.create(bare, variables, attrs, partition)
+    return sink
