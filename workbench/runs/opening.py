@@ -65,20 +65,15 @@ def open_store(
     """
     store = Store(path, read_only=True)
     if store.exists():
-        _settle(store, recipe, skeleton, skip)
+        _settle(store, recipe, skeleton, repair, skip)
         if store.attrs.get("complete") and not repair and not store.wanted(skeleton):
-            if damaged := store.damaged():
-                raise RunError(_damage(store, damaged))
             return store
     store = Store(path)
-    store.exists()
     store.take_lock()
     try:
         if store.exists():
-            _settle(store, recipe, skeleton, skip)
-            if damaged := store.damaged():
-                if not repair:
-                    raise RunError(_damage(store, damaged))
+            damaged = _settle(store, recipe, skeleton, repair, skip)
+            if damaged:
                 store.forget(damaged, skeleton)
             store.take_back(store.wanted(skeleton))
     except BaseException:
@@ -87,18 +82,32 @@ def open_store(
     return store
 
 
-def _settle(store: Store, recipe: Mapping[str, Any], skeleton: xr.Dataset, skip: bool) -> None:
-    """Read the manifest of a run that is of this recipe, and has these prompts; RunError for any other."""
+def _settle(
+    store: Store, recipe: Mapping[str, Any], skeleton: xr.Dataset, repair: bool, skip: bool
+) -> list[tuple[int, int]]:
+    """Read the manifest of a run that is of this recipe and has these prompts; what is to be repaired of it.
+
+    Raises:
+        RunError: Another run, damage, or prompts that could not be computed, where that was not to be taken.
+    """
     _check_recipe(store, recipe)
     store.read_manifest()
-    _check_prompts(store, recipe, skeleton)
-    bad = {i: why for i, why in store.skipped.items() if why != NOT_ASKED and i in set(skeleton["prompt"].values)}
+    damaged = store.damaged()
+    if damaged and not repair:
+        raise RunError(_damage(store, damaged))
+    if COORDINATES not in damaged:
+        _check_prompts(store, recipe, skeleton)
+    elif store.attrs["prompt_hash"] != recipe["prompt_hash"]:
+        raise RunError(f"{_damage(store, damaged)} Its coordinates need the call with all of its prompts.")
+    asked = set(map(str, skeleton["prompt"].values))
+    bad = {i: why for i, why in store.skipped.items() if why != NOT_ASKED and i in asked}
     if bad and not skip:
         first, why = next(iter(bad.items()))
         raise RunError(
             f"{store.path} left out {len(bad)} prompts that could not be computed, the first {first!r}: {why} "
             "Take the run without them with on_error='skip', or make the call without these prompts."
         )
+    return damaged
 
 
 def _check_recipe(store: Store, recipe: Mapping[str, Any]) -> None:

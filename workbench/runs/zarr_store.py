@@ -173,9 +173,10 @@ class Store:
         )
         with self._writing(begun=False):
             self._clear()
-            group = zarr.create_group(self.backend, attributes={"schema": SCHEMA}, zarr_format=3)
+            first = {"schema": SCHEMA}
+            group = zarr.create_group(self.backend, attributes=first, zarr_format=3, overwrite=self.local is None)
             group.create_group(MANIFEST)  # its folder has the lock, and is no part of a hierarchy otherwise
-            skeleton.to_zarr(
+            skeleton.assign_attrs(first).to_zarr(
                 self.backend,
                 mode="a",
                 consolidated=False,
@@ -212,10 +213,7 @@ class Store:
 
     def _clear(self) -> None:
         """Take away what a writer that was killed while laying out a run has left; never the lock."""
-        if self.local is None:
-            zarr.create_group(self.backend, overwrite=True, zarr_format=3)
-            return
-        for path in (*self.local.iterdir(), *(self.local / MANIFEST).iterdir()):
+        for path in () if self.local is None else (*self.local.iterdir(), *(self.local / MANIFEST).iterdir()):
             if path.name not in (MANIFEST, "lock"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -261,7 +261,8 @@ def test_the_second_writer_is_told_and_a_dead_one_does_not_block(model, tmp_path
     writer = Store(out)
     writer.take_lock()
     with pytest.raises(RunError, match="Another process is writing"):
-        swept(model, out)
+        swept(model, out, repair=True)
+    swept(model, out)  # nothing is to be written, so that no lock is needed
     writer.close()
 
 
@@ -274,7 +275,7 @@ def test_a_full_disk_loses_nothing(model, tmp_path, small_blocks, monkeypatch):
 
     def full(path, value, exclusive=False):
         count[0] += "/c/" in path.as_posix()
-        if count[0] > 40:
+        if count[0] > 22:
             raise OSError(errno.ENOSPC, "No space left on device")
         return put(path, value, exclusive)
 
