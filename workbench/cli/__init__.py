@@ -1,6 +1,7 @@
 """The `workbench` command. One sub-command a function of the library, and nothing here but its options.
 
-Exit status: 0 on success, 1 on a mistake of the user (one message, no traceback), 2 on bad usage, 130 after Ctrl-C.
+Exit status: 0 on success, 1 on a mistake of the user (one message, no traceback), 2 on bad usage, 130 after Ctrl-C, 143
+after SIGTERM.
 """
 
 import sys
@@ -91,6 +92,9 @@ def sweep(
         str | None, typer.Option(help="local, local:N for N workers, auto, or the address of a Ray cluster.")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute what is damaged in the store.")] = False,
+    on_error: Annotated[
+        Literal["raise", "skip"], typer.Option(help="A prompt that cannot be computed: end with it, or leave it out.")
+    ] = "raise",
     seed: Seed = 0,
 ) -> None:
     """Mask every head on every prompt and store the run. Stopped at any moment, the same command goes on."""
@@ -114,6 +118,7 @@ def sweep(
         device_map=device_map,
         cluster=cluster,
         repair=repair,
+        on_error=on_error,
     )
 
 

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import typer
 from rich.console import Console
 
 from workbench.errors import WorkbenchError
@@ -31,6 +32,7 @@ def sweep_command(
     device_map: str | None = None,
     cluster: str | None = None,
     repair: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
 
@@ -39,18 +41,23 @@ def sweep_command(
     """
     chosen = load_prompts(prompts, split=split, seed=seed, n=n)
     loaded = load_model(model, dtype=dtype, device=device, device_map=device_map)
-    run = sweep(
-        loaded,
-        chosen,
-        projections=projections,
-        mask=mask,
-        engine=engine,
-        engine_options=dict(map(_pair, options)),
-        out=out,
-        seed=seed,
-        cluster=cluster,
-        repair=repair,
-    )
+    try:
+        run = sweep(
+            loaded,
+            chosen,
+            projections=projections,
+            mask=mask,
+            engine=engine,
+            engine_options=dict(map(_pair, options)),
+            out=out,
+            seed=seed,
+            cluster=cluster,
+            repair=repair,
+            on_error=on_error,
+        )
+    except KeyboardInterrupt as stopped:
+        Console(stderr=True).print(str(stopped), highlight=False, markup=False)
+        raise typer.Exit(130) from None
     sizes = ", ".join(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
     )

@@ -255,12 +255,15 @@ class Store:
 
     def write(self, start: int, stop: int, unit: int, arrays: Mapping[str, np.ndarray], rows: int) -> None:
         """Store what a unit computed, in one file."""
+        self._inputs[start:stop] = self._now[start:stop]
+        self._stage(start, stop, unit, arrays, rows)
+
+    def _stage(self, start: int, stop: int, unit: int, arrays: Mapping[str, np.ndarray], rows: int) -> None:
         block = start // self.partition.block
         parts = {
             name: filled(self.layout[name], arrays.get(name), self._shape(name, block, unit))
             for name in variables_of(self.layout, unit)
         }
-        self._inputs[start:stop] = self._now[start:stop]
         stored = Unit(block, unit, rows, self._inputs[start:stop].tobytes(), parts)
         with self._writing():
             self._slots.write(len(self._staged), stored, max(self._bytes(BASE), self._bytes(1)))
@@ -372,7 +375,8 @@ class Store:
             for name in variables_of(self.layout, unit):
                 arrays[name] = self._arrays[name][region(self.layout[name], start, stop, unit)]
                 arrays[name][row - start] = np.nan
-            self.write(start, stop, unit, arrays, int(self._used[block, unit]))
+            self._inputs[row] = 0
+            self._stage(start, stop, unit, arrays, int(self._used[block, unit]))
 
     def reset(self, start: int) -> None:
         """Make the units of a block ones that are not done."""
