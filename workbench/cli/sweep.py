@@ -33,6 +33,7 @@ def sweep_command(
     cluster: str | None = None,
     repair: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
+    readout: Sequence[str] = (),
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
 
@@ -54,6 +55,7 @@ def sweep_command(
             cluster=cluster,
             repair=repair,
             on_error=on_error,
+            readout=readout,
         )
     except KeyboardInterrupt as stopped:
         Console(stderr=True).print(str(stopped), highlight=False, markup=False)

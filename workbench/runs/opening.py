@@ -1,15 +1,17 @@
 """Opening stored runs: to read, checksums first, or to go on writing."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
-from workbench.axes import head_name
 from workbench.errors import RunError
-from workbench.runs.memory import BASE
-from workbench.runs.zarr_store import COORDINATES, LATE, LEDGER, NOT_ASKED, Store
+from workbench.runs.damage import COORDINATES, damaged, described, forget
+from workbench.runs.zarr_store import Store
+
+NOT_ASKED = "not among the prompts of the call"
 
 
 def open_run(path: str | Path, *, verify: bool = True) -> xr.Dataset:
@@ -33,8 +35,8 @@ def open_run(path: str | Path, *, verify: bool = True) -> xr.Dataset:
     """
     store = Store(path, read_only=True)
     store.read_manifest()
-    if verify and (damaged := store.damaged()):
-        raise RunError(_damage(store, damaged))
+    if verify and (places := damaged(store)):
+        raise RunError(described(store, places))
     return store.dataset()
 
 
@@ -66,16 +68,15 @@ def open_store(
     store = Store(path, read_only=True)
     if store.exists():
         _settle(store, recipe, skeleton, repair, skip)
-        if store.attrs.get("complete") and not repair and not store.wanted(skeleton):
+        if store.attrs.get("complete") and not repair and not _wanted(store, skeleton):
             return store
     store = Store(path)
     store.take_lock()
     try:
         if store.exists():
-            damaged = _settle(store, recipe, skeleton, repair, skip)
-            if damaged:
-                store.forget(damaged, skeleton)
-            store.take_back(store.wanted(skeleton))
+            if places := _settle(store, recipe, skeleton, repair, skip):
+                forget(store, places, skeleton)
+            _take_back(store, _wanted(store, skeleton))
     except BaseException:
         store.close()
         raise
@@ -92,22 +93,47 @@ def _settle(
     """
     _check_recipe(store, recipe)
     store.read_manifest()
-    damaged = store.damaged()
-    if damaged and not repair:
-        raise RunError(_damage(store, damaged))
-    if COORDINATES not in damaged:
+    places = damaged(store)
+    if places and not repair:
+        raise RunError(described(store, places))
+    if COORDINATES not in places:
         _check_prompts(store, recipe, skeleton)
     elif store.attrs["prompt_hash"] != recipe["prompt_hash"]:
-        raise RunError(f"{_damage(store, damaged)} Its coordinates need the call with all of its prompts.")
+        raise RunError(f"{described(store, places)} Its coordinates need the call with all of its prompts.")
     asked = set(map(str, skeleton["prompt"].values))
-    bad = {i: why for i, why in store.skipped.items() if why != NOT_ASKED and i in asked}
+    bad = {i: why for i, why in skipped(store).items() if why != NOT_ASKED and i in asked}
     if bad and not skip:
         first, why = next(iter(bad.items()))
         raise RunError(
             f"{store.path} left out {len(bad)} prompts that could not be computed, the first {first!r}: {why} "
             "Take the run without them with on_error='skip', or make the call without these prompts."
         )
-    return damaged
+    return places
+
+
+def skipped(store: Store) -> dict[str, str]:
+    """Prompts that a run does not hold, by id, and why."""
+    return dict(json.loads(store.attrs.get("skipped", "{}")))
+
+
+def prompt_ids(store: Store) -> list[str]:
+    """Ids of a run's prompts, in the order in which they are stored."""
+    return list(map(str, store.group["prompt"][:]))
+
+
+def _wanted(store: Store, skeleton: xr.Dataset) -> list[str]:
+    """Prompts that are asked for now and were not when their blocks were computed."""
+    asked = set(map(str, skeleton["prompt"].values))
+    return [i for i, why in skipped(store).items() if why == NOT_ASKED and i in asked]
+
+
+def _take_back(store: Store, ids: list[str]) -> None:
+    """Have prompts computed that were left out before, and so their blocks."""
+    if ids:
+        places = {i: place for place, i in enumerate(prompt_ids(store))}
+        for start in {places[i] // store.partition.block * store.partition.block for i in ids}:
+            store.reset(start)
+        store.note(complete=False, skipped=json.dumps({i: w for i, w in skipped(store).items() if i not in ids}))
 
 
 def _check_recipe(store: Store, recipe: Mapping[str, Any]) -> None:
@@ -138,20 +164,3 @@ def _check_prompts(store: Store, recipe: Mapping[str, Any], skeleton: xr.Dataset
                 f"{recipe['prompt_hash']!r} here; {int(differ.sum())} of these prompts have another {what}, the first "
                 f"{differ[differ].index[0]!r}. Nothing was overwritten; store this run elsewhere."
             )
-
-
-def _damage(store: Store, damaged: list[tuple[int, int]]) -> str:
-    names = {COORDINATES: "its coordinates", LATE: "a variable known at the end", LEDGER: "its manifest"}
-
-    def where(block: int, unit: int) -> str:
-        if (block, unit) in names:
-            return names[block, unit]
-        first = block * store.partition.block
-        part = "base passes" if unit == BASE else f"layer {unit - 1} ({head_name(unit - 1, 0)}…)"
-        return f"{part} of prompts {first}..{first + store.partition.block - 1}"
-
-    listed = "; ".join(where(*at) for at in damaged[:3])
-    return (
-        f"{store.path} is damaged: {len(damaged)} of its parts do not match their checksums ({listed}). Nothing was "
-        "overwritten. Recompute them with the same call and repair=True, or `workbench sweep … --repair`."
-    )

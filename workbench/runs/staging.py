@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 STAGED = "manifest/staged"
@@ -105,3 +106,15 @@ def digest_of(parts: Mapping[str, np.ndarray]) -> bytes:
     for name in sorted(parts):
         digest.update(name.encode() + parts[name].tobytes())
     return digest.digest()
+
+
+def digest_of_dataset(skeleton: xr.Dataset) -> str:
+    """SHA-256 of coordinates and other values that are known from the start."""
+    digest = hashlib.sha256()
+    for name in sorted(map(str, skeleton.variables)):
+        values = np.asarray(skeleton[name].values)
+        plain = (
+            values.astype("float64").tobytes() if values.dtype.kind in "fiub" else json.dumps(values.tolist()).encode()
+        )
+        digest.update(name.encode() + plain)
+    return digest.hexdigest()

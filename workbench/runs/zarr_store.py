@@ -19,81 +19,52 @@ protocol (`s3://…`, `memory://…`) have no such lock, so nothing stops a seco
 units of its own recipe, two writers waste work but write equal values. Nothing is ever unpickled.
 """
 
-import errno
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
-from filelock import FileLock, Timeout
 
 from workbench.errors import RunError
+from workbench.runs.folder import MANIFEST, Folder
 from workbench.runs.job import Partition
 from workbench.runs.memory import BASE, filled, region, variables_of
-from workbench.runs.places import backend_of, delete, read_json
+from workbench.runs.places import delete, read_json
 from workbench.runs.schema import SCHEMA, UNITS, Shard, Variable
 from workbench.runs.sealed import ROOT, SEAL, checked_arrays, read_root, write_root
-from workbench.runs.staging import CHECKED, UNREADABLE, Parts, Slots, Unit, create, digest_of
+from workbench.runs.staging import CHECKED, UNREADABLE, Parts, Slots, Unit, create, digest_of, digest_of_dataset
 
-MANIFEST = "manifest"
 DIGEST = 32
-# Places in the list of damaged parts that are no unit.
-COORDINATES, LATE, LEDGER = (-1, -1), (-2, -2), (-3, -3)
-NOT_ASKED = "not among the prompts of the call"
 
 
-class Store:
+class Store(Folder):
     """A run on disk; a `Sink`. `open_store` opens one to write to."""
 
     def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
-        self.path = str(path)
-        self.backend, self.local = backend_of(path, read_only=read_only)
-        self.read_only = read_only
-        self.lock: FileLock | None = None
+        super().__init__(path, read_only=read_only)
         self.layout: dict[str, Variable] = {}
         self.partition = Partition(1, 1)
         self._attrs: dict[str, Any] = {}
-        self._metadata: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
         self._gathered = True  # whether the root has a copy of all metadata
-        self._staged: dict[tuple[int, int], Parts] = {}
+        self.staged: dict[tuple[int, int], Parts] = {}
+        self.group: Any = None
 
     @property
     def attrs(self) -> dict[str, Any]:
         return dict(self._attrs)
 
-    def take_lock(self) -> None:
-        """Become the only writer, on a local disk; RunError when there is another."""
-        if self.local is None:
-            return
-        with self._writing(begun=False):
-            folder = self.local / MANIFEST
-            folder.mkdir(parents=True, exist_ok=True)
-            self.lock = FileLock(str(folder / "lock"), thread_local=False)
-            try:
-                self.lock.acquire(timeout=0)
-            except Timeout:
-                self.lock = None
-                raise RunError(
-                    f"Another process is writing {self.path}. Wait for it to end, or store this run elsewhere. "
-                    "(A process that died holds no lock.)"
-                ) from None
-            for torn in self.local.rglob("*.partial"):  # of a writer that was killed between two bytes
-                torn.unlink(missing_ok=True)
-
     def close(self) -> None:
         """Let go of the lock; what is staged is put in its place, or stays where the next writer finds it."""
-        if self.lock is not None:
-            if self.layout:
-                with suppress(RunError, *UNREADABLE):
-                    self.flush()
-            self.lock.release()
-            self.lock = None
+        if self.layout and not self.read_only:
+            with suppress(RunError, *UNREADABLE):
+                self.flush()
+        self.release()
 
     def exists(self) -> bool:
         """Whether a run is here, and read what it says of itself; a RunError for anything else."""
@@ -125,7 +96,7 @@ class Store:
         if SEAL not in attrs:
             return False  # begun, and killed before it was laid out
         self._gathered = "consolidated_metadata" in document
-        self._metadata = checked_arrays(self.backend, document, self.path)
+        self.metadata = checked_arrays(self.backend, document, self.path)
         self._attrs = attrs
         return True
 
@@ -136,7 +107,7 @@ class Store:
         self.partition = Partition.parse(self._attrs["partition"])
         self.layout = {}
         for name, about in self._attrs["computed"].items():
-            m = self._metadata[name]
+            m = self.metadata[name]
             self.layout[name] = Variable(
                 tuple(m["dimension_names"]),
                 tuple(m["shape"]),
@@ -146,7 +117,7 @@ class Store:
             )
         self._open_arrays()
         try:
-            self._digests, self._used, self._inputs = (a[:] for a in self._manifest)
+            self.digests, self.used, self.inputs = (a[:] for a in self._manifest)
             self._read_staged()
         except UNREADABLE as error:
             raise RunError(
@@ -157,9 +128,9 @@ class Store:
         group = zarr.open_group(
             self.backend, mode="r" if self.read_only else "r+", zarr_format=3, use_consolidated=False
         )
-        self._arrays: dict[str, Any] = {name: group[name] for name in self.layout}
+        self.arrays: dict[str, Any] = {name: group[name] for name in self.layout}
         self._manifest: list[Any] = [group[f"{MANIFEST}/{name}"] for name in ("sha256", "rows", "inputs")]
-        self._group, self._slots = group, Slots(group)
+        self.group, self._slots = group, Slots(group)
 
     def create(
         self, skeleton: xr.Dataset, layout: Mapping[str, Variable], attrs: Mapping[str, Any], partition: Partition
@@ -171,8 +142,8 @@ class Store:
             -(-n_prompts // partition.block),
             1 + max([v.shape[2] for v in layout.values() if v.by_layer], default=0),
         )
-        with self._writing(begun=False):
-            self._clear()
+        with self.writing(begun=False):
+            self.clear()
             first = {"schema": SCHEMA}
             group = zarr.create_group(self.backend, attributes=first, zarr_format=3, overwrite=self.local is None)
             group.create_group(MANIFEST)  # its folder has the lock, and is no part of a hierarchy otherwise
@@ -202,60 +173,38 @@ class Store:
                 **written,
                 **attrs,
                 "computed": computed,
-                "static": _static_digest(skeleton),
+                "static": digest_of_dataset(skeleton),
                 "late": {},
                 "ledger": "",
             }
             self._seal(paths)
         self._open_arrays()
-        self._digests, self._used = np.zeros((*shape, DIGEST), np.uint8), np.zeros(shape, np.int32)
-        self._inputs = np.zeros((n_prompts, DIGEST), np.uint8)
-
-    def _clear(self) -> None:
-        """Take away what a writer that was killed while laying out a run has left; never the lock."""
-        for path in () if self.local is None else (*self.local.iterdir(), *(self.local / MANIFEST).iterdir()):
-            if path.name not in (MANIFEST, "lock"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.digests, self.used = np.zeros((*shape, DIGEST), np.uint8), np.zeros(shape, np.int32)
+        self.inputs = np.zeros((n_prompts, DIGEST), np.uint8)
 
     def _seal(self, paths: Sequence[str] = ()) -> None:
         """Write the root, with the metadata of arrays that are new."""
-        self._metadata |= {path: read_json(self.backend, f"{path}/{ROOT}") for path in paths}
-        self._attrs = json.loads(json.dumps({**self._attrs, "arrays": sorted(self._metadata)}))
-        write_root(self.backend, self._attrs, self._metadata)
-
-    @contextmanager
-    def _writing(self, *, begun: bool = True) -> Iterator[None]:
-        if begun and self.local is not None and not (self.local / ROOT).exists():
-            raise RunError(
-                f"{self.path} was moved, renamed or deleted while it was being written. What was stored is where it is "
-                "now; make the same call again with the path that it has now."
-            )
-        try:
-            yield
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            what, mend = ("the disk is full", "make room") if full else (f"writing failed ({error})", "mend that")
-            raise RunError(
-                f"{self.path}: {what}. What was stored before is kept; {mend} and make the same call again to go on."
-            ) from error
+        self.metadata |= {path: read_json(self.backend, f"{path}/{ROOT}") for path in paths}
+        self._attrs = json.loads(json.dumps({**self._attrs, "arrays": sorted(self.metadata)}))
+        write_root(self.backend, self._attrs, self.metadata)
 
     def rows(self, start: int, unit: int) -> int:
         """Most rows a batch of this unit may have: as many as it had when it was computed before."""
-        return int(self._used[start // self.partition.block, unit]) or self.partition.rows
+        return int(self.used[start // self.partition.block, unit]) or self.partition.rows
 
     def done(self, start: int, unit: int) -> bool:
-        return bool(self._digests[start // self.partition.block, unit].any())
+        return bool(self.digests[start // self.partition.block, unit].any())
 
     def expect(self, inputs: np.ndarray) -> list[int]:
         """Hold what prompts are encoded as now against what they were when their blocks were computed."""
-        begun = np.repeat(self._digests.any((1, 2)), self.partition.block)[: len(inputs)]
-        both = begun & self._inputs.any(1) & inputs.any(1)
+        begun = np.repeat(self.digests.any((1, 2)), self.partition.block)[: len(inputs)]
+        both = begun & self.inputs.any(1) & inputs.any(1)
         self._now = inputs
-        return np.flatnonzero(both & (self._inputs != inputs).any(1)).tolist()
+        return np.flatnonzero(both & (self.inputs != inputs).any(1)).tolist()
 
     def write(self, start: int, stop: int, unit: int, arrays: Mapping[str, np.ndarray], rows: int) -> None:
         """Store what a unit computed, in one file."""
-        self._inputs[start:stop] = self._now[start:stop]
+        self.inputs[start:stop] = self._now[start:stop]
         self._stage(start, stop, unit, arrays, rows)
 
     def _stage(self, start: int, stop: int, unit: int, arrays: Mapping[str, np.ndarray], rows: int) -> None:
@@ -264,17 +213,17 @@ class Store:
             name: filled(self.layout[name], arrays.get(name), self._shape(name, block, unit))
             for name in variables_of(self.layout, unit)
         }
-        stored = Unit(block, unit, rows, self._inputs[start:stop].tobytes(), parts)
-        with self._writing():
-            self._slots.write(len(self._staged), stored, max(self._bytes(BASE), self._bytes(1)))
+        stored = Unit(block, unit, rows, self.inputs[start:stop].tobytes(), parts)
+        with self.writing():
+            self._slots.write(len(self.staged), stored, max(self._bytes(BASE), self._bytes(1)))
         self._take(stored)
-        if self._slots.full(len(self._staged)):
+        if self._slots.full(len(self.staged)):
             self.flush()
 
     def _take(self, stored: Unit) -> None:
         at = stored.block, stored.unit
-        self._staged[at] = stored.parts
-        self._used[at], self._digests[at] = stored.rows, np.frombuffer(stored.digest, np.uint8)
+        self.staged[at] = stored.parts
+        self.used[at], self.digests[at] = stored.rows, np.frombuffer(stored.digest, np.uint8)
 
     def _read_staged(self) -> None:
         """Take up the units that were computed and not yet put in their place."""
@@ -284,38 +233,38 @@ class Store:
             return {name: (self._shape(name, block, unit), self.layout[name].dtype) for name in names}
 
         for stored in self._slots.read(kinds):
-            if self._digests[stored.block, stored.unit].tobytes() != stored.digest:
-                self._inputs[slice(*self._bounds(stored.block))] = np.frombuffer(stored.inputs, np.uint8).reshape(
+            if self.digests[stored.block, stored.unit].tobytes() != stored.digest:
+                self.inputs[slice(*self.bounds(stored.block))] = np.frombuffer(stored.inputs, np.uint8).reshape(
                     -1, DIGEST
                 )
                 self._take(stored)
 
     def flush(self) -> None:
         """Put the staged units into the shards of the variables, and write the manifest."""
-        if not self._staged:
+        if not self.staged:
             return
-        with self._writing():
+        with self.writing():
             for name, variable in self.layout.items():
                 shards: dict[Shard, list[tuple[int, int]]] = {}
-                for (block, unit), parts in self._staged.items():
+                for (block, unit), parts in self.staged.items():
                     if name in parts:
-                        shard = variable.shard_at(region(variable, *self._bounds(block), unit))
+                        shard = variable.shard_at(region(variable, *self.bounds(block), unit))
                         shards.setdefault(shard, []).append((block, unit))
                 for shard, units in shards.items():
-                    self._rewrite(name, shard, {at: self._staged[at][name] for at in units})
-            self._write_manifest()
-        self._staged = {}
+                    self.rewrite(name, shard, {at: self.staged[at][name] for at in units})
+            self.write_manifest()
+        self.staged = {}
 
-    def _rewrite(self, name: str, shard: Shard, new: Mapping[tuple[int, int], np.ndarray]) -> None:
+    def rewrite(self, name: str, shard: Shard, new: Mapping[tuple[int, int], np.ndarray]) -> None:
         """Write a shard whole: some units' parts of it are new, the others stay as far as they can be read."""
-        variable, array = self.layout[name], self._arrays[name]
+        variable, array = self.layout[name], self.arrays[name]
         whole = tuple(slice(*bounds) for bounds in shard)
         try:
             values = array[whole]
         except UNREADABLE:
             values = np.full(_extent(whole, variable.shape), np.nan, variable.dtype)
-            for block, unit in np.argwhere(self._digests.any(-1)).tolist():
-                where = region(variable, *self._bounds(block), unit)
+            for block, unit in np.argwhere(self.digests.any(-1)).tolist():
+                where = region(variable, *self.bounds(block), unit)
                 if name in variables_of(self.layout, unit) and variable.shard_at(where) == shard:
                     with suppress(*UNREADABLE):
                         values[_inside(where, shard)] = array[where]
@@ -324,23 +273,23 @@ class Store:
             places[: len(shard)] = [start // size for (start, _), size in zip(shard, variable.shards, strict=False)]
             delete(self.backend, "/".join((name, "c", *map(str, places))))
         for (block, unit), part in new.items():
-            values[_inside(region(variable, *self._bounds(block), unit), shard)] = part
+            values[_inside(region(variable, *self.bounds(block), unit), shard)] = part
         array[whole] = values
 
-    def _write_manifest(self) -> None:
-        for array, values in zip(self._manifest, (self._digests, self._used, self._inputs), strict=True):
+    def write_manifest(self) -> None:
+        for array, values in zip(self._manifest, (self.digests, self.used, self.inputs), strict=True):
             array[:] = values
 
     def read(self, name: str) -> np.ndarray:
         self.flush()
-        return self._arrays[name][:]
+        return self.arrays[name][:]
 
     def put(self, name: str, dims: tuple[str, ...], array: np.ndarray) -> None:
         """Add a variable that is known only at the end."""
         about = {"units": UNITS[name][0], "long_name": UNITS[name][1]}
-        with self._writing():
+        with self.writing():
             made = create(
-                self._group,
+                self.group,
                 name,
                 array.shape,
                 "float32",
@@ -358,33 +307,33 @@ class Store:
         """Set attributes of the run; `complete` also says that the manifest is."""
         if attrs.get("complete"):
             self.flush()
-            attrs["ledger"] = self._ledger()
+            attrs["ledger"] = self.ledger()
         self._attrs |= attrs
-        with self._writing():
+        with self.writing():
             self._seal()
 
-    def _ledger(self) -> str:
-        return hashlib.sha256(b"".join(a.tobytes() for a in (self._digests, self._used, self._inputs))).hexdigest()
+    def ledger(self) -> str:
+        return hashlib.sha256(b"".join(a.tobytes() for a in (self.digests, self.used, self.inputs))).hexdigest()
 
     def blank(self, start: int, stop: int, row: int) -> None:
         """Make a prompt of the block `start:stop` one that was not computed: NaN in every unit of it."""
         block = start // self.partition.block
         self.flush()
-        for unit in np.flatnonzero(self._digests[block].any(-1)).tolist():
+        for unit in np.flatnonzero(self.digests[block].any(-1)).tolist():
             arrays = {}
             for name in variables_of(self.layout, unit):
-                arrays[name] = self._arrays[name][region(self.layout[name], start, stop, unit)]
+                arrays[name] = self.arrays[name][region(self.layout[name], start, stop, unit)]
                 arrays[name][row - start] = np.nan
-            self._inputs[row] = 0
-            self._stage(start, stop, unit, arrays, int(self._used[block, unit]))
+            self.inputs[row] = 0
+            self._stage(start, stop, unit, arrays, int(self.used[block, unit]))
 
     def reset(self, start: int) -> None:
         """Make the units of a block ones that are not done."""
         self.flush()
-        self._digests[start // self.partition.block] = 0
-        with self._writing():
+        self.digests[start // self.partition.block] = 0
+        with self.writing():
             self._slots.drop()  # or the next writer would take its units up again
-            self._write_manifest()
+            self.write_manifest()
 
     def dataset(self) -> xr.Dataset:
         """The run as it is stored, not yet read; what is staged is read and put in its place."""
@@ -392,11 +341,11 @@ class Store:
         known = {*map(str, run.coords), *self.layout, *self._attrs["late"], "write_root"}
         run = run.drop_vars([name for name in run.variables if name not in known])
         run.encoding["source"] = self.path  # as xarray does for a plain path; captions name it
-        for name in {name for parts in self._staged.values() for name in parts}:
+        for name in {name for parts in self.staged.values() for name in parts}:
             values = run[name].values.copy()
-            for (block, unit), parts in self._staged.items():
+            for (block, unit), parts in self.staged.items():
                 if name in parts:
-                    values[region(self.layout[name], *self._bounds(block), unit)] = parts[name]
+                    values[region(self.layout[name], *self.bounds(block), unit)] = parts[name]
             run[name] = run[name].copy(data=values)
         return run
 
@@ -404,91 +353,16 @@ class Store:
         """The run as it is stored, read back."""
         if not self.read_only:
             self.flush()
-            with self._writing():
+            with self.writing():
                 self._slots.drop()
         return self.dataset().load()
 
-    def damaged(self) -> list[tuple[int, int]]:
-        """(block, unit) of everything stored that does not match its checksum; for the rest see `COORDINATES`, …."""
-        found = []
-        run = self.dataset()
-        try:
-            if _static_digest(run.drop_vars([*self.layout, *self._attrs["late"]]).load()) != self._attrs["static"]:
-                found.append(COORDINATES)
-        except UNREADABLE:
-            found.append(COORDINATES)
-        if self._attrs.get("complete"):
-            if self._attrs["ledger"] != self._ledger():
-                found.append(LEDGER)
-            for name, digest in self._attrs["late"].items():
-                try:
-                    sound = digest_of({name: self._group[name][:]}).hex() == digest
-                except UNREADABLE:
-                    sound = False
-                found += [] if sound else [LATE]
-        for block, unit in np.argwhere(self._digests.any(-1)).tolist():
-            if (block, unit) in self._staged:
-                continue
-            try:
-                names = variables_of(self.layout, unit)
-                wheres = (region(self.layout[name], *self._bounds(block), unit) for name in names)
-                parts = {name: self._arrays[name][where] for name, where in zip(names, wheres, strict=True)}
-                sound = digest_of(parts) == self._digests[block, unit].tobytes()
-            except UNREADABLE:
-                sound = False
-            found += [] if sound else [(block, unit)]
-        return found
-
-    @property
-    def prompt_ids(self) -> Sequence[str]:
-        """Ids of the prompts, in the order in which they are stored."""
-        return list(self._group["prompt"][:])
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Prompts that the run does not hold, by id, and why."""
-        return dict(json.loads(self._attrs.get("skipped", "{}")))
-
-    def wanted(self, skeleton: xr.Dataset) -> list[str]:
-        """Prompts that are asked for now and were not when their blocks were computed."""
-        asked = set(map(str, skeleton["prompt"].values))
-        return [i for i, why in self.skipped.items() if why == NOT_ASKED and i in asked]
-
-    def take_back(self, ids: Sequence[str]) -> None:
-        """Have prompts computed that were left out before, and so their blocks."""
-        if ids:
-            places = {str(i): place for place, i in enumerate(self.prompt_ids)}
-            for start in {places[i] // self.partition.block * self.partition.block for i in ids}:
-                self.reset(start)
-            self.note(complete=False, skipped=json.dumps({i: w for i, w in self.skipped.items() if i not in ids}))
-
-    def forget(self, damaged: list[tuple[int, int]], skeleton: xr.Dataset) -> None:
-        """Mark damaged units as not done, and write damaged coordinates again."""
-        for block, unit in damaged:
-            if block >= 0:
-                self._digests[block, unit] = 0
-        with self._writing():
-            if COORDINATES in damaged:
-                for name, variable in skeleton.variables.items():
-                    stored: Any = self._group[str(name)]
-                    stored[:] = variable.values
-            for name, variable in self.layout.items():
-                shards = {
-                    variable.shard_at(region(variable, *self._bounds(block), unit))
-                    for block, unit in damaged
-                    if block >= 0 and name in variables_of(self.layout, unit)
-                }
-                for shard in shards:
-                    self._rewrite(name, shard, {})
-            self._write_manifest()
-        self.note(complete=False)
-
-    def _bounds(self, block: int) -> tuple[int, int]:
+    def bounds(self, block: int) -> tuple[int, int]:
         start = block * self.partition.block
-        return start, min(start + self.partition.block, len(self._inputs))
+        return start, min(start + self.partition.block, len(self.inputs))
 
     def _shape(self, name: str, block: int, unit: int) -> tuple[int, ...]:
-        return _extent(region(self.layout[name], *self._bounds(block), unit), self.layout[name].shape)
+        return _extent(region(self.layout[name], *self.bounds(block), unit), self.layout[name].shape)
 
     def _bytes(self, unit: int) -> int:
         sizes = {name: np.dtype(self.layout[name].dtype).itemsize for name in variables_of(self.layout, unit)}
@@ -504,15 +378,3 @@ def _inside(where: tuple[slice, ...], shard: Shard) -> tuple[slice, ...]:
     """A region of an array as a region of the shard that it lies in."""
     pairs = zip(where, shard, strict=True)
     return tuple(p if p.start is None else slice(p.start - start, p.stop - start) for p, (start, _) in pairs)
-
-
-def _static_digest(skeleton: xr.Dataset) -> str:
-    """SHA-256 of coordinates and other values that are known from the start."""
-    digest = hashlib.sha256()
-    for name in sorted(map(str, skeleton.variables)):
-        values = np.asarray(skeleton[name].values)
-        plain = (
-            values.astype("float64").tobytes() if values.dtype.kind in "fiub" else json.dumps(values.tolist()).encode()
-        )
-        digest.update(name.encode() + plain)
-    return digest.hexdigest()

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from workbench.errors import WorkbenchError
 from workbench.models.hooked import HookedLVLM
@@ -65,7 +73,7 @@ class Lines:
     """Progress where there is no terminal, such as the log of a batch job: a line every so often."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.tasks = console, dict[int, tuple[str, float | None, float]]()
+        self.console, self.tasks = console, dict[TaskID, tuple[str, float | None, float]]()
         self.began = self.printed = time.monotonic()
 
     def __enter__(self) -> "Lines":
@@ -74,16 +82,16 @@ class Lines:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def add_task(self, description: str, total: float | None = None) -> int:
+    def add_task(self, description: str, total: float | None = None) -> TaskID:
         """A new line of work; its number."""
-        self.tasks[len(self.tasks)] = (description, total, 0.0)
-        return len(self.tasks) - 1
+        self.tasks[TaskID(len(self.tasks))] = (description, total, 0.0)
+        return TaskID(len(self.tasks) - 1)
 
-    def update(self, task: int, total: float) -> None:
+    def update(self, task: TaskID, total: float) -> None:
         """Set how much there is to do."""
         self.tasks[task] = (self.tasks[task][0], total, self.tasks[task][2])
 
-    def advance(self, task: int, advance: float = 1) -> None:
+    def advance(self, task: TaskID, advance: float = 1) -> None:
         """Add to what is done; print where it is time to."""
         description, total, done = self.tasks[task]
         done += advance

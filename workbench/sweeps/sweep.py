@@ -18,11 +18,11 @@ from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups
+from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups, check_readout
 from workbench.runs.memory import Memory, Sink
-from workbench.runs.opening import open_store
+from workbench.runs.opening import NOT_ASKED, open_store, prompt_ids, skipped
 from workbench.runs.schema import layout, provenance, recipe, skeleton
-from workbench.runs.zarr_store import NOT_ASKED, Store
+from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
 from workbench.sweeps.engines.registry import get_engine
 from workbench.sweeps.execution import run_sweep, work_line
@@ -51,6 +51,7 @@ def sweep(
     repair: bool = False,
     cluster: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    readout: Sequence[str | int] | str | int | None = None,
 ) -> xr.Dataset:
     """Mask the projections of every head on every prompt and measure what changes at the last prompt position.
 
@@ -75,6 +76,9 @@ def sweep(
             template that does not take it): "raise" ends the sweep, naming it; "skip" leaves it NaN, lists it in the
             attribute `skipped`, and criteria leave it out. In both cases what is done is kept, and the same store also
             takes a call with some of its prompts: the others stay NaN.
+        readout: Where states and logits are read: "final", and decoder layers (0-based), whose output at the last
+            position goes through the final norm and the unembedding (logit lens). By default the final state alone;
+            else the run has a dimension `readout`, and heads above a read-out are NaN there.
         cluster: Compute on a Ray cluster: "local", "local:N" (N workers), or an address (`workbench.sweeps.cluster`).
 
     Returns:
@@ -105,16 +109,17 @@ def sweep(
     if on_error not in ("raise", "skip"):
         raise WorkbenchError(f"on_error must be 'raise' or 'skip'; got {on_error!r}.")
     projections = _check(model, prompts, projections, engine, heads, groups)
-    options = get_engine(engine).options(engine_options or {})
+    options, read = get_engine(engine).options(engine_options or {}), check_readout(model, readout)
     job = Job(
         projections,
         mask,
         None if heads is None else cells_of_heads(model, heads, mask, len(projections)),
-        groups is None and _keeps_states(keep_states, model, len(prompts), len(projections), mask),
+        groups is None and _keeps_states(keep_states, model, len(prompts) * max(1, len(read)), len(projections), mask),
         None if groups is None else check_groups(model, groups, mask),
         tuple(options.get("estimates", ())),
         options.get("directions", 0),
         seed,
+        read,
     )
     given, order = prompts, get_engine(engine).order
     if order is not None:
@@ -135,21 +140,20 @@ def sweep(
                 )
             note_left_out(encode, sink)
             bounds = tuple(blocks(len(encode.prompts), sink.partition.block))
-            work = job.naive_work(model, lengths, images)
-            run_sweep(
-                Sweep(model, encode.prompts, encode, job, sink, options, seed, bounds), engine, work, progress, cluster
-            )
+            planned = Sweep(model, encode.prompts, encode, job, sink, options, seed, bounds)
+            with model.lock:
+                run_sweep(planned, engine, job.naive_work(model, lengths, images), progress, cluster)
         run = sink.finish().sel(prompt=[prompt.id for prompt in given])
     finally:
         if sink is not None:
             sink.close()
     if progress:
-        skipped = json.loads(run.attrs.get("skipped", "{}"))
+        why = json.loads(run.attrs.get("skipped", "{}"))
         lines = (
             work_line(run.attrs),
             get_engine(engine).report(run.attrs),
             positions.report(run.attrs),
-            *(f"Left out: {prompt.id}: {skipped[prompt.id]}" for prompt in given if prompt.id in skipped),
+            *(f"Left out: {prompt.id}: {why[prompt.id]}" for prompt in given if prompt.id in why),
         )
         Console(stderr=True).print(*filter(None, lines), sep="\n", highlight=False, markup=False)
     return run
@@ -157,21 +161,22 @@ def sweep(
 
 def _encoder(model: HookedLVLM, prompts: PromptSet, sink: Sink | None, *, skip: bool, chooses: bool) -> Encoder:
     """The prompts in the order in which they are stored; those the store has besides them are left out."""
-    stored = list(map(str, sink.prompt_ids)) if isinstance(sink, Store) and sink.layout else [p.id for p in prompts]
+    begun = sink if isinstance(sink, Store) and sink.layout else None
+    stored = prompt_ids(begun) if begun else [p.id for p in prompts]
     if chooses and (skip or stored != [p.id for p in prompts]):
         raise RunError(
             "An engine that chooses heads by what the prompts before gave takes all of its prompts or none: leave "
             "on_error='skip' out, and give the prompts that the store was begun with."
         )
     by_id = {prompt.id: prompt for prompt in prompts}
-    known = sink.skipped if isinstance(sink, Store) and sink.layout else {}
+    known = skipped(begun) if begun else {}
     left_out = {place: known.get(i, NOT_ASKED) for place, i in enumerate(stored) if i not in by_id or i in known}
     # A prompt that was not given is never encoded; its place is kept for it.
     in_order = PromptSet((by_id.get(i) or Prompt(id=i, text=NOT_ASKED) for i in stored), name=prompts.name)
     for place in left_out:
-        if isinstance(sink, Store) and stored[place] not in known:
-            start = place // sink.partition.block * sink.partition.block
-            sink.blank(start, min(start + sink.partition.block, len(stored)), place)
+        if begun and stored[place] not in known:
+            start = place // begun.partition.block * begun.partition.block
+            begun.blank(start, min(start + begun.partition.block, len(stored)), place)
     return Encoder(model, in_order, left_out, skip=skip)
 
 
@@ -208,13 +213,13 @@ def _check(
     return projections
 
 
-def _keeps_states(wanted: bool | str, model: HookedLVLM, n_prompts: int, n_projections: int, mask: Mask) -> bool:
+def _keeps_states(wanted: bool | str, model: HookedLVLM, n_states: int, n_projections: int, mask: Mask) -> bool:
     if wanted not in (True, False, "auto"):
         raise WorkbenchError(f"keep_states must be True, False or 'auto'; got {wanted!r}.")
     if wanted != "auto":
         return bool(wanted)
     n_rows = len(mask.row_heads(model.n_heads, model.n_kv_heads))
-    return 4 * n_prompts * n_projections * model.n_layers * n_rows * model.d_model <= STATE_BUDGET
+    return 4 * n_states * n_projections * model.n_layers * n_rows * model.d_model <= STATE_BUDGET
 
 
 def _begun(
