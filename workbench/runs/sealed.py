@@ -15,6 +15,7 @@ from zarr.abc.store import Store as Backend
 
 from workbench.errors import RunError
 from workbench.runs.places import holds, read_json, write_json
+from workbench.runs.schema import SCHEMA
 
 ROOT = "zarr.json"
 SEAL = "seal"
@@ -67,6 +68,30 @@ def read_root(backend: Backend, where: str) -> dict[str, Any] | None:
             "overwritten; restore that file from a copy, or move the folder away and sweep again."
         ) from error
     return document
+
+
+def attributes_of(document: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The attributes of a run's root document.
+
+    Raises:
+        RunError: It is no run's, or of another schema.
+    """
+    attrs = document.get("attributes", {})
+    if "schema" not in attrs or document.get("node_type") != "group":
+        raise RunError(f"{where} is a Zarr group, but not a run of the workbench. Choose another path.")
+    schema = str(attrs["schema"])
+    if schema != SCHEMA:
+        newer = not schema.isdigit() or int(schema) > int(SCHEMA)
+        what_to_do = (
+            "Use the newer version of the workbench that wrote it."
+            if newer
+            else "Its chunks have no checksums, and its recipe does not cover all that the model was given. Sweep again "
+            "into another path, or read it with the version that wrote it."
+        )
+        raise RunError(
+            f"{where} has schema {schema!r}; this version reads {SCHEMA!r}. {what_to_do} Nothing was overwritten."
+        )
+    return dict(attrs)
 
 
 def checked_arrays(backend: Backend, document: Mapping[str, Any], where: str) -> dict[str, Any]:

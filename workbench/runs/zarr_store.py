@@ -36,7 +36,7 @@ from workbench.runs.job import Partition
 from workbench.runs.memory import BASE, filled, region, variables_of
 from workbench.runs.places import delete, read_json
 from workbench.runs.schema import SCHEMA, UNITS, Shard, Variable
-from workbench.runs.sealed import ROOT, SEAL, checked_arrays, read_root, write_root
+from workbench.runs.sealed import ROOT, SEAL, attributes_of, checked_arrays, read_root, write_root
 from workbench.runs.staging import CHECKED, UNREADABLE, Parts, Slots, Unit, create, digest_of, digest_of_dataset
 
 DIGEST = 32
@@ -77,22 +77,7 @@ class Store(Folder):
         document = read_root(self.backend, self.path)
         if document is None:
             return False
-        attrs = document.get("attributes", {})
-        if "schema" not in attrs or document.get("node_type") != "group":
-            raise RunError(f"{self.path} is a Zarr group, but not a run of the workbench. Choose another path.")
-        schema = str(attrs["schema"])
-        if schema != SCHEMA:
-            newer = not schema.isdigit() or int(schema) > int(SCHEMA)
-            raise RunError(
-                f"{self.path} has schema {schema!r}; this version reads {SCHEMA!r}. "
-                + (
-                    "Use the newer version of the workbench that wrote it."
-                    if newer
-                    else "Its chunks have no checksums, and its recipe does not cover all that the model was given. "
-                    "Sweep again into another path, or read it with the version that wrote it."
-                )
-                + " Nothing was overwritten."
-            )
+        attrs = attributes_of(document, self.path)
         if SEAL not in attrs:
             return False  # begun, and killed before it was laid out
         self._gathered = "consolidated_metadata" in document
