@@ -153,11 +153,15 @@ def _column(values: Sequence[Any]) -> np.ndarray:
     return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else np.array(values)
 
 
+def about(name: str) -> dict[str, str]:
+    """Unit and meaning of a variable, as its attributes."""
+    return dict(zip(("units", "long_name"), UNITS[name], strict=True))
+
+
 def describe(run: xr.Dataset) -> xr.Dataset:
     """Write unit and meaning into the attributes of every variable that has them."""
-    for name in run.data_vars:
-        if name in UNITS:
-            run[name].attrs.update(zip(("units", "long_name"), UNITS[str(name)], strict=True))
+    for name in set(map(str, run.data_vars)) & set(UNITS):
+        run[name].attrs.update(about(name))
     return run
 
 

@@ -85,8 +85,8 @@ def attributes_of(document: Mapping[str, Any], where: str) -> dict[str, Any]:
         what_to_do = (
             "Use the newer version of the workbench that wrote it."
             if newer
-            else "Its chunks have no checksums, and its recipe does not cover all that the model was given. Sweep again "
-            "into another path, or read it with the version that wrote it."
+            else "Its chunks have no checksums, and its recipe does not cover all that the model was given. "
+            "Sweep again into another path, or read it with the version that wrote it."
         )
         raise RunError(
             f"{where} has schema {schema!r}; this version reads {SCHEMA!r}. {what_to_do} Nothing was overwritten."

@@ -35,7 +35,7 @@ from workbench.runs.folder import MANIFEST, Folder
 from workbench.runs.job import Partition
 from workbench.runs.memory import BASE, filled, region, variables_of
 from workbench.runs.places import delete, read_json
-from workbench.runs.schema import SCHEMA, UNITS, Shard, Variable
+from workbench.runs.schema import SCHEMA, Shard, Variable, about
 from workbench.runs.sealed import ROOT, SEAL, attributes_of, checked_arrays, read_root, write_root
 from workbench.runs.staging import CHECKED, UNREADABLE, Parts, Slots, Unit, create, digest_of, digest_of_dataset
 
@@ -91,15 +91,10 @@ class Store(Folder):
             raise RunError(f"There is no run at {self.path}. Make one: wb.sweep(model, prompts, out={self.path!r}).")
         self.partition = Partition.parse(self._attrs["partition"])
         self.layout = {}
-        for name, about in self._attrs["computed"].items():
-            m = self.metadata[name]
-            self.layout[name] = Variable(
-                tuple(m["dimension_names"]),
-                tuple(m["shape"]),
-                tuple(about["chunks"]),
-                m["data_type"],
-                about["by_layer"],
-            )
+        for name, cut in self._attrs["computed"].items():
+            known = self.metadata[name]
+            dims, shape, chunks = map(tuple, (known["dimension_names"], known["shape"], cut["chunks"]))
+            self.layout[name] = Variable(dims, shape, chunks, known["data_type"], cut["by_layer"])
         self._open_arrays()
         try:
             self.digests, self.used, self.inputs = (a[:] for a in self._manifest)
@@ -123,10 +118,8 @@ class Store(Folder):
         """Lay out an empty run."""
         self.layout, self.partition = dict(layout), partition
         n_prompts = next(iter(layout.values())).shape[0]
-        shape = (
-            -(-n_prompts // partition.block),
-            1 + max([v.shape[2] for v in layout.values() if v.by_layer], default=0),
-        )
+        n_layers = max([v.shape[2] for v in layout.values() if v.by_layer], default=0)
+        shape = (-(-n_prompts // partition.block), 1 + n_layers)
         with self.writing(begun=False):
             self.clear()
             first = {"schema": SCHEMA}
@@ -140,10 +133,8 @@ class Store(Folder):
                 encoding=dict.fromkeys(skeleton.variables, CHECKED),
             )
             for name, v in layout.items():
-                about = {"units": UNITS[name][0], "long_name": UNITS[name][1]}
-                create(
-                    group, name, v.shape, v.dtype, np.nan, v.dims, chunks=v.chunks, shards=v.shards, attributes=about
-                )
+                files: dict[str, Any] = {"chunks": v.chunks, "shards": v.shards, "attributes": about(name)}
+                create(group, name, v.shape, v.dtype, np.nan, v.dims, **files)
             for name, more, dtype, dims in (
                 ("sha256", (*shape, DIGEST), "uint8", ("block", "unit", "byte")),
                 ("rows", shape, "int32", ("block", "unit")),
@@ -154,14 +145,8 @@ class Store(Folder):
             paths = [*map(str, skeleton.variables), *layout, MANIFEST]
             paths += [f"{MANIFEST}/{name}" for name in ("sha256", "rows", "inputs")]
             written = read_json(self.backend, ROOT)["attributes"]  # xarray says there what is a coordinate
-            self._attrs = {
-                **written,
-                **attrs,
-                "computed": computed,
-                "static": digest_of_dataset(skeleton),
-                "late": {},
-                "ledger": "",
-            }
+            sums = {"static": digest_of_dataset(skeleton), "late": {}, "ledger": ""}
+            self._attrs = {**written, **attrs, "computed": computed, **sums}
             self._seal(paths)
         self._open_arrays()
         self.digests, self.used = np.zeros((*shape, DIGEST), np.uint8), np.zeros(shape, np.int32)
@@ -219,9 +204,8 @@ class Store(Folder):
 
         for stored in self._slots.read(kinds):
             if self.digests[stored.block, stored.unit].tobytes() != stored.digest:
-                self.inputs[slice(*self.bounds(stored.block))] = np.frombuffer(stored.inputs, np.uint8).reshape(
-                    -1, DIGEST
-                )
+                hashes = np.frombuffer(stored.inputs, np.uint8).reshape(-1, DIGEST)
+                self.inputs[slice(*self.bounds(stored.block))] = hashes
                 self._take(stored)
 
     def flush(self) -> None:
@@ -271,19 +255,9 @@ class Store(Folder):
 
     def put(self, name: str, dims: tuple[str, ...], array: np.ndarray) -> None:
         """Add a variable that is known only at the end."""
-        about = {"units": UNITS[name][0], "long_name": UNITS[name][1]}
+        more = {"chunks": array.shape, "attributes": about(name), "overwrite": True}
         with self.writing():
-            made = create(
-                self.group,
-                name,
-                array.shape,
-                "float32",
-                np.nan,
-                dims,
-                chunks=array.shape,
-                attributes=about,
-                overwrite=True,
-            )
+            made = create(self.group, name, array.shape, "float32", np.nan, dims, **more)
             made[:] = array
             self._attrs["late"] = {**self._attrs["late"], name: digest_of({name: made[:]}).hex()}
             self._seal([name])

@@ -19,7 +19,7 @@ from workbench.models.masks import Mask
 from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups, check_readout
-from workbench.runs.memory import Memory, Sink
+from workbench.runs.memory import BASE, Memory, Sink, unit_of
 from workbench.runs.opening import NOT_ASKED, open_store, prompt_ids, skipped
 from workbench.runs.schema import layout, provenance, recipe, skeleton
 from workbench.runs.zarr_store import Store
@@ -129,7 +129,9 @@ def sweep(
     sink: Sink | None = None if out is None else open_store(out, what, bare, repair=repair, skip=on_error == "skip")
     try:
         if sink is None or not sink.attrs.get("complete"):
-            encode = _encoder(model, prompts, sink, skip=on_error == "skip", chooses=bool(get_engine(engine).defaults))
+            units = (BASE, *(map(unit_of, job.layers(model)) if job.groups is None else ()))
+            chooses = bool(get_engine(engine).defaults)
+            encode = _encoder(model, prompts, sink, units, skip=on_error == "skip", chooses=chooses)
             lengths, images, inputs = _encoded(encode)
             sink = _begun(sink, model, prompts, job, engine, bare, what, rows, max(lengths))
             if differ := sink.expect(inputs):
@@ -159,8 +161,10 @@ def sweep(
     return run
 
 
-def _encoder(model: HookedLVLM, prompts: PromptSet, sink: Sink | None, *, skip: bool, chooses: bool) -> Encoder:
-    """The prompts in the order in which they are stored; those the store has besides them are left out."""
+def _encoder(
+    model: HookedLVLM, prompts: PromptSet, sink: Sink | None, units: Sequence[int], *, skip: bool, chooses: bool
+) -> Encoder:
+    """The prompts in the order in which they are stored; others of blocks that are not finished are left out."""
     begun = sink if isinstance(sink, Store) and sink.layout else None
     stored = prompt_ids(begun) if begun else [p.id for p in prompts]
     if chooses and (skip or stored != [p.id for p in prompts]):
@@ -170,13 +174,14 @@ def _encoder(model: HookedLVLM, prompts: PromptSet, sink: Sink | None, *, skip: 
         )
     by_id = {prompt.id: prompt for prompt in prompts}
     known = skipped(begun) if begun else {}
-    left_out = {place: known.get(i, NOT_ASKED) for place, i in enumerate(stored) if i not in by_id or i in known}
+    left_out = {place: known[i] for place, i in enumerate(stored) if i in known}
+    for start, stop in blocks(len(stored), begun.partition.block) if begun else ():
+        if not all(begun.done(start, unit) for unit in units):
+            for place in (p for p in range(start, stop) if stored[p] not in {**by_id, **known}):
+                left_out[place] = NOT_ASKED
+                begun.blank(start, stop, place)
     # A prompt that was not given is never encoded; its place is kept for it.
     in_order = PromptSet((by_id.get(i) or Prompt(id=i, text=NOT_ASKED) for i in stored), name=prompts.name)
-    for place in left_out:
-        if begun and stored[place] not in known:
-            start = place // begun.partition.block * begun.partition.block
-            begun.blank(start, min(start + begun.partition.block, len(stored)), place)
     return Encoder(model, in_order, left_out, skip=skip)
 
 

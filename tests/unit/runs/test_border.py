@@ -299,7 +299,11 @@ def test_prompts_that_were_not_asked_for_are_computed_when_they_are(model, tmp_p
             swept(model, out, **LITTLE)
     some = wb.sweep(model, prompts[:3], out=out, progress=False, **LITTLE)
     assert some.sizes["prompt"] == 3
-    assert np.isnan(wb.open_run(out).deflection.values[3:]).all()
+    half = wb.open_run(out).deflection.values
+    assert np.isnan(half[3:]).all()
+    one_more = wb.sweep(model, prompts[4:], out=out, progress=False, **LITTLE)
+    assert np.isfinite(one_more.deflection.values).all()
+    np.testing.assert_array_equal(wb.open_run(out).deflection.values[:4], half[:4])  # what was done is kept
     found = swept(model, out, **LITTLE)
     same(found, whole)
     assert json.loads(found.attrs["skipped"]) == {}
@@ -366,7 +370,8 @@ def test_the_mask_of_a_run_is_read_from_what_it_says(stored):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_command_says_that_it_goes_on(tmp_path, number, status):
     out = tmp_path / "run.zarr"
-    command = [sys.executable, "-c", "from workbench.cli import main; main()", "sweep", "-m", "pocket", "-p", "pocket"]
+    code = "from workbench.cli import main; main()"
+    command = [sys.executable, "-c", code, "sweep", "-m", "pocket", "-p", "pocket", "-n", "2000", "--out", str(out)]
     running = subprocess.Popen(
         [*command, "-n", "4000", "--out", str(out)],
         stderr=subprocess.PIPE,
@@ -383,7 +388,7 @@ def test_a_stopped_command_says_that_it_goes_on(tmp_path, number, status):
     assert running.returncode == status, told
     assert "make the same call again to go on from there" in " ".join(told.split())
     assert "Traceback" not in told
-    assert np.isfinite(wb.open_run(out).deflection.values).sum() > 0
+    assert np.isfinite(wb.open_run(out).base_state.values).sum() > 0
 
 
 def test_a_log_gets_a_line_with_the_share_done_and_the_time_left(monkeypatch, capsys):
