@@ -176,9 +176,10 @@ def _encoder(
     known = skipped(begun) if begun else {}
     left_out = {place: known[i] for place, i in enumerate(stored) if i in known}
     for start, stop in blocks(len(stored), begun.partition.block) if begun else ():
-        if not all(begun.done(start, unit) for unit in units):
-            for place in (p for p in range(start, stop) if stored[p] not in {**by_id, **known}):
-                left_out[place] = NOT_ASKED
+        finished = all(begun.done(start, unit) for unit in units)
+        for place in (p for p in range(start, stop) if stored[p] not in {**by_id, **known}):
+            left_out[place] = "" if finished else NOT_ASKED
+            if not finished:
                 begun.blank(start, stop, place)
     # A prompt that was not given is never encoded; its place is kept for it.
     in_order = PromptSet((by_id.get(i) or Prompt(id=i, text=NOT_ASKED) for i in stored), name=prompts.name)

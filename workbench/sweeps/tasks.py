@@ -55,7 +55,7 @@ class Encoder:
     """Prompts as the model reads them, encoded once each while that takes little memory.
 
     Attributes:
-        left_out: Prompts that are not computed, by their place, and why.
+        left_out: Prompts that are not computed, by their place, and why; an empty text for those the store has.
         skip: Whether a prompt that cannot be computed is left out, in place of ending the sweep.
     """
 
@@ -187,7 +187,7 @@ def without_bad(model: HookedLVLM, encode: Encoder, job: Job, task: Task, sink: 
 
 def note_left_out(encode: Encoder, sink: Sink) -> None:
     """Record with the run which prompts it does not hold, and why."""
-    left_out = {encode.prompts[index].id: why for index, why in sorted(encode.left_out.items())}
+    left_out = {encode.prompts[index].id: why for index, why in sorted(encode.left_out.items()) if why}
     if left_out or "skipped" in sink.attrs:
         sink.note(skipped=json.dumps(left_out))
 
