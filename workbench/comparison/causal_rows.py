@@ -30,8 +30,9 @@ from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
 from workbench.replies.judges import Judge, unsafe_families
-from workbench.runs.origin import mask_of, prompts_of
-from workbench.runs.reading import FEWEST_PROMPTS, prompt_coord
+from workbench.runs.origin import check_model, mask_of, prompts_of
+from workbench.runs.pairs import unit_names
+from workbench.runs.reading import FEWEST_PROMPTS
 from workbench.runs.splits import in_split
 
 BOOTSTRAP = 1000
@@ -70,13 +71,14 @@ class CausalMeasures:
                 f"The run was made with weights {run.attrs.get('weight_hash')} ({run.attrs.get('model')!r}), and the "
                 f"model given is {model.name!r} with weights {model.weight_hash}. Give the model of the run."
             )
+        check_model(run, model)
         self.controls, self.seed = controls, seed
         self.projection = str(run["projection"].values[0])
         test = in_split(run, "test")
         asked = [p for p, kept in zip(prompts_of(run, prompts), test, strict=True) if kept]
         self.replies = MaskedReplies(model, asked, mask=mask_of(run), judge=judge, max_new_tokens=max_new_tokens)
         self.unsafe = unsafe_array(asked)
-        self.pairs = prompt_coord(run, "pair_id")[test]
+        self.pairs = unit_names(run)[test]
         self.verdicts = self.replies.verdicts()
 
     def unmasked(self) -> list[dict]:

@@ -17,6 +17,7 @@ from workbench.axes import Head
 from workbench.criteria.thresholds import balanced_accuracy, kde_threshold
 from workbench.detectors.calibration import Parts, calibration_parts, unsafe_array
 from workbench.errors import DetectorError, WorkbenchError
+from workbench.models.fingerprint import fingerprint
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.sweeps.sweep import sweep
@@ -78,6 +79,7 @@ class Detector(ABC):
             `fit`.
         model_name: The model it was fitted on; it can be used on no other. Empty before `fit`.
         weight_hash: Of that model.
+        fingerprint: Of that model, what it makes of a prompt included (`workbench.models.fingerprint`).
         calibration: What it was fitted on, for the record.
     """
 
@@ -90,7 +92,7 @@ class Detector(ABC):
             raise DetectorError(f"threshold must be 'kde' or a finite number; got {threshold!r}.")
         self.threshold_rule = threshold if threshold == "kde" else float(threshold)
         self.threshold, self.seed = float("nan"), seed
-        self.model_name, self.weight_hash = "", ""
+        self.model_name, self.weight_hash, self.fingerprint = "", "", ""
         self.calibration: dict[str, Any] = {}
 
     @abstractmethod
@@ -127,7 +129,7 @@ class Detector(ABC):
             seen = self.observe(model, parts.selection, choosing=True, progress=progress)
             self.choose(seen, unsafe_array(parts.selection))
         self._calibrate(self._score(model, parts.threshold), parts)
-        self.model_name, self.weight_hash = model.name, model.weight_hash
+        self.model_name, self.weight_hash, self.fingerprint = model.name, model.weight_hash, fingerprint(model)
         return self
 
     def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
@@ -183,6 +185,7 @@ class Detector(ABC):
             "name": self.name,
             "model": self.model_name,
             "weight_hash": self.weight_hash,
+            "fingerprint": self.fingerprint,
             "threshold": self.threshold,
             "threshold_rule": self.threshold_rule,
             "options": options,
@@ -213,6 +216,7 @@ class Detector(ABC):
                 setattr(detector, name, _as_tuples(learned[name]))
             detector.threshold = float(description["threshold"])
             detector.model_name, detector.weight_hash = str(description["model"]), str(description["weight_hash"])
+            detector.fingerprint = str(description["fingerprint"])
             detector.calibration = dict(description["calibration"])
         except (KeyError, TypeError, ValueError, WorkbenchError) as error:
             raise DetectorError(f"{path} does not describe a detector ({type(error).__name__}: {error}).") from error
@@ -278,6 +282,12 @@ class Detector(ABC):
                 f"This {type(self).__name__} was fitted on {self.model_name!r} (weights {self.weight_hash}) and cannot "
                 f"judge with {model.name!r} (weights {model.weight_hash}, {str(model.dtype).removeprefix('torch.')}): "
                 "its heads and its threshold mean nothing there. Fit one on this model."
+            )
+        if self.fingerprint and self.fingerprint != (now := fingerprint(model)):
+            raise DetectorError(
+                f"{model.name!r} has the weights that this {type(self).__name__} was fitted on, but reads prompts "
+                f"otherwise (fingerprint {now}, then {self.fingerprint}): its chat template, tokenizer, picture settings, "
+                "configuration or rotary tables are others. Load it as it was, or fit a detector on it as it is."
             )
 
 

@@ -114,6 +114,7 @@ class OneHeadDetector(Detector):
             self.choose(selection, unsafe_array(parts.selection))
         self._calibrate(self.values(rest), parts)
         self.model_name, self.weight_hash = str(run.attrs["model"]), str(run.attrs["weight_hash"])
+        self.fingerprint = str(run.attrs.get("fingerprint", ""))
         return self
 
     def stored_scores(self, run: RunLike) -> np.ndarray:

@@ -176,6 +176,7 @@ def _encoder(
     known = skipped(begun) if begun else {}
     left_out = {place: known[i] for place, i in enumerate(stored) if i in known}
     for start, stop in blocks(len(stored), begun.partition.block) if begun else ():
+        assert begun is not None
         finished = all(begun.done(start, unit) for unit in units)
         for place in (p for p in range(start, stop) if stored[p] not in {**by_id, **known}):
             left_out[place] = "" if finished else NOT_ASKED
