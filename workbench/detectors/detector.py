@@ -286,7 +286,7 @@ class Detector(ABC):
         if self.fingerprint and self.fingerprint != (now := fingerprint(model)):
             raise DetectorError(
                 f"{model.name!r} has the weights that this {type(self).__name__} was fitted on, but reads prompts "
-                f"otherwise (fingerprint {now}, then {self.fingerprint}): its chat template, tokenizer, picture settings, "
+                f"otherwise (fingerprint {now}, then {self.fingerprint}): its chat template, tokenizer, pictures, "
                 "configuration or rotary tables are others. Load it as it was, or fit a detector on it as it is."
             )
 

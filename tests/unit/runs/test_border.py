@@ -19,7 +19,9 @@ from PIL import Image
 from rich.console import Console
 
 import workbench as wb
-from tests.unit.runs.test_store import files, interrupt_after, same, seeded_model, small_blocks, swept, text_prompts
+from tests.builders.models import seeded, tiny
+from tests.builders.prompts import text_prompts
+from tests.unit.runs.test_store import files, interrupt_after, same, small_blocks, swept
 from workbench.errors import PromptError, RunError
 from workbench.models.fingerprint import fingerprint
 from workbench.models.masks import Mask
@@ -38,7 +40,7 @@ LITTLE = {"projections": ("query",), "keep_states": False}
 
 @pytest.fixture(scope="module")
 def model():
-    return seeded_model()
+    return tiny()
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +196,7 @@ def test_killed_at_the_very_first_write(model, tmp_path):
 def test_a_store_is_of_what_the_model_was_given(tmp_path, what):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 32, 3), dtype=np.uint8))
     prompts = [replace(p, image=picture) for p in text_prompts()]
-    out, model = tmp_path / "run.zarr", seeded_model()
+    out, model = tmp_path / "run.zarr", seeded()
     wb.sweep(model, prompts, out=out, progress=False, **LITTLE)
     before = fingerprint(model)
     if what == "template":
