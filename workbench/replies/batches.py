@@ -44,19 +44,16 @@ def generate_batch(
         raise WorkbenchError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
     mask = mask or Mask()
     encoded = [model.encode(prompt) for prompt in prompts]
-    pad = model.hf.generation_config.pad_token_id
-    if pad is None:
-        pad = model.tokenizer.pad_token_id or model.tokenizer.eos_token_id or 0
     replies = [""] * len(prompts)
     for batch in batches(encoded, rows):
         together = [encoded[i] for i in batch]
         start = mask.start(together[0]) if heads else 0
-        with torch.no_grad(), model.masked(heads, projection, mask, start), double_kept(model.dtype):
+        masked = model.masked(heads, projection, mask, start)
+        with torch.no_grad(), masked, model.plain_generation(), double_kept(model.dtype):
             out = model.hf.generate(
                 **join(together),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                pad_token_id=pad,
                 # A cache without sliding layers, so that a position keeps its index while decoding.
                 past_key_values=DynamicCache(),
                 **options,
