@@ -51,9 +51,9 @@ def build_bridge(model: Decoder, probes: Sequence[Encoded]) -> Any:
 def _unfit(model: Decoder, why: str) -> str:
     text = type(model.decoder).__name__
     return (
-        f"TransformerLens' bridge for {model.family.architecture} is not right for {model.name!r}, whose text model is "
-        f"{text}: {why}. So there is no run_with_hooks, run_with_cache or engine='naive' for it; engine='exact' and all "
-        "else work without the bridge."
+        f"TransformerLens' bridge for {model.family.architecture} is not right for {model.name!r}, whose text model "
+        f"is {text}: {why}. So there is no run_with_hooks, run_with_cache or engine='naive' for it; engine='exact' and "
+        "all else work without the bridge."
     )
 
 

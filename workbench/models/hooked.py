@@ -5,6 +5,7 @@ the familiar hook names and forces eager attention; the other tree keeps transfo
 sites at which heads are masked.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -21,6 +22,7 @@ from workbench.models.decoder import Decoder
 from workbench.models.encode import Encoded, encode
 from workbench.models.masks import Mask, published_queries
 from workbench.models.precision import double_kept
+from workbench.models.probes import probe_prompt
 from workbench.models.walk import BasePass, base_pass
 from workbench.prompts.prompt import Prompt
 
@@ -199,11 +201,19 @@ class HookedLVLM(Decoder):
 
     @cached_property
     def bridge(self) -> Any:
-        """The TransformerLens bridge over a second module tree on the same weights (its hook names, its cache)."""
+        """The TransformerLens bridge over a second module tree on the same weights (its hook names, its cache).
+
+        Raises:
+            ModelError: When TransformerLens has none for the architecture, or one that is not right for this model.
+        """
         from workbench.models.bridge import build_bridge
 
+        prompt = probe_prompt(self)
+        probes = [prompt]
+        if prompt.image is not None and not self.family.needs_image:
+            probes.append(dataclasses.replace(prompt, image=None))
         with self.lock:
-            return build_bridge(self)
+            return build_bridge(self, [self.encode(p) for p in probes])
 
     def run_with_cache(self, prompt: Prompt, **options: Any) -> tuple[Tensor, Any]:
         """TransformerLens' `run_with_cache`, image included: (logits `[1, pos, vocab]`, ActivationCache)."""
