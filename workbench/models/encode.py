@@ -1,5 +1,6 @@
 """From a `Prompt` to what the model reads: chat template, token ids, pixels, and where the picture's tokens lie."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,8 @@ def encode(model: Decoder, prompt: Prompt) -> Encoded:
     where = f"Prompt {prompt.id!r} on {model.name!r}"
     # Some processors write one token into the text and turn it into many of another.
     written = {placeholder[1] if placeholder else "", getattr(model.processor, "image_token", None) or ""} - {""}
-    if found := [token for token in written if token in prompt.text]:
+    said = (prompt.text, prompt.system, prompt.prefill, *(text for _, text in prompt.turns))
+    if found := [token for token in written if any(token in text for text in said)]:
         raise PromptError(
             f"{where}: the text holds the image placeholder {found[0]!r}, but placeholders without pixels mean "
             "nothing. Take it out of the text and give the picture as `image=`; the chat template places it."
@@ -155,51 +157,47 @@ def _lay_out(model: Decoder, encoded: Encoded, picture: Any) -> None:
 
 
 def _readable(prompt: Prompt, where: str) -> Any:
-    if prompt.image is None:
-        return None
     try:
-        prompt.image.load()
-        return prompt.image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PromptError(
-            f"{where}: its image cannot be read ({error}). Open it in a viewer, or leave this prompt out."
-        ) from error
+        return None if prompt.image is None else prompt.image.copy()  # a stored picture is decoded here
+    except PromptError as error:
+        raise PromptError(f"{where}: {error}. Open it in a viewer, or leave this prompt out.") from error
 
 
 def _chat(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
     """The prompt through a chat template."""
-    if model.processor is None:
-        content: Any = prompt.text
-        templated: Any = model.tokenizer
-    else:
-        pictures = [{"type": "image", "image": image}] if image is not None else []
-        words = [{"type": "text", "text": prompt.text}] if prompt.text else []
-        content = pictures + words
-        templated = model.processor
+    templated: Any = model.tokenizer if model.processor is None else model.processor
+    messages = _messages(prompt, image, plain=model.processor is None)
     own = getattr(templated, "chat_template", None) if model.template == "chat" else None
-    # A template is passed only when it is not the own: processors may keep several under names of their own.
-    fallback: dict[str, Any] = {}
-    if not own:
-        chat = getattr(model.tokenizer, "chat_template", None) or model.family.chat_template
-        fallback["chat_template"] = chat if model.template == "chat" else model.template
-        if fallback["chat_template"] is None:
-            raise ModelError(
-                f"{where}: neither its processor nor its tokenizer has a chat template, and family "
-                f"{model.family.name!r} has no default. Set model.tokenizer.chat_template to the one it was trained "
-                "with, or load the model with template='raw' for text without one, or with a template of your own."
-            )
+    chat = own or getattr(model.tokenizer, "chat_template", None) or model.family.chat_template
+    template = chat if model.template == "chat" else model.template
+    if template is None:
+        raise ModelError(
+            f"{where}: neither its processor nor its tokenizer has a chat template, and family "
+            f"{model.family.name!r} has no default. Set model.tokenizer.chat_template to the one it was trained with, "
+            "or load the model with template='raw' for text without one, or with a template of your own."
+        )
+    # The template is passed only when it is not the own: processors may keep several under names of their own.
+    fallback = {} if own else {"chat_template": template}
+    template = template["default"] if isinstance(template, dict) else template
+    if prompt.system or prompt.turns:
+        _check_roles(model, templated, messages, template, where)
+    if prompt.prefill:
+        # What the reply begins with stands right behind the generation prompt, whatever a template makes of replies.
+        fallback = {"chat_template": template.removesuffix("\n") + _literal(prompt.prefill)}
     asked = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    messages = [{"role": "user", "content": content}]
-    return _encoded(model, where, image, templated.apply_chat_template, messages, **asked, **fallback)
+    return dict(_taken(model, where, image, templated.apply_chat_template, messages, **asked, **fallback))
 
 
 def _raw(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
     """The prompt without a template, the image's placeholder first."""
+    if prompt.system or prompt.turns:
+        raise PromptError(f"{where}: raw text has no roles, so no system text or turns. Load it with template='chat'.")
+    text = prompt.text + prompt.prefill
     if model.processor is None:
-        return _encoded(model, where, None, model.tokenizer, prompt.text, return_tensors="pt")
-    text = (_written_for_image(model) if image is not None else "") + prompt.text
+        return dict(_taken(model, where, None, model.tokenizer, text, return_tensors="pt"))
+    shown = _written_for_image(model) if image is not None else ""
     pictures = {"images": [image]} if image is not None else {}
-    return _encoded(model, where, image, model.processor, text=text, return_tensors="pt", **pictures)
+    return dict(_taken(model, where, image, model.processor, text=shown + text, return_tensors="pt", **pictures))
 
 
 def _written_for_image(model: Decoder) -> str:
@@ -218,14 +216,48 @@ def _written_for_image(model: Decoder) -> str:
     return getattr(model.processor, "boi_token", None) or getattr(model.processor, "image_token", None) or "<image>"
 
 
-def _encoded(model: Decoder, where: str, image: Any, call: Any, *values: Any, **options: Any) -> dict[str, Any]:
+def _taken(model: Decoder, where: str, image: Any, call: Any, *values: Any, **options: Any) -> Any:
     """What a tokenizer or processor makes of a prompt; what it raises becomes ours, and names the prompt."""
     try:
         with model.lock, bounded_templates():
-            return dict(call(*values, **options))
+            return call(*values, **options)
     except Exception as error:  # whatever a template or a processor raises on a strange prompt
-        size = f", a picture of {image.width} x {image.height} pixels," if image is not None else ""
+        size = f", with its picture of {image.width} x {image.height} pixels" if image is not None else ""
         raise PromptError(
             f"{where}: its template or processor could not encode it{size} ({type(error).__name__}: {error}). "
             "Leave this prompt out, or load the model with another template."
         ) from error
+
+
+def _messages(prompt: Prompt, image: Any, *, plain: bool) -> list[dict[str, Any]]:
+    """The conversation as a chat template takes it; `plain` where it takes texts and no lists of parts."""
+    said = [("system", prompt.system), *prompt.turns] if prompt.system else list(prompt.turns)
+    contents: list[Any] = [text if plain else [{"type": "text", "text": text}] for _, text in said]
+    pictures = [{"type": "image", "image": image}] if image is not None else []
+    words = [{"type": "text", "text": prompt.text}] if prompt.text else []
+    roles = [*(role for role, _ in said), "user"]
+    contents.append(prompt.text if plain else pictures + words)
+    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+
+
+def _check_roles(model: Decoder, templated: Any, messages: list[dict[str, Any]], template: str, where: str) -> None:
+    """Refuse a chat template that leaves out what was said before, or writes every role as a user's."""
+
+    def written(messages: list[dict[str, Any]]) -> str:
+        asked = {"tokenize": False, "add_generation_prompt": True, "chat_template": template}
+        return _taken(model, where, None, templated.apply_chat_template, messages, **asked)
+
+    whole = written(messages)
+    for place, message in enumerate(messages[:-1]):
+        text = message["content"] if isinstance(message["content"], str) else message["content"][0]["text"]
+        as_user = [*messages[:place], message | {"role": "user"}, *messages[place + 1 :]]
+        if text.strip() not in whole or (message["role"] != "user" and written(as_user) == whole):
+            raise ModelError(
+                f"{where}: the chat template {'leaves out' if text.strip() not in whole else 'has no words for'} what "
+                f"the {message['role']} said before. Load the model with a template that takes it, or leave it out."
+            )
+
+
+def _literal(text: str) -> str:
+    """A text as a Jinja expression that gives it back."""
+    return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"

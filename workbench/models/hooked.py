@@ -23,7 +23,7 @@ from workbench.models.encode import Encoded, encode
 from workbench.models.masks import Mask, published_queries
 from workbench.models.precision import double_kept
 from workbench.models.probes import probe_prompt
-from workbench.models.walk import BasePass, base_pass
+from workbench.models.walk import BasePass, base_pass, join
 from workbench.prompts.prompt import Prompt
 
 
@@ -142,7 +142,7 @@ class HookedLVLM(Decoder):
     @torch.no_grad()
     def generated(
         self,
-        prompt: Prompt,
+        asked: Prompt | Sequence[Encoded],
         *,
         max_new_tokens: int = 32,
         heads: Sequence[tuple[int, int]] = (),
@@ -150,8 +150,11 @@ class HookedLVLM(Decoder):
         mask: Mask | None = None,
         **options: Any,
     ) -> Any:
-        """What `generate` decodes: transformers' output record, with `sequences` and our `n_prompt_tokens`."""
-        encoded, mask = self.encode(prompt), mask or Mask()
+        """What `generate` decodes: transformers' output record, with `sequences` and our `n_prompt_tokens`.
+
+        `asked` may be encoded prompts that can share a batch; then there is a sequence for each of them.
+        """
+        batch, mask = [self.encode(asked)] if isinstance(asked, Prompt) else list(asked), mask or Mask()
         # A cache without sliding layers, so that a position keeps its index while decoding.
         options = {
             "do_sample": False,
@@ -159,10 +162,10 @@ class HookedLVLM(Decoder):
             "return_dict_in_generate": True,
             **options,
         }
-        masked = self.masked(heads, projection, mask, mask.start(encoded) if heads else 0)
+        masked = self.masked(heads, projection, mask, mask.start(batch[0]) if heads else 0)
         with masked, self.plain_generation(), double_kept(self.dtype):
-            out = self.hf.generate(**encoded.model_inputs, max_new_tokens=max_new_tokens, **options)
-        out.n_prompt_tokens = encoded.n_tokens
+            out = self.hf.generate(**join(batch), max_new_tokens=max_new_tokens, **options)
+        out.n_prompt_tokens = batch[0].n_tokens
         return out
 
     @contextmanager

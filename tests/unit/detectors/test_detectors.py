@@ -211,13 +211,13 @@ def test_stored_detectors_that_cannot_be_used(one_head, tmp_path):
     with pytest.raises(DetectorError, match="no stored detector"):
         OneHeadDetector.load(tmp_path / "nothing")
     path = one_head.save(tmp_path / "detector")
-    with pytest.raises(DetectorError, match="holds a 'one head' detector"):
+    with pytest.raises(DetectorError, match="holds a 'one-head' detector"):
         SAHsDetector.load(path)
     whole = json.loads((path / "detector.json").read_text())
     broken = {
         "{": "damaged",
         json.dumps({**whole, "format": "2"}): "format '2'",
-        json.dumps({**whole, "settings": {}}): "head",
+        json.dumps({**whole, "learned": {}}): "head",
     }
     for text, message in broken.items():
         (path / "detector.json").write_text(text)
@@ -258,7 +258,10 @@ def test_calibration_sets_that_prove_nothing():
 def test_prompts_that_are_all_the_same_to_the_model_set_no_threshold():
     one = split("test")[0]
     same = [
-        replace(one, id=f"{i}", label=("safe", "unsafe")[i % 2], split="", pair_id="", image=None) for i in range(24)
+        replace(
+            one, id=f"{i}", text=f"how unheard{i}", label=("safe", "unsafe")[i % 2], split="", pair_id="", image=None
+        )
+        for i in range(24)  # to its tokenizer all of them are "how <unk>"
     ]
     with pytest.raises(WorkbenchError, match=r"values are all|All \d+ unsafe and \d+ safe values are"):
         OneHeadDetector(head=(3, 1)).fit(model(), same)
