@@ -47,6 +47,9 @@ ModelName = Annotated[
     str,
     typer.Option("--model", "-m", help="pocket, pocket-base, planted, planted-pair; a checkpoint directory; a Hub id."),
 ]
+Template = Annotated[
+    str, typer.Option(help="chat (the model's own), raw (no template), a Jinja template, or a file with one.")
+]
 PromptsName = Annotated[
     str, typer.Option("--prompts", "-p", help="pocket or planted, or a .jsonl, .csv or .parquet file.")
 ]
@@ -151,6 +154,7 @@ def sweep(
     ] = "raise",
     split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    template: Template = "chat",
     dtype: Dtype = "float32",
     device: Device = None,
     device_map: Annotated[
@@ -221,11 +225,12 @@ def check(
     tiny: Annotated[bool, typer.Option("--tiny", help="A random model from a small configuration; offline.")] = False,
     dtype: Dtype = "",
     device: Device = None,
+    template: Template = "chat",
 ) -> None:
     """Prove that masks act on a model as they should; status 1 if it does not conform."""
     from workbench.cli.models import check_model
 
-    raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, console=console))
+    raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, template=template, console=console))
 
 
 @app.command(cls=Registered)
@@ -245,6 +250,7 @@ def compare(
         Any, _listed("Of exact, phrases and ships-2025, one or two; two print their agreement.")
     ] = "exact",
     out: Table = None,
+    template: Template = "chat",
     seed: Seed = 0,
 ) -> None:
     """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds."""
@@ -265,6 +271,7 @@ def detect(
     rule: Annotated[str, typer.Option(help="How the head is chosen: {rules}.")] = "selectivity",
     k: Annotated[int, typer.Option(help="Candidate heads, one of which is drawn.")] = 1,
     save: Annotated[Path | None, typer.Option(help="Store the fitted detector in this folder.")] = None,
+    template: Template = "chat",
     seed: Seed = 0,
 ) -> None:
     """Test a detector by family and category, with graded scores."""
@@ -281,6 +288,7 @@ def generate(
     model: ModelName = "pocket",
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
+    template: Template = "chat",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
     on_error: Annotated[Literal["raise", "refuse"], typer.Option(help="When detection itself fails.")] = "raise",
     show_unguarded: Annotated[bool, typer.Option("--show-unguarded", help="The plain reply beside it.")] = False,

@@ -43,6 +43,7 @@ def compare_command(
     judges: Sequence[str] = ("exact",),
     bootstrap: int = 1000,
     out: Path | None = None,
+    template: str = "chat",
     seed: int = 0,
 ) -> Breakdown:
     """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does.
@@ -55,7 +56,7 @@ def compare_command(
         raise DetectorError(f"The breakdown can be written as {', '.join(WRITERS)}; got {out.name!r}.")
     found = compare(
         open_run(run),
-        None if model is None else load_model(model),
+        None if model is None else load_model(model, template=template),
         prompts=None if prompts is None else load_prompts(prompts),
         criteria=criteria,
         rules=rules,
@@ -98,6 +99,7 @@ def detect_command(
     k: int = 1,
     bootstrap: int = 1000,
     save: Path | None = None,
+    template: str = "chat",
     seed: int = 0,
 ) -> pd.DataFrame:
     """Test a detector by family and category, with graded scores.
@@ -112,7 +114,7 @@ def detect_command(
     if source in DETECTORS or (Path(source) / DESCRIPTION).is_file():
         if model is None or prompts is None:
             raise DetectorError("A detector that is no stored run is tested on prompts: give --model and --prompts.")
-        loaded, given = load_model(model), load_prompts(prompts, seed=seed)
+        loaded, given = load_model(model, template=template), load_prompts(prompts, seed=seed)
         if source in DETECTORS:
             if not any(p.split for p in given):
                 given = PromptSet(p for part in split_prompts(given, seed=seed).values() for p in part)
@@ -151,6 +153,7 @@ def generate_command(
     model: str,
     image: Path | None = None,
     guard: str | None = None,
+    template: str = "chat",
     max_new_tokens: int = 32,
     on_error: Literal["raise", "refuse"] = "raise",
     show_unguarded: bool = False,
@@ -162,7 +165,7 @@ def generate_command(
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
 
     reply = generate(
-        load_model(model),
+        load_model(model, template=template),
         prompt,
         guard=None if guard is None else load_detector(guard),
         max_new_tokens=max_new_tokens,

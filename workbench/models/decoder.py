@@ -75,6 +75,8 @@ class Decoder:
     might set, holds `lock` meanwhile.
     """
 
+    template = "chat"
+
     def __init__(
         self,
         hf: Any,
