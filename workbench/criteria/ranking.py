@@ -1,8 +1,12 @@
 """From statistics of heads to the heads that are worth a look: the rules, applied to score tables and to arrays."""
 
+from typing import Annotated
+
 import numpy as np
 import pandas as pd
 
+from workbench.checking import Finite, checked
+from workbench.criteria.arguments import HowMany, Seed
 from workbench.criteria.controls import control_heads
 from workbench.criteria.registry import TRAINED, Criterion, get_criterion, get_rule, list_criteria, list_rules
 from workbench.criteria.rules import SAFE_PERCENTILE, percentile_ranks
@@ -13,15 +17,16 @@ from workbench.errors import CriterionError
 TOP_COLUMNS = ("criterion", "rule", "projection", "layer", "head", "value")
 
 
+@checked
 def top_heads(
     scores: pd.DataFrame,
     *,
     criterion: str,
     rule: str,
     projection: str | None = None,
-    k: int = 5,
-    seed: int = 0,
-    percentile: float = SAFE_PERCENTILE,
+    k: HowMany = 5,
+    seed: Seed = 0,
+    percentile: Annotated[float, Finite(0, 100)] = SAFE_PERCENTILE,
 ) -> pd.DataFrame:
     """The k heads that a rule puts first under a criterion.
 
@@ -59,8 +64,6 @@ def top_heads(
             f"Rule {rule!r} has no meaning for criterion {criterion!r}, which is {record.kind}. "
             f"Rules for {criterion}: {', '.join(record.rules)}. Criteria with {rule}: {others}."
         )
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise CriterionError(f"k is the number of heads to pick, 1 or more; got {k!r}.")
     rows, projection = scored_rows(scores, record, projection)
     if how.is_control:
         anchors = ranked(rows, record, anchor_rule(record), percentile=percentile)

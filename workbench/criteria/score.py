@@ -1,18 +1,17 @@
 """`score`: every head under every criterion, as one tidy table."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.checking import checked
 from workbench.criteria import statistics
+from workbench.criteria.arguments import Names, Resamples, Run, Seed
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
 from workbench.runs.pairs import unit_names
 from workbench.runs.reading import (
-    RunLike,
     as_run,
     check_run,
     one_readout,
@@ -25,13 +24,14 @@ STATISTICS = ("unsafe", "safe", "difference", "auroc", "effect_size", "ci_low", 
 SCORE_COLUMNS = ("criterion", "projection", "layer", "head", *STATISTICS)
 
 
+@checked
 def score(
-    run: RunLike,
-    criteria: Sequence[str] | str = ("deflection", "ships", "probe"),
+    run: Run,
+    criteria: Names = ("deflection", "ships", "probe"),
     *,
-    bootstrap: int = 1000,
-    permutations: int | None = None,
-    seed: int = 0,
+    bootstrap: Resamples = 1000,
+    permutations: Resamples | None = None,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """Score every head of a run under each criterion.
 
@@ -82,7 +82,7 @@ def score(
         (3, 1)
     """  # noqa: E501
     run = as_run(run)
-    chosen = _chosen(run, criteria)
+    chosen = _chosen(run, tuple(criteria))
     run = one_readout(run)
     part, split = selection_part(run)
     unsafe = unsafe_mask(part)
@@ -110,11 +110,10 @@ def score(
     return scores
 
 
-def _chosen(run: xr.Dataset, criteria: Sequence[str] | str) -> list[Criterion]:
+def _chosen(run: xr.Dataset, names: tuple[str, ...]) -> list[Criterion]:
     check_run(run)
-    if isinstance(criteria, str) and criteria == "all":
+    if names == ("all",):
         return [c for c in list_criteria() if all(name in run.data_vars for name in c.needs)]
-    names = [criteria] if isinstance(criteria, str) else list(dict.fromkeys(criteria))
     if not names:
         raise CriterionError(f"No criterion was named. Those that exist: {', '.join(c.name for c in list_criteria())}.")
     chosen = [get_criterion(name) for name in names]
