@@ -8,13 +8,14 @@ import pandas as pd
 from workbench.checking import Finite, checked
 from workbench.criteria.arguments import HowMany, Seed
 from workbench.criteria.controls import control_heads
+from workbench.criteria.redraws import stability
 from workbench.criteria.registry import TRAINED, Criterion, get_criterion, get_rule, list_criteria, list_rules
 from workbench.criteria.rules import SAFE_PERCENTILE, percentile_ranks
 from workbench.criteria.score import SCORE_COLUMNS
 from workbench.criteria.values import safe_levels
 from workbench.errors import CriterionError
 
-TOP_COLUMNS = ("criterion", "rule", "projection", "layer", "head", "value")
+TOP_COLUMNS = ("criterion", "rule", "projection", "layer", "head", "value", "stability")
 
 
 @checked
@@ -41,8 +42,13 @@ def top_heads(
         percentile: Of safe values, the bound of `selectivity` (and so of the controls matched to it).
 
     Returns:
-        `k` rows, best first: criterion, rule, projection, layer, head, value. A control's `value` is what selectivity
-        would rank it by (accuracy, for a probe). Ties go to the lower layer, then the lower head.
+        `k` rows, best first: criterion, rule, projection, layer, head, value, stability. A control's `value` is what
+        selectivity would rank it by (accuracy, for a probe). Ties go to the lower layer, then the lower head.
+        `stability` is the share of redraws of the prompts, 0-1, in which the head is among the first k: up to 200
+        (see `bootstrap` of `wb.score`), with replacement within each class, pairs and repeated content kept together,
+        the bound on safe values drawn again too. NaN where it cannot be said: for criteria that are no value a prompt
+        (`head_stability` trains and computes those anew), for controls, without redraws, for runs of some heads only,
+        and for a table that was read from a file or changed since it was scored.
 
     Raises:
         CriterionError: If the pair has no meaning, the table lacks the criterion or projection, or the rule keeps fewer
@@ -65,6 +71,7 @@ def top_heads(
             f"Rules for {criterion}: {', '.join(record.rules)}. Criteria with {rule}: {others}."
         )
     rows, projection = scored_rows(scores, record, projection)
+    rows["stability"] = stability(scores, rows, how, k=k, percentile=percentile)
     if how.is_control:
         anchors = ranked(rows, record, anchor_rule(record), percentile=percentile)
         picked = control_heads(rows, record, rule, k=k, seed=seed, pick=anchors.head)
