@@ -136,7 +136,10 @@ def detect_command(
         tested = stored.isel(prompt=in_split(stored, "test").nonzero()[0])
         detector, asked, scores = one_head, stand_ins(tested), one_head.stored_scores(tested)
         console.print(f"Splits: {splits}.", style="dim")
-        console.print(left_out_table(leave_one_family_out(stored, **chosen, bootstrap=bootstrap, seed=seed)))
+        without = leave_one_family_out(stored, **chosen, bootstrap=bootstrap, seed=seed)
+        console.print(left_out_table(without))
+        for why in without.attrs["left_out"]:
+            console.print(why, style="dim", markup=False, highlight=False)
     console.print(str(detector), markup=False, highlight=False)
     measures = score_measures(scores, asked, detector.threshold, bootstrap=bootstrap, seed=seed)
     console.print(measures_table(measures))
