@@ -13,6 +13,7 @@ from rich.text import Text
 
 from workbench import __version__
 from workbench.errors import RunError, WorkbenchError
+from workbench.plain import plain
 from workbench.sweeps.process import settle_process
 
 app = typer.Typer(
@@ -279,7 +280,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except WorkbenchError as error:
-        errors.print(Text("Error: ", "red") + Text(str(error), ""), soft_wrap=True)
+        errors.print(Text("Error: ", "red") + Text(plain(error, keep="\n"), ""), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Stopped.", highlight=False)

@@ -9,16 +9,15 @@ from pathlib import Path
 from rich.console import Console
 
 from workbench.errors import CriterionError, WorkbenchError
-
-_WRITERS = {".csv": "to_csv", ".parquet": "to_parquet", ".json": "to_json"}
+from workbench.plain import check_writable, plain, write_table
 
 
 def score_command(
     console: Console, run: str, *, criteria: Sequence[str], rule: str, top: int, out: Path | None, seed: int
 ) -> None:
     """Print the first heads of each criterion and projection under a rule; write the whole table where asked."""
-    if out is not None and out.suffix not in _WRITERS:
-        raise WorkbenchError(f"The table can be written as {', '.join(_WRITERS)}; got {out.name!r}.")
+    if out is not None:
+        check_writable(out)
     from workbench.runs.opening import open_run
 
     stored = open_run(run)  # before anything heavier is imported: a wrong path is said at once
@@ -38,11 +37,9 @@ def score_command(
         raise CriterionError(" ".join(left_out))
     console.print(top_heads_table(pd.concat(tops), title=f"First {top} heads by {rule}"))
     for why in left_out:
-        console.print(f"Left out: {why}", style="dim", markup=False, highlight=False)
+        console.print(f"Left out: {plain(why)}", style="dim", markup=False, highlight=False)
     if out is not None:
-        write = getattr(scores, _WRITERS[out.suffix])
-        write(out, orient="records") if out.suffix == ".json" else write(out, index=False)
-        console.print(f"{len(scores)} rows written to {out}", markup=False, highlight=False)
+        console.print(f"{len(scores)} rows written to {write_table(scores, out)}", markup=False, highlight=False)
 
 
 def figures_command(console: Console, run: str, *, out: Path, formats: Sequence[str]) -> None:

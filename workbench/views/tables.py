@@ -1,12 +1,26 @@
 """Score tables as text: the top heads for a terminal (rich) and for a notebook (HTML, everything escaped)."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.markup import escape
+from rich import box, markup
 from rich.table import Table
 
+from workbench.plain import plain
 from workbench.views import theme
+
+_LOOK: dict[str, Any] = {
+    "title_justify": "left",
+    "title_style": "bold",
+    "header_style": "",
+    "box": box.SIMPLE_HEAD,
+}
+
+
+def escape(text: object) -> str:
+    """Words of others for a rich table: no markup, no control characters."""
+    return markup.escape(plain(text, keep="\n"))
 
 
 def top_heads_table(tops: pd.DataFrame, *, title: str = "Top heads") -> Table:
@@ -16,7 +30,12 @@ def top_heads_table(tops: pd.DataFrame, *, title: str = "Top heads") -> Table:
         tops: Columns `criterion, rule, projection, layer, head, value`, best first within each group.
     """
     table = Table(
-        title=title, title_justify="left", title_style="bold", header_style="", box=box.SIMPLE_HEAD, pad_edge=False
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        header_style="",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("", justify="right", style="dim")
     groups = list(tops.groupby(["criterion", "projection", "rule"], sort=False))
@@ -39,21 +58,20 @@ def _cell(group: pd.DataFrame, rank: int) -> str:
 
 def frame_table(frame: pd.DataFrame, *, title: str = "") -> Table:
     """Any small data frame as a rich table: numbers right-aligned to three digits, NaN as a dash, text escaped."""
-    table = Table(
-        title=escape(title) or None, title_justify="left", title_style="bold", header_style="", box=box.SIMPLE_HEAD
-    )
+    table = Table(title=escape(title) or None, **_LOOK)
     numeric = {c for c in frame.columns if pd.api.types.is_float_dtype(frame[c])}
     for column in frame.columns:
-        table.add_column(escape(str(column)), justify="right" if column in numeric else "left")
+        table.add_column(escape(column), justify="right" if column in numeric else "left")
     for row in frame.itertuples(index=False):
-        cells = (number(v) if c in numeric else escape(str(v)) for c, v in zip(frame.columns, row, strict=True))
+        cells = (number(v) if c in numeric else escape(v) for c, v in zip(frame.columns, row, strict=True))
         table.add_row(*cells)
     return table
 
 
 def html_table(frame: pd.DataFrame) -> str:
     """A small data frame as an HTML table for a notebook; every cell and column name is escaped."""
-    shown = frame.map(lambda value: number(float(value)) if isinstance(value, float | np.floating) else str(value))
+    shown = frame.map(lambda value: number(float(value)) if isinstance(value, float | np.floating) else plain(value))
+    shown = shown.rename(columns=plain)
     with pd.option_context("display.max_colwidth", None):
         return shown.to_html(index=False, border=0, classes="wb-table", escape=True)
 

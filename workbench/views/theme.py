@@ -6,6 +6,7 @@ import pandas as pd
 
 from workbench.axes import head_name
 from workbench.criteria.registry import Criterion, list_criteria
+from workbench.plain import plain
 
 COLUMN_INCHES = 3.3
 DOUBLE_INCHES = 6.9
@@ -47,7 +48,7 @@ def record(criterion: str) -> Criterion | None:
 def title(criterion: str) -> str:
     """The criterion in words, as its record has them; one that is not registered is shown under its own name."""
     known = record(criterion)
-    return known.label if known else criterion.replace("_", " ").capitalize()
+    return known.label if known else plain(criterion).replace("_", " ").capitalize()
 
 
 def short_title(criterion: str) -> str:
@@ -68,7 +69,7 @@ def axis(criterion: str) -> str:
 
 def projection_words(projection: str) -> str:
     """`query masked`, `value masked`, or nothing for a criterion that masks no head."""
-    return "" if projection == "none" else f"{projection} masked"
+    return "" if projection == "none" else f"{plain(projection)} masked"
 
 
 def heading(criterion: str, projection: str) -> str:

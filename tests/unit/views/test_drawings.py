@@ -222,3 +222,35 @@ def test_words_and_replies_are_escaped():
     for piece in pieces:
         assert "&lt;img" in piece
         assert "<img" not in piece
+
+
+ACTING = "[red]x[/red] <b>y</b> $z^2$ \x1b[31m \u202e {1} %{x}"
+
+
+def test_words_of_others_are_shown_as_they_are_by_every_back_end(run, scores):
+    families = run.assign_coords(family=("prompt", [ACTING] * run.sizes["prompt"]))
+    renamed = scores[scores["criterion"] == "deflection"].assign(criterion=ACTING)
+    # plotly: some HTML, TeX between dollars, and its own templates
+    heat = screen.heatmap(renamed, ACTING, "query")
+    values = screen.distributions(families, "deflection", "query", head=PLANTED, by="family")
+    for words in (heat.layout.title.text, values.layout.yaxis.ticktext[0]):
+        assert "&lt;b&gt;" in words
+        assert "$" not in words
+        assert "\x1b" not in words
+    # the explorer
+    table = charts.prompt_table(families, "deflection", "query", head=PLANTED)
+    drawn = drawings.distribution(charts.distribution(table, axis=ACTING, by="family"))
+    assert "&lt;b&gt;y&lt;/b&gt; $z^2$ \\x1b[31m \\u202e" in drawn
+    assert not {"\x1b", "\u202e"} & set(drawn + markup.prompt_text(ACTING, label="safe", tags=[ACTING]))
+    # the terminal, and a notebook's table
+    out = Console(file=StringIO(), width=200)
+    out.print(tables.frame_table(pd.DataFrame({ACTING: [ACTING]}), title=ACTING))
+    assert out.file.getvalue().count("[red]x[/red] <b>y</b> $z^2$ \\x1b[31m") == 3
+    assert "\x1b" not in tables.html_table(pd.DataFrame({ACTING: [ACTING]}))
+
+
+def test_an_id_with_odd_characters_is_still_the_key_that_a_click_sends():
+    table = pd.DataFrame({"prompt": ["a\x1b<b"], "value": [1.0], "label": ["safe"], "family": [""]})
+    drawn = drawings.distribution(charts.distribution(table, axis="A"))
+    assert 'data-key="a\x1b&lt;b"' in drawn
+    assert "a\\x1b&lt;b: 1" in drawn

@@ -3,9 +3,9 @@
 Marks that can be clicked carry `data-key`, marks that say something under the pointer `data-tip`.
 """
 
+import html
 import itertools
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from workbench.axes import head_name
 from workbench.views import charts, theme
 from workbench.views.charts import Head
+from workbench.views.explorer.markup import escape
 
 Place = Callable[[float], float]  # from a value to where it lies across the drawing, pixels
 
@@ -28,11 +29,14 @@ _HATCH = (
 
 
 def _tag(name: str, inside: str = "", **attributes: Any) -> str:
-    """One element: numbers to two decimals, `_` in a name is `-`, every value escaped; `inside` is markup already."""
-    written = "".join(
-        f' {key.replace("_", "-")}="{f"{value:.2f}" if isinstance(value, float) else escape(str(value))}"'
-        for key, value in attributes.items()
-    )
+    """One element: numbers to two decimals, `_` in a name is `-`, values are escaped; `inside` is markup already.
+
+    A key goes back to Python, and keeps every character.
+    """
+    written = ""
+    for key, value in attributes.items():
+        words = html.escape(str(value)) if key == "data_key" else escape(value)
+        written += f' {key.replace("_", "-")}="{f"{value:.2f}" if isinstance(value, float) else words}"'
     return f"<{name}{written}>{inside}</{name}>"
 
 

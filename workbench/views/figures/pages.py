@@ -25,6 +25,7 @@ RC = {
     "legend.frameon": False,
     "hatch.linewidth": 0.4,
     "figure.dpi": 100,
+    "text.parse_math": False,  # names of criteria, families and models are shown as they are
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # TrueType: embedded, and editable in a vector program
     "svg.fonttype": "path",  # the letters themselves, so that a missing font changes nothing

@@ -3,6 +3,8 @@
 The same run and the same library versions give the same bytes: no dates, no random ids, fonts included.
 """
 
+import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,21 +80,32 @@ def save_figures(
     table = _checked_scores(run, scores)
     written, sections = [], []
     with pages.house_style():
+        names: set[str] = set()
         for page in _pages(run, table):
+            name = _file_name(page.name, names)
             for _ in range(3):  # what a colour bar needs is known after the first time, and settles by the third
                 page.figure.draw_without_rendering()
             page.figure.set_layout_engine("none")  # laid out once, so that every format has the same places
-            files = [folder / f"{page.name}.{suffix}" for suffix in formats]
+            files = [folder / f"{name}.{suffix}" for suffix in formats]
             for file in files:
                 _write(page.figure, file)
             written += files
-            sections.append(f"## {page.name}\n\n{page.caption}\n")
+            sections.append(f"## {name}\n\n{page.caption}\n")
     sidecar = folder / _SIDECAR
     made = "\n".join(captions.provenance(run))
     sidecar.write_text(
         "\n".join(["# Figures\n", *sections, "## Where they come from\n", made, "", captions.rebuild(run, folder), ""])
     )
     return [*written, sidecar]
+
+
+def _file_name(name: str, taken: set[str]) -> str:
+    """A name that stays in its folder on every system, and that no other figure has; criteria are named by others."""
+    safe = re.sub(r"[^\w-]+", "-", name, flags=re.ASCII)[:80].strip("-")
+    ends = itertools.chain([""], (f"_{i}" for i in itertools.count(2)))
+    free = next(safe + end for end in ends if safe + end not in taken)
+    taken.add(free)
+    return free
 
 
 def _checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
@@ -151,7 +164,8 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
         where: dict[str, Any] = {"criterion": criterion, "projection": projection}
         over = captions.over(run, scores, projection)
         name = criterion if projection == "none" else f"{criterion}_{projection}"
-        heading, heads = theme.heading(criterion, projection), captions.picked(kept, scores, **where)
+        heading = captions.literal(theme.heading(criterion, projection))
+        heads = captions.picked(kept, scores, **where)
         yield _Page(
             f"maps_{name}",
             pages.safe_and_unsafe(scores, **where, picks=kept),
@@ -172,9 +186,10 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
         yield _Page(
             "query_against_value",
             pages.query_against_value(scores, criterion=first, picks=chosen[first, "query"]),
-            f"**Masking the query against masking the value**: {theme.title(first).lower()} in {unit}, two points a "
-            "head (mean over safe and over unsafe prompts); on the grey line both do the same. Named, at their unsafe "
-            f"mean: the heads that selectivity picks with the query masked. {captions.over(run, scores)}",
+            f"**Masking the query against masking the value**: {captions.literal(theme.title(first).lower())} in "
+            f"{unit}, two points a head (mean over safe and over unsafe prompts); on the grey line both do the same. "
+            "Named, at their unsafe mean: the heads that selectivity picks with the query masked. "
+            f"{captions.over(run, scores)}",
         )
     criteria = list(dict.fromkeys(scores["criterion"]))
     for projection in [p for p in dict.fromkeys(scores["projection"]) if p != "none"]:

@@ -1,5 +1,6 @@
 """Figures for notebooks: each function turns a score table or a run into a plotly `Figure`; nothing displays itself."""
 
+import html
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.axes import head_name
+from workbench.plain import plain
 from workbench.views import charts, theme
 from workbench.views.charts import Head
 
@@ -17,6 +19,11 @@ _FONT = {
     "color": theme.INK,
 }
 _AXIS = {"gridcolor": "#E6E6E6", "zeroline": False}
+
+
+def literal(text: object) -> str:
+    """Words of others for plotly, which reads some HTML, and TeX between dollars."""
+    return html.escape(plain(text)).replace("$", "&#36;")
 
 
 def _figure(**changes: object) -> go.Figure:
@@ -74,11 +81,11 @@ def heatmap(
         "outlinewidth": 0,
         "xpad": 4,
         "tickfont": {"size": 10},
-        "title": {"text": chart.unit, "side": "right"},
+        "title": {"text": literal(chart.unit), "side": "right"},
         "tickvals": along(np.array(scale.ticks)).tolist(),
         "ticktext": [charts.tick_label(tick) for tick in scale.ticks],
     }
-    figure = _figure(title={"text": chart.title, "font": {"size": 13}}, height=380, width=440)
+    figure = _figure(title={"text": literal(chart.title), "font": {"size": 13}}, height=380, width=440)
     figure.add_heatmap(
         z=_json(along(cells)),
         customdata=_json(cells),
@@ -156,8 +163,8 @@ def selectivity(scores: pd.DataFrame, criterion: str, projection: str, *, select
         log = {"type": "log", "tickvals": chart.limits.ticks}
         figure.update_xaxes(**log).update_yaxes(**log)
         ends = np.log10(ends).tolist()
-    figure.update_xaxes(title=chart.words[0], range=ends, **_AXIS)
-    figure.update_yaxes(title=chart.words[1], range=ends, **_AXIS)
+    figure.update_xaxes(title=literal(chart.words[0]), range=ends, **_AXIS)
+    figure.update_yaxes(title=literal(chart.words[1]), range=ends, **_AXIS)
     return figure
 
 
@@ -190,7 +197,7 @@ def distributions(
         figure.add_scatter(
             x=part["value"],
             y=part["row"] if chart.families else np.full(len(part), -0.06 * (i + 1)),
-            customdata=part["prompt"],
+            customdata=part["prompt"].map(literal),
             mode="markers",
             name=words,
             showlegend=bool(chart.families),
@@ -201,7 +208,11 @@ def distributions(
         line = {"color": theme.INK, "width": 1.5, "dash": "dash"}
         words = f"threshold {chart.threshold:.3g}"
         figure.add_vline(x=chart.threshold, line=line, annotation_text=words, annotation_font_size=11)
-    figure.update_xaxes(title=chart.axis, **_AXIS)
-    rows = {"tickvals": list(range(len(chart.families))), "ticktext": list(chart.families), "showgrid": False}
+    figure.update_xaxes(title=literal(chart.axis), **_AXIS)
+    rows = {
+        "tickvals": list(range(len(chart.families))),
+        "ticktext": [literal(family) for family in chart.families],
+        "showgrid": False,
+    }
     figure.update_yaxes(zeroline=False, **(rows if chart.families else {"visible": False}))
     return figure
