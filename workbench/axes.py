@@ -28,13 +28,20 @@ PROMPT_COORDS = ("label", "source", "family", "category", "pair_id", "split", "v
 LABELS = ("safe", "unsafe")
 SPLITS = ("selection", "threshold", "test")
 
+Head = tuple[int, int]  # (layer, head), both 0-based
+
 
 def head_name(layer: int, head: int) -> str:
     """`L12H3`: how a head is written in tables, plots and messages."""
     return f"L{layer}H{head}"
 
 
-def as_head(value: Any) -> tuple[int, int]:
+def head_names(heads: Iterable[Head]) -> str:
+    """`L3H1 L0H2`: how several heads are written."""
+    return " ".join(head_name(layer, head) for layer, head in heads)
+
+
+def as_head(value: Any) -> Head:
     """(layer, head) from a pair of whole numbers or from its name.
 
     Raises:
@@ -53,7 +60,7 @@ def as_head(value: Any) -> tuple[int, int]:
     raise ValueError("must be heads as (layer, head), two whole numbers from 0, or as 'L12H3'")
 
 
-def as_heads(value: Any) -> list[tuple[int, int]]:
+def as_heads(value: Any) -> list[Head]:
     """The heads in a sequence of heads; one head alone is a sequence of one.
 
     Raises:

@@ -90,13 +90,9 @@ def run_parts(run: RunLike, *, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset, P
 
 def stand_ins(run: xr.Dataset) -> PromptSet:
     """A run's prompts as far as it knows them: ids, labels, families, pairs and splits, without text or picture."""
-    named: dict[str, Any] = {
-        name: prompt_coord(run, name) for name in ("label", "source", "family", "category", "pair_id", "split")
-    }
-    ids = [str(id_) for id_ in run["prompt"].values]
-    return PromptSet(
-        Prompt(id=id_, text=id_, **{name: values[i] for name, values in named.items()}) for i, id_ in enumerate(ids)
-    )
+    names = ("label", "source", "family", "category", "pair_id", "split")
+    rows = zip(map(str, run["prompt"].values), *(prompt_coord(run, name) for name in names), strict=True)
+    return PromptSet(Prompt(id=id_, text=id_, **dict(zip(names, row, strict=True))) for id_, *row in rows)
 
 
 def _rows(run: xr.Dataset, prompts: PromptSet) -> xr.Dataset:

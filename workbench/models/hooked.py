@@ -21,7 +21,7 @@ from workbench.models.decoder import Decoder
 from workbench.models.encode import Encoded, encode
 from workbench.models.masks import Mask, published_queries
 from workbench.models.precision import double_kept
-from workbench.models.walk import BasePass, base_pass
+from workbench.models.walk import BasePass, base_pass, join
 from workbench.prompts.prompt import Prompt
 
 
@@ -139,7 +139,7 @@ class HookedLVLM(Decoder):
     @torch.no_grad()
     def generated(
         self,
-        prompt: Prompt,
+        asked: Prompt | Sequence[Encoded],
         *,
         max_new_tokens: int = 32,
         heads: Sequence[tuple[int, int]] = (),
@@ -147,8 +147,11 @@ class HookedLVLM(Decoder):
         mask: Mask | None = None,
         **options: Any,
     ) -> Any:
-        """What `generate` decodes: transformers' output record, with `sequences` and our `n_prompt_tokens`."""
-        encoded, mask = self.encode(prompt), mask or Mask()
+        """What `generate` decodes: transformers' output record, with `sequences` and our `n_prompt_tokens`.
+
+        `asked` may be encoded prompts that can share a batch; then there is a sequence for each of them.
+        """
+        batch, mask = [self.encode(asked)] if isinstance(asked, Prompt) else list(asked), mask or Mask()
         # A cache without sliding layers, so that a position keeps its index while decoding.
         options = {
             "do_sample": False,
@@ -158,9 +161,9 @@ class HookedLVLM(Decoder):
         }
         if self.hf.generation_config.pad_token_id is None:
             options.setdefault("pad_token_id", self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
-        with self.masked(heads, projection, mask, mask.start(encoded) if heads else 0), double_kept(self.dtype):
-            out = self.hf.generate(**encoded.model_inputs, max_new_tokens=max_new_tokens, **options)
-        out.n_prompt_tokens = encoded.n_tokens
+        with self.masked(heads, projection, mask, mask.start(batch[0]) if heads else 0), double_kept(self.dtype):
+            out = self.hf.generate(**join(batch), max_new_tokens=max_new_tokens, **options)
+        out.n_prompt_tokens = batch[0].n_tokens
         return out
 
     def attention(self, prompt: Prompt) -> Float[Tensor, "layer head key"]:
@@ -183,7 +186,8 @@ class HookedLVLM(Decoder):
         """The TransformerLens bridge over a second module tree on the same weights (its hook names, its cache)."""
         from workbench.models.bridge import build_bridge
 
-        return build_bridge(self)
+        with self.lock:
+            return build_bridge(self)
 
     def run_with_cache(self, prompt: Prompt, **options: Any) -> tuple[Tensor, Any]:
         """TransformerLens' `run_with_cache`, image included: (logits `[1, pos, vocab]`, ActivationCache)."""

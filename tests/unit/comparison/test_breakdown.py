@@ -352,6 +352,15 @@ def test_the_detect_command_tests_a_run_and_a_stored_detector(stored, tmp_path, 
         detect_command(shown, str(tmp_path / "detector"), model="planted", prompts=str(seen))
 
 
+def test_the_detect_command_fits_a_detector_by_its_name(tmp_path):
+    undeclared = tmp_path / "prompts.csv"
+    prompts().where(family="text").frame()[["id", "text", "label", "pair_id"]].to_csv(undeclared, index=False)
+    shown = console()
+    found = detect_command(shown, "hidden-detect", model="planted", prompts=str(undeclared), bootstrap=50)
+    assert value(found, "auroc") == 1
+    assert "HiddenDetect(layers 3 to 3" in shown.export_text()
+
+
 def test_the_generate_command_streams_and_says_what_the_guard_did(tmp_path, capsys):
     path = OneHeadDetector(head=PLANTED).fit(model(), prompts()).save(tmp_path / "detector")
     shown = console()
