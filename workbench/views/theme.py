@@ -13,6 +13,8 @@ DOUBLE_INCHES = 6.9
 
 # Okabe and Ito's palette, which stays apart for the common kinds of colour blindness.
 LABEL_COLOURS = {"unsafe": "#D55E00", "safe": "#0072B2"}
+# On paper safe is darker, so that the two stay apart in greyscale; on a dark screen it would be lost.
+PRINT_COLOURS = LABEL_COLOURS | {"safe": "#00406B"}
 PICKED, NEUTRAL, QUIET, INK = "#111111", "#6F7D8A", "#C8C8C8", "#333333"
 
 # Names of matplotlib's colour maps; the other back ends get their colours from `shades`.

@@ -13,7 +13,7 @@ from tests.unit.synthetic_run import synthetic_run
 from workbench.criteria import score, top_heads
 from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import CriterionError, FigureError
-from workbench.views import charts, tables, theme
+from workbench.views import charts, distributions, tables, theme
 from workbench.views.explorer import markup
 from workbench.views.explorer import svg as drawings
 from workbench.views.figures import screen
@@ -74,7 +74,7 @@ def test_a_distribution_draws_every_prompt_where_its_value_lies_and_the_threshol
     table = pd.DataFrame({"prompt": ["a", "b", HOSTILE, "d"], "value": [1.0, 1.2, 5.0, np.nan]})
     table = table.assign(label=["safe", "safe", "unsafe", "unsafe"], family=["x", HOSTILE, "x", "x"])
     for by in ("label", "family"):
-        svg = drawings.distribution(charts.distribution(table, axis="Angle (degrees)", by=by, threshold=3.0))
+        svg = drawings.distribution(distributions.distribution(table, axis="Angle (degrees)", by=by, threshold=3.0))
         marks = dict(re.findall(r'c?x="([\d.]+)"[^>]*data-key="([^"]+)"', svg))
         assert sorted(marks.values(), key=len) == ["a", "b", HOSTILE.replace("<", "&lt;").replace(">", "&gt;")]
         at = {key: float(x) for x, key in marks.items()}
@@ -87,14 +87,14 @@ def test_a_distribution_draws_every_prompt_where_its_value_lies_and_the_threshol
 def test_the_threshold_is_the_published_one_and_from_the_threshold_split_where_there_is_one(run):
     values = run["deflection"].sel(projection="query", layer=2, head=1).values
     unsafe = run["label"].values == "unsafe"
-    found = charts.threshold(run, "deflection", "query", head=PLANTED)
+    found = distributions.threshold(run, "deflection", "query", head=PLANTED)
     assert found == pytest.approx(kde_threshold(values[unsafe], values[~unsafe]).value)
     split = synthetic_run(pairs=32, planted=(PLANTED,), splits=("selection", "threshold"))
     part = split.isel(prompt=split["split"].values == "threshold")
-    assert charts.threshold(split, "deflection", "query", head=PLANTED) == charts.threshold(
+    assert distributions.threshold(split, "deflection", "query", head=PLANTED) == distributions.threshold(
         part, "deflection", "query", head=PLANTED
     )
-    assert charts.threshold(run, "refusal_change", "query", head=PLANTED) is None
+    assert distributions.threshold(run, "refusal_change", "query", head=PLANTED) is None
 
 
 def test_screen_maps_hold_the_table_s_values_with_their_unit(run, scores):
@@ -238,8 +238,8 @@ def test_words_of_others_are_shown_as_they_are_by_every_back_end(run, scores):
         assert "$" not in words
         assert "\x1b" not in words
     # the explorer
-    table = charts.prompt_table(families, "deflection", "query", head=PLANTED)
-    drawn = drawings.distribution(charts.distribution(table, axis=ACTING, by="family"))
+    table = distributions.prompt_table(families, "deflection", "query", head=PLANTED)
+    drawn = drawings.distribution(distributions.distribution(table, axis=ACTING, by="family"))
     assert "&lt;b&gt;y&lt;/b&gt; $z^2$ \\x1b[31m \\u202e" in drawn
     assert not {"\x1b", "\u202e"} & set(drawn + markup.prompt_text(ACTING, label="safe", tags=[ACTING]))
     # the terminal, and a notebook's table
@@ -251,6 +251,6 @@ def test_words_of_others_are_shown_as_they_are_by_every_back_end(run, scores):
 
 def test_an_id_with_odd_characters_is_still_the_key_that_a_click_sends():
     table = pd.DataFrame({"prompt": ["a\x1b<b"], "value": [1.0], "label": ["safe"], "family": [""]})
-    drawn = drawings.distribution(charts.distribution(table, axis="A"))
+    drawn = drawings.distribution(distributions.distribution(table, axis="A"))
     assert 'data-key="a\x1b&lt;b"' in drawn
     assert "a\\x1b&lt;b: 1" in drawn

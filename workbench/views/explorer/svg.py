@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from workbench.axes import head_name
-from workbench.views import charts, theme
+from workbench.views import charts, distributions, theme
 from workbench.views.charts import Head
 from workbench.views.explorer.markup import escape
 
@@ -125,7 +125,7 @@ def _bar(scale: charts.Scale, *, x: float, y: float, tall: float) -> list[str]:
     return parts
 
 
-def distribution(chart: charts.Distribution, *, width: float = 392) -> str:
+def distribution(chart: distributions.Distribution, *, width: float = 392) -> str:
     """One head's value on every prompt: a density a label over its prompts, or a row of prompts a family."""
     if chart.table.empty:
         return _svg(width, 60, "no values", [_text(width / 2, 30, "This head was not computed.")])
@@ -171,7 +171,7 @@ def distribution(chart: charts.Distribution, *, width: float = 392) -> str:
 
 def _density(values: np.ndarray, place: Place, colour: str, *, floor: float, tall: float) -> list[str]:
     """The filled curve of a density; nothing where there is none."""
-    at, height = charts.density(values)
+    at, height = distributions.density(values)
     if not at.size:
         return []
     line = " ".join(f"{place(x):.1f},{floor - tall * h:.1f}" for x, h in zip(at, height, strict=True))

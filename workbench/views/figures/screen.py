@@ -12,6 +12,7 @@ from workbench.axes import head_name
 from workbench.plain import plain
 from workbench.views import charts, theme
 from workbench.views.charts import Head
+from workbench.views.distributions import density, distribution, prompt_table
 
 _FONT = {
     "family": "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif",
@@ -182,15 +183,15 @@ def distributions(
         CriterionError: For a criterion without a value for every prompt.
         FigureError: For another `by`.
     """
-    table = charts.prompt_table(run, criterion, projection, head=head)
-    chart = charts.distribution(table, axis=theme.axis(criterion), by=by, threshold=threshold)
+    table = prompt_table(run, criterion, projection, head=head)
+    chart = distribution(table, axis=theme.axis(criterion), by=by, threshold=threshold)
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 11}}
     figure = _figure(height=250, width=392, showlegend=True, barmode="overlay", legend=legend)
     for i, (words, colour, part) in enumerate(chart.parts()):
         marker = {"color": colour, "size": 6, "opacity": 0.6}
         if not chart.families:
             marker |= {"size": 8, "symbol": "line-ns", "line": {"color": colour, "width": 1}}
-            at, height = charts.density(part["value"].to_numpy())
+            at, height = density(part["value"].to_numpy())
             rgb = ",".join(str(int(colour[c : c + 2], 16)) for c in (1, 3, 5))
             look = {"line": {"color": colour, "width": 2}, "fillcolor": f"rgba({rgb},0.15)", "fill": "tozeroy"}
             figure.add_scatter(x=at, y=height, mode="lines", name=words, hoverinfo="skip", **look)
