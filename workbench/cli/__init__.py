@@ -59,6 +59,8 @@ Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form s
 Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]
 
 
@@ -173,6 +175,8 @@ def score(
     rule: Annotated[str, typer.Option(help="How heads are ranked: {rules}.")] = "selectivity",
     top: Annotated[int, typer.Option(help="How many heads to print for each criterion and projection.")] = 5,
     out: Table = None,
+    json: Json = False,
+    quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
     """Score every head of a stored run, and print the first under a rule."""
@@ -188,6 +192,9 @@ def figures(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
     formats: Annotated[Any, _listed("Of pdf, svg and png, comma-separated.")] = "pdf,svg,png",
+    only: Annotated[Any, _listed("Figures to draw, comma-separated; * stands for anything: maps_*.")] = "*",
+    width: Annotated[str, typer.Option(help="column, page, or inches; each figure's own by default.")] = "own",
+    quiet: Quiet = False,
 ) -> None:
     """Draw a stored run's figures for a paper; needs no browser and no model."""
     given = dict(locals())

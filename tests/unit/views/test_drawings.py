@@ -189,6 +189,21 @@ def test_the_terminal_s_table_lists_heads_by_rank_and_escapes_markup(scores):
     assert "–" in out.file.getvalue()
 
 
+def test_in_eighty_columns_no_number_is_cut_and_no_word_broken(run):
+    table = score(run, criteria=("deflection", "ships", "svd_left", "mean_vector"), bootstrap=0, permutations=0)
+    groups = table[["criterion", "projection"]].drop_duplicates().itertuples(index=False)
+    tops = [top_heads(table, criterion=c, rule="sensitivity", projection=p, k=3) for c, p in groups]
+    out = Console(file=StringIO(), width=80)
+    out.print(tables.top_heads_table(pd.concat(tops), title="T", width=80))
+    text = out.file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for row in pd.concat(tops).itertuples():
+        assert f"L{row.layer}H{row.head} {tables.number(row.value)}" in text
+    for word in ("Deflection", "divergence)", "sensitivity"):
+        assert re.search(rf"(?<!\w){re.escape(word)}", text), word
+
+
 def test_notebook_tables_are_escaped_and_a_missing_number_is_a_dash():
     html = tables.html_table(pd.DataFrame({HOSTILE: [HOSTILE, 1.23456, np.nan]}))
     assert "<img" not in html

@@ -53,9 +53,10 @@ def maps(
     ax = _axes(ax)
     mesh = heat_map(ax, chart.cells, scale=chart.scale)
     outline(ax, heads, small=not chart.gaps)
-    ax.set_title(f"{chart.title}: {theme.COLUMN_WORDS[value]}", **_LITERAL)
+    ax.set_title(chart.title, **_LITERAL)
     ax.set(xlabel="head", ylabel="layer")
-    colour_bar(ax.figure, mesh, ax, label=chart.unit)
+    words = theme.COLUMN_WORDS[value]
+    colour_bar(ax.figure, mesh, ax, label=words if words == chart.unit else f"{words} ({chart.unit})")
     return ax
 
 

@@ -36,7 +36,7 @@ RC = {
 def _new_figure(own: float, height: float, asked: float) -> Figure:
     """A figure of its own width in inches, or of the one asked for, with its height in proportion."""
     width = asked or own
-    figure = Figure(figsize=(width, height * width / own), layout="constrained")
+    figure = Figure(figsize=(width, height * (width / own)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.04, wspace=0.03, hspace=0.03)
     return figure
