@@ -143,6 +143,15 @@ def sweep(
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
     positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
+    columns: Annotated[
+        list[str], typer.Option(help="OURS=THEIRS, such as image=image_path: a column of a table under another name.")
+    ] = [],  # noqa: B006
+    images: Annotated[
+        list[Path], typer.Option(help="A folder, .zip or .tar of pictures that do not lie beside the prompts.")
+    ] = [],  # noqa: B006
+    missing: Annotated[
+        Literal["raise", "drop"], typer.Option(help="drop leaves out prompts whose picture is not there.")
+    ] = "raise",
     split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     dtype: Dtype = "float32",

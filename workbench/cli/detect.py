@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 
 from workbench.comparison.breakdown import WRITERS, Breakdown, compare
@@ -17,9 +16,10 @@ from workbench.detectors.calibration import stand_ins
 from workbench.detectors.detector import DESCRIPTION, Detector
 from workbench.detectors.evaluation import graded_scores, score_measures, unseen
 from workbench.detectors.one_head import OneHeadDetector
-from workbench.errors import DetectorError, PromptError
+from workbench.errors import DetectorError
 from workbench.models.loading import load_model
 from workbench.prompts import load_prompts
+from workbench.prompts.pictures import open_picture
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import split_prompts
 from workbench.replies.guard import Reply, generate
@@ -156,7 +156,7 @@ def generate_command(
     show_unguarded: bool = False,
 ) -> str:
     """Print the reply to one prompt as it is decoded; with a guard, a refusal of what the guard flags."""
-    prompt = Prompt(id="asked", text=text, image=None if image is None else _read_image(image))
+    prompt = Prompt(id="asked", text=text, image=None if image is None else open_picture(image))
 
     def write(piece: str) -> None:
         console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
@@ -185,12 +185,3 @@ def _widen(console: Console) -> None:
     """A file or a pipe has no width of its own; rich would fold the tables to 80 columns."""
     if not console.is_terminal:
         console.width = max(console.width, PIPE_WIDTH)
-
-
-def _read_image(path: Path) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except (OSError, UnidentifiedImageError) as error:
-        raise PromptError(f"The image {path} cannot be read ({error}). Open it in a viewer.") from error
-    return picture

@@ -11,7 +11,8 @@ from workbench.criteria.registry import get_criterion, get_rule
 from workbench.criteria.score import score
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
 from workbench.errors import CriterionError
-from workbench.runs.reading import RunLike, as_run, check_run, prompt_coord, selection_part, unsafe_mask
+from workbench.runs.pairs import unit_names
+from workbench.runs.reading import RunLike, as_run, check_run, selection_part, unsafe_mask
 
 PERSISTENCE = 0.9  # of rank-biased overlap: the first ten ranks carry 86 % of the weight
 
@@ -110,7 +111,7 @@ def head_stability(
     check_run(run, record.needs, wanted_by=f"Criterion {criterion!r}")
     part, _ = selection_part(run)
     part = part[list(record.needs)].load()
-    unsafe, pairs = unsafe_mask(part), prompt_coord(part, "pair_id")
+    unsafe, pairs = unsafe_mask(part), unit_names(part)
     heads, baseline = _ranks(part, criterion, rule, projection, seed)
     ranks = np.full((resamples, len(baseline)), np.nan)
     unit = np.where(pairs == "", np.array([f"alone {i}" for i in range(len(pairs))], dtype=object), pairs)

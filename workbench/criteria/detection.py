@@ -14,6 +14,7 @@ from workbench.criteria.score import score
 from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import prompt_values, prompts_of
 from workbench.errors import CriterionError
+from workbench.runs.pairs import unit_names
 from workbench.runs.reading import RunLike, prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
@@ -161,15 +162,14 @@ def _tested(
     if np.isnan(cell).all():
         where = head_name(int(top["layer"]), int(top["head"]))
         raise CriterionError(f"{where} ({top['projection']}) has no values to set a threshold on.")
-    unsafe, family, pairs = (prompt_coord(prompts, name) for name in ("label", "family", "pair_id"))
-    unsafe = unsafe == "unsafe"
+    unsafe, family = prompt_coord(prompts, "label") == "unsafe", prompt_coord(prompts, "family")
     calibration, test = in_split(prompts, "threshold"), in_split(prompts, "test")
     threshold = kde_threshold(cell[calibration & unsafe], cell[calibration & ~unsafe]).value
     measures = measures_on(
         cell[test],
         unsafe[test],
         family=family[test],
-        pairs=pairs[test],
+        pairs=unit_names(prompts)[test],
         threshold=threshold,
         bootstrap=bootstrap,
         seed=seed,

@@ -15,7 +15,8 @@ from workbench.axes import head_name
 from workbench.criteria.logistic import fit_logistic
 from workbench.criteria.registry import TRAINED, Criterion
 from workbench.errors import CriterionError
-from workbench.runs.pairs import strata
+from workbench.prompts.ties import repeats, strata
+from workbench.runs.pairs import unit_names
 from workbench.runs.reading import check_run, prompt_coord, unsafe_mask
 
 Features = Callable[[xr.Dataset], np.ndarray]
@@ -29,10 +30,10 @@ SAHS = (
 
 
 def fold_numbers(unsafe: np.ndarray, pairs: np.ndarray, *, folds: int = FOLDS, seed: int = 0) -> np.ndarray:
-    """The fold in which each prompt is held out, [prompt]: balanced over labels, the prompts of a pair in one fold.
+    """The fold in which each prompt is held out, [prompt]: balanced over labels, the prompts of a unit in one fold.
 
-    `pairs` holds empty strings where a prompt has no twin. There are fewer folds where a class has fewer prompts or
-    pairs.
+    `pairs` names the unit of each prompt (a pair, or prompts that ask the same), an empty string where it is alone.
+    There are fewer folds where a class has fewer units.
     """
     groups = strata(pairs, unsafe.tolist())
     for side in (True, False):
@@ -133,7 +134,10 @@ def _few_shot(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
     if set(category) == {""}:
         category = prompt_coord(run, "family")
     masks = few_shot_masks(unsafe, category, shots=SHOTS, repeats=REPEATS, seed=seed)
-    rest = ~masks
+    seen = masks.copy()
+    for members in repeats(prompt_coord(run, "content")):  # who trained on a question cannot be tested on it
+        seen[:, members] = masks[:, members].any(1, keepdims=True)
+    rest = ~seen
     if not (rest[:, unsafe].any(1) & rest[:, ~unsafe].any(1)).all():
         raise CriterionError(
             f"Criterion 'probe_few_shot' trains on {SHOTS} prompts of each category and tests on the others, and with "
@@ -142,7 +146,7 @@ def _few_shot(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
         )
     coef, intercept = fit_logistic(features, unsafe, weight=masks.astype(float))
     decisions = np.einsum("hnd,hrd->hrn", features, coef) + intercept[..., None]
-    decisions[:, masks] = np.nan
+    decisions[:, seen] = np.nan
     return _as_array(run, decisions, computed)
 
 
@@ -152,7 +156,7 @@ def _probe(name: str, features_of: Features, label: str, source: str = SAHS, **a
     def values(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
         unsafe = unsafe_mask(run)
         features, computed = _computed(run, features_of, name)
-        fold = fold_numbers(unsafe, prompt_coord(run, "pair_id"), seed=seed)
+        fold = fold_numbers(unsafe, unit_names(run), seed=seed)
         return _as_array(run, cross_validated(features, unsafe, fold)[:, None], computed)
 
     def decide(run: xr.Dataset, train: np.ndarray) -> xr.DataArray:

@@ -10,6 +10,7 @@ from workbench.criteria import statistics
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
+from workbench.runs.pairs import unit_names
 from workbench.runs.reading import (
     RunLike,
     as_run,
@@ -127,7 +128,7 @@ def _score_prompts(
 ) -> pd.DataFrame:
     values = prompt_values(run, criterion)
     prompts = prompts_of(run, values)
-    unsafe, pairs = unsafe_mask(prompts), prompt_coord(prompts, "pair_id")
+    unsafe, pairs = unsafe_mask(prompts), unit_names(prompts)
     flat = values.values.reshape(len(unsafe), -1)
     computed = ~np.isnan(flat[0])
     raw = flat[:, computed]
@@ -142,7 +143,9 @@ def _score_prompts(
     columns["ci_low"], columns["ci_high"] = low_high
     if permutations is None:
         permutations = max(2000, 20 * values.sizes["layer"] * values.sizes["head"])
-    columns["p_value"] = statistics.permutation_p(strength, unsafe, pairs, permutations=permutations, seed=seed)
+    columns["p_value"] = statistics.permutation_p(
+        strength, unsafe, pairs, contents=prompt_coord(prompts, "content"), permutations=permutations, seed=seed
+    )
     if (ranks := safe_ranks(run, criterion)) is not None:
         columns["safe_rank"] = ranks.ravel()[computed]
     return _table(criterion, values, computed, columns)
