@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -95,8 +96,10 @@ def name_points(
     ax: Axes, heads: Mapping[Head, str], x: np.ndarray, y: np.ndarray, *, avoid: Sequence[Artist] = ()
 ) -> None:
     """Ring each of `heads` in its colour and write `L3H6` beside it, clear of names, rings and what to `avoid`."""
-    renderer, size = ax.figure.canvas.get_renderer(), ax.xaxis.get_ticklabels()[0].get_fontsize()
-    ax.figure.draw_without_rendering()  # places in pixels are known only after a layout
+    size = ax.xaxis.get_ticklabels()[0].get_fontsize()
+    figure = ax.figure.figure  # of a figure inside a figure, the outer one
+    renderer = RendererAgg(figure.bbox.width, figure.bbox.height, figure.dpi)  # whatever canvas the figure has
+    figure.draw_without_rendering()  # places in pixels are known only after a layout
     inside = ax.get_window_extent().extents
     centres = {cell: ax.transData.transform((x[cell], y[cell])) for cell in heads}
     rings = {cell: _around(centre, 4) for cell, centre in centres.items()}

@@ -91,7 +91,7 @@ def test_the_area_under_a_roc_curve_is_the_table_s_auroc(run, scores):
 
 def test_frames_of_small_cells_stand_around_them():
     cells = np.random.default_rng(0).random((80, 64))
-    ax = blank()
+    ax = Figure(figsize=(1.65, 2.0), layout="constrained").subplots()  # half a column of print
     charts_map = charts.HeadMap(cells, charts.scale(cells), "T", "", "unsafe")
     assert not charts_map.gaps
     from workbench.views.figures.panels import heat_map, outline
