@@ -14,6 +14,7 @@ from rich.text import Text
 
 from workbench import __version__
 from workbench.errors import RunError, WorkbenchError
+from workbench.plain import plain
 from workbench.sweeps.process import settle_process
 
 
@@ -61,6 +62,8 @@ Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form s
 Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]
 
 
@@ -185,6 +188,8 @@ def score(
     rule: Annotated[str, typer.Option(help="How heads are ranked: {rules}.")] = "selectivity",
     top: Annotated[int, typer.Option(help="How many heads to print for each criterion and projection.")] = 5,
     out: Table = None,
+    json: Json = False,
+    quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
     """Score every head of a stored run, and print the first under a rule."""
@@ -200,6 +205,9 @@ def figures(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
     formats: Annotated[Any, _listed("Of pdf, svg and png, comma-separated.")] = "pdf,svg,png",
+    only: Annotated[Any, _listed("Figures to draw, comma-separated; * stands for anything: maps_*.")] = "*",
+    width: Annotated[str, typer.Option(help="column, page, or inches; each figure's own by default.")] = "own",
+    quiet: Quiet = False,
 ) -> None:
     """Draw a stored run's figures for a paper; needs no browser and no model."""
     given = dict(locals())
@@ -315,7 +323,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except WorkbenchError as error:
-        errors.print(Text("Error: ", "red") + Text(str(error), ""), soft_wrap=True)
+        errors.print(Text("Error: ", "red") + Text(plain(error, keep="\n"), ""), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Stopped.", highlight=False)
