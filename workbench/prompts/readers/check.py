@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.errors import PromptError
 from workbench.prompts.pictures import image_hash
 from workbench.prompts.places import NoPictureError
 from workbench.prompts.prompt import Prompt, PromptSet, text_key
@@ -51,13 +52,16 @@ def check_set(
     found = []
     for name_of_part in parts:
         pictures = pictures_of(reader, layout, images)
-        prompts, rows, missing = [], [], []
+        prompts, rows, missing, broken = [], [], [], []
         for row in rows_of(reader, layout, name_of_part).rows:
             cells = dict(row.cells)
             try:
                 image = pictures.open(cells.pop("image", None))
             except NoPictureError:
                 missing.append(row.place)
+                image = None
+            except PromptError as error:
+                broken.append(f"{row.place}: {error}")
                 image = None
             if image is None and not cells["text"].strip():
                 continue
@@ -67,7 +71,11 @@ def check_set(
         counts = (
             whole.frame().groupby(["label", "family", "category", "split"], sort=False).size().reset_index(name="n")
         )
-        told = [*_differences(reader.counts.get(name_of_part, {}), whole, len(missing)), *_repeats(whole, rows)]
+        told = [
+            *_differences(reader.counts.get(name_of_part, {}), whole, len(missing)),
+            *broken,
+            *_repeats(whole, rows),
+        ]
         found.append(Findings(name_of_part, whole, counts, tuple(missing), tuple(told)))
     return found
 

@@ -38,7 +38,7 @@ def _reader(
     return Reader(
         name=name,
         title=title,
-        licence="CC-BY-4.0" if name == "llava-instruct" else "CC-BY-NC-4.0",
+        licence="see there",
         where=where,
         files={"full": (published, f"*/{published}"), "release": (f"{folder}/{release}", release)},
         columns="full: id, image, conversations; release: id, jailbreak_query, image_path",

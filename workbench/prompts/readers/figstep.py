@@ -16,9 +16,12 @@ COLUMNS = ("dataset", "category_id", "task_id", "category_name", "question", "in
 def read(layout: Layout, part: str) -> Iterator[Row]:
     """The rows of a part; `columns={"text": "question"}` asks in words, without the picture."""
     if part == "benign":
-        for row in layout.rows(layout.file(part), "sentence"):
-            cells = {"id": f"benign-{row.number}", "text": row.cells["sentence"], "label": "safe", "family": "benign"}
-            yield row._replace(cells=cells)
+        header, *rows = layout.lines(layout.file(part))  # one column, published with a comma that is not quoted
+        layout.check_columns(layout.file(part), [header.cells["text"]], ["sentence"], ())
+        for number, row in enumerate(rows, start=1):
+            text = row.cells["text"].removeprefix('"').removesuffix('"')
+            cells = {"id": f"benign-{number}", "text": text, "label": "safe", "family": "benign"}
+            yield row._replace(number=number, cells=cells)
         return
     folder = "SafeBench" if part == "safebench" else "SafeBench-Tiny"
     asked = layout.columns.get("text")

@@ -52,7 +52,7 @@ READERS = (
     Reader(
         name="advbench",
         title="AdvBench",
-        licence="MIT",
+        licence="see there",
         where="github.com/llm-attacks/llm-attacks",
         files={
             "behaviors": (
@@ -72,7 +72,7 @@ READERS = (
     Reader(
         name="maliciousinstruct",
         title="MaliciousInstruct",
-        licence="MIT",
+        licence="see there",
         where="github.com/Princeton-SysML/Jailbreak_LLM",
         files={
             "instructions": (
@@ -91,7 +91,7 @@ READERS = (
     Reader(
         name="jailbreakbench",
         title="JailbreakBench",
-        licence="MIT",
+        licence="see there",
         where="huggingface.co/datasets/JailbreakBench/JBB-Behaviors",
         files={
             name: (f"data/{name}-behaviors.csv", f"{name}-behaviors.csv", f"{name}_behaviors.csv")
@@ -118,7 +118,7 @@ READERS = (
     Reader(
         name="ifeval",
         title="IFEval",
-        licence="Apache-2.0",
+        licence="see there",
         where="huggingface.co/datasets/google/IFEval",
         files={"prompts": ("ifeval_input_data.jsonl", "input_data.jsonl", "data/input_data.jsonl")},
         columns="key, prompt, instruction_id_list, kwargs",
