@@ -53,15 +53,6 @@ def bootstrap_weights(unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, 
     return weights
 
 
-def class_means(values: np.ndarray, unsafe: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over the unsafe and over the safe prompts under each resample: two arrays [resample, cell]."""
-    means = []
-    for side in (unsafe, ~unsafe):
-        part = weights[:, side]
-        means.append((part @ values[side]) / part.sum(1, keepdims=True))
-    return means[0], means[1]
-
-
 def bootstrap_difference(
     values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -69,13 +60,15 @@ def bootstrap_difference(
     weights = bootstrap_weights(unsafe, pairs, resamples=resamples, seed=seed)
     low, high = np.empty(values.shape[1]), np.empty(values.shape[1])
     for cells in _blocks(values.shape[1], resamples):
-        of_unsafe, of_safe = class_means(values[:, cells], unsafe, weights)
-        low[cells], high[cells] = percentile_interval(of_unsafe - of_safe)
+        means = [weights[:, side] @ values[side, cells] / side.sum() for side in (unsafe, ~unsafe)]
+        low[cells], high[cells] = percentile_interval(means[0] - means[1])
     return low, high
 
 
 def percentile_interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The middle 95 % of bootstrap samples along the first axis."""
+    """The middle 95 % of bootstrap samples along the first axis; NaN without samples."""
+    if not len(samples):
+        return np.full(samples.shape[1:], np.nan), np.full(samples.shape[1:], np.nan)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
     return low, high
@@ -106,8 +99,10 @@ def permutation_p(
 
     Returns:
         (1 + b) / (1 + permutations), b the shuffles with at least the observed difference: exactly valid, never 0;
-        [cell].
+        [cell]. NaN without permutations.
     """
+    if not permutations:
+        return np.full(values.shape[1], np.nan)
     shuffles = _shuffled_labels(unsafe, pairs, contents, permutations, np.random.default_rng(seed))
     # With fixed class sizes the sum over the unsafe prompts orders shuffles as the difference of means does.
     scale = np.abs(values).sum(0)
