@@ -1,5 +1,6 @@
 """`score`: every head under every criterion, as one tidy table."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from workbench.criteria import statistics
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.reading import (
     RunLike,
     as_run,
@@ -22,6 +23,8 @@ from workbench.runs.reading import (
 )
 
 STATISTICS = ("unsafe", "safe", "difference", "auroc", "effect_size", "ci_low", "ci_high", "p_value", "q_value")
+log = logging.getLogger(__name__)
+
 SCORE_COLUMNS = ("criterion", "projection", "layer", "head", *STATISTICS)
 
 
@@ -85,6 +88,8 @@ def score(
     chosen = _chosen(run, criteria)
     run = one_readout(run)
     part, split = selection_part(run)
+    if repeated := told_repeats(part):
+        log.info("%s.", repeated)
     unsafe = unsafe_mask(part)
     tables = []
     for criterion in chosen:
