@@ -9,13 +9,14 @@ from workbench.axes import SPLITS
 from workbench.checking import OneOf, Whole, checked, plainly
 from workbench.errors import PromptError
 from workbench.prompts.files import prompts_of_table, read_prompts
+from workbench.prompts.mixing import mix
 from workbench.prompts.places import Pictures
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.readers import get_reader, read_set, readers
 from workbench.prompts.splits import check_splits, sample_prompts, split_prompts
 from workbench.prompts.tables import READERS, table_of
 
-__all__ = ["Prompt", "PromptSet", "check_splits", "load_prompts", "read_prompts", "split_prompts"]
+__all__ = ["Prompt", "PromptSet", "check_splits", "load_prompts", "mix", "read_prompts", "split_prompts"]
 
 WORLDS = ("pocket", "planted")
 MOST_PROMPTS = 1_000_000  # a mistyped n of a world would be drawn for days

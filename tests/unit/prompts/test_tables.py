@@ -174,7 +174,7 @@ def test_maps_that_cannot_be_meant():
     for columns, error, said in (
         ({"picture": "image"}, PromptError, "columns maps 'picture'; a prompt has id, text, image"),
         ({"image": "imag"}, PromptError, "has no column 'imag'. The columns there are: 'text', 'label'"),
-        ({"text": None}, PromptError, "The column text is missing"),
+        ({"text": None}, PromptError, "neither text nor image"),
         ({"image": 3}, ArgumentError, "columns must be a valid string"),
         ("image", ArgumentError, "columns must be"),
     ):
