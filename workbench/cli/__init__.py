@@ -42,6 +42,8 @@ app = typer.Typer(
     help="Mask every attention head of a vision-language model, and find those that carry safety. "
     "Begin with [bold]workbench demo[/bold].",
 )
+data_app = typer.Typer(help="Published prompt sets, read by name.")
+app.add_typer(data_app, name="data")
 console = Console()
 
 ModelName = Annotated[
@@ -52,7 +54,10 @@ Template = Annotated[
     str, typer.Option(help="chat (the model's own), raw (no template), a Jinja template, or a file with one.")
 ]
 PromptsName = Annotated[
-    str, typer.Option("--prompts", "-p", help="pocket or planted, or a .jsonl, .csv or .parquet file.")
+    str,
+    typer.Option(
+        "--prompts", "-p", help="pocket or planted; a .jsonl, .csv or .parquet file; NAME:DIR of a published set."
+    ),
 ]
 RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
 Form = Annotated[
@@ -306,6 +311,28 @@ def generate(
     from workbench.cli.detect import generate_command
 
     generate_command(console, **given)
+
+
+@data_app.callback(invoke_without_command=True)
+def data(context: typer.Context) -> None:
+    """List the published prompt sets that are read by name from a folder; check what lies in one."""
+    if context.invoked_subcommand is None:
+        from workbench.cli.data import show_readers
+
+        show_readers(console)
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="Of the set, as workbench data lists it.")],
+    root: Annotated[str, typer.Argument(help="The folder it was unpacked in.")],
+    part: Annotated[str | None, typer.Option(help="Only this part of it.")] = None,
+    images: Annotated[list[Path], typer.Option(help="More folders, .zip or .tar with its pictures.")] = [],  # noqa: B006
+) -> None:
+    """Count what a folder holds of a set: labels, families, missing and repeated rows, what differs as published."""
+    from workbench.cli.data import check_command
+
+    check_command(console, name, root, part=part, images=images)
 
 
 @app.command()
