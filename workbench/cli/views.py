@@ -11,19 +11,18 @@ from rich.console import Console
 
 from workbench.criteria import score, top_heads
 from workbench.errors import CriterionError, WorkbenchError
+from workbench.plain import check_writable, write_table
 from workbench.runs.opening import open_run
 from workbench.views.figures.save import save_figures
 from workbench.views.tables import top_heads_table
-
-_WRITERS = {".csv": "to_csv", ".parquet": "to_parquet", ".json": "to_json"}
 
 
 def score_command(
     console: Console, run: str, *, criteria: Sequence[str], rule: str, top: int, out: Path | None, seed: int
 ) -> None:
     """Print the first heads of each criterion and projection under a rule; write the whole table where asked."""
-    if out is not None and out.suffix not in _WRITERS:
-        raise WorkbenchError(f"The table can be written as {', '.join(_WRITERS)}; got {out.name!r}.")
+    if out is not None:
+        check_writable(out)
     scores = score(open_run(run), "all" if list(criteria) == ["all"] else criteria, seed=seed)
     tops, left_out = [], []
     for criterion, projection in scores[["criterion", "projection"]].drop_duplicates().itertuples(index=False):
@@ -37,9 +36,7 @@ def score_command(
     for why in left_out:
         console.print(f"Left out: {why}", style="dim", markup=False, highlight=False)
     if out is not None:
-        write = getattr(scores, _WRITERS[out.suffix])
-        write(out, orient="records") if out.suffix == ".json" else write(out, index=False)
-        console.print(f"{len(scores)} rows written to {out}", markup=False, highlight=False)
+        console.print(f"{len(scores)} rows written to {write_table(scores, out)}", markup=False, highlight=False)
 
 
 def figures_command(console: Console, run: str, *, out: Path, formats: Sequence[str]) -> None:

@@ -75,7 +75,9 @@ def bootstrap_difference(
 
 
 def percentile_interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The middle 95 % of bootstrap samples along the first axis."""
+    """The middle 95 % of bootstrap samples along the first axis; NaN without samples."""
+    if not len(samples):
+        return np.full(samples.shape[1:], np.nan), np.full(samples.shape[1:], np.nan)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
     return low, high

@@ -1,13 +1,15 @@
 """`HiddenDetect`, a baseline: read every layer through the unembedding, and see how far it points at refusing."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import xarray as xr
 
+from workbench.axes import as_head
 from workbench.detectors.detector import Detector, DetectorRecord
+from workbench.detectors.stored import finite_vector
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import base_pass
@@ -42,7 +44,7 @@ class HiddenDetect(Detector):
     """
 
     name: ClassVar[str] = "hidden-detect"
-    learned: ClassVar[tuple[str, ...]] = ("layers", "discrepancy")
+    learned: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"layers": as_head, "discrepancy": finite_vector}
 
     def __init__(self, *, tokens: Sequence[int] | None = None, threshold: str | float = "kde", seed: int = 0) -> None:
         super().__init__(threshold, seed)
@@ -70,6 +72,9 @@ class HiddenDetect(Detector):
         first, last = self.layers
         strength = seen["strength"].values[:, first : last + 1]
         return np.trapezoid(strength, axis=1) if last > first else strength[:, 0]
+
+    def _fits(self, model: HookedLVLM) -> bool:
+        return 0 <= self.layers[0] <= self.layers[1] < model.n_layers == len(self.discrepancy)
 
 
 def refusal_strength(model: HookedLVLM, prompts: Sequence[Prompt], tokens: Sequence[int]) -> np.ndarray:

@@ -1,8 +1,10 @@
 """Many replies at once: prompts that can share a batch without padding are decoded together, under one mask."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from workbench.axes import PROJECTIONS, Head, as_heads
+from workbench.checking import Converted, OneOf, Whole, checked
 from workbench.errors import WorkbenchError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
@@ -12,15 +14,16 @@ from workbench.sweeps.plan import batches
 ROWS = 64  # prompts decoded together, at most
 
 
+@checked
 def generate_batch(
     model: HookedLVLM,
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 32,
-    heads: Sequence[tuple[int, int]] = (),
-    projection: str = "query",
+    heads: Annotated[Sequence[Head], Converted(as_heads)] = (),
+    projection: Annotated[str, OneOf(PROJECTIONS)] = "query",
     mask: Mask | None = None,
-    rows: int = ROWS,
+    rows: Annotated[int, Whole(1)] = ROWS,
     **options: Any,
 ) -> list[str]:
     """The greedy reply to each prompt, with the given (layer, head) pairs masked in the prompt and while decoding.

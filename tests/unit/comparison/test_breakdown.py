@@ -20,7 +20,7 @@ from workbench.comparison.masked_behaviour import attack_success, draw_controls
 from workbench.comparison.suppression import suppress, suppress_and_reselect
 from workbench.detectors import OneHeadDetector
 from workbench.detectors.evaluation import evaluate, graded_scores
-from workbench.errors import CriterionError, DetectorError, PromptError, RunError
+from workbench.errors import ArgumentError, CriterionError, DetectorError, PromptError, RunError
 from workbench.finding.head_sets import greedy_groups, head_interactions
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.worlds.planted import draw_planted_prompts
@@ -158,13 +158,14 @@ def test_matched_auroc_is_the_mean_over_families_and_pooled_flatters():
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
 def test_a_breakdown_is_stored_whole(breakdown, suffix, tmp_path):
-    table, beside = breakdown.save(tmp_path / f"breakdown.{suffix}")
+    table, beside, tests = breakdown.save(tmp_path / f"breakdown.{suffix}")
     read = {"csv": pd.read_csv, "parquet": pd.read_parquet, "json": pd.read_json}[suffix]
     found = read(table)
     assert len(found) == len(breakdown.table)
     np.testing.assert_allclose(found["value"].astype(float), breakdown.table["value"])
     assert len(read(beside)) == len(breakdown.ingredients)
-    with pytest.raises(DetectorError, match=r"\.csv, \.parquet, \.json; got 'breakdown\.xlsx'"):
+    assert len(read(tests)) == len(breakdown.tests) > 0
+    with pytest.raises(ArgumentError, match=r"\.csv, \.parquet, \.json; got 'breakdown\.xlsx'"):
         breakdown.save(tmp_path / "breakdown.xlsx")
 
 
@@ -324,7 +325,7 @@ def test_the_compare_command_prints_and_stores(stored, tmp_path, capsys):
     assert "As published (deflection, selectivity, query, one head: L3H1)" in text
     assert "contrast with safe" in text
     assert (tmp_path / "breakdown_ingredients.csv").is_file()
-    with pytest.raises(DetectorError, match=r"got 'breakdown\.doc'"):
+    with pytest.raises(ArgumentError, match=r"got 'breakdown\.doc'"):
         compare_command(shown, stored, out=tmp_path / "breakdown.doc", **options)
 
 
