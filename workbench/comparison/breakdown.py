@@ -128,7 +128,8 @@ def compare(
             if candidate.key[1] not in CONTROLS:
                 measures += causal.of(candidate.heads, candidate.key[2])
         rows.extend({**candidate.about, **measure} for measure in measures)
-    agreement, tests = None, []
+    agreement: dict[str, float] | None = None
+    tests: list[dict] = []
     if causal is not None:
         nothing = {"criterion": "", "rule": "", "projection": "", "n_heads": 0, "heads": "", "threshold": np.nan}
         rows.extend({**nothing, **measure} for measure in causal.unmasked())

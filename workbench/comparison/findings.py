@@ -80,9 +80,8 @@ def _monitors_and_causes(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
             if not len(success):
                 continue
             sets[name] = set(success.iloc[0]["heads"].split())
-            told.append(
-                f"Masking the top {k} by {name} ({success.iloc[0]['heads']}): {_masked(rows, success.iloc[0], _pick(tests, **keys))}."
-            )
+            does = _masked(rows, success.iloc[0], _pick(tests, **keys))
+            told.append(f"Masking the top {k} by {name} ({success.iloc[0]['heads']}): {does}.")
         if len(sets) == 2:
             shared = set.intersection(*sets.values())
             told.append(f"The two sets of {k} share {len(shared)}: {' '.join(sorted(shared)) or 'none'}.")
