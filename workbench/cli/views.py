@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 
-from workbench.criteria import score, top_heads
 from workbench.errors import CriterionError, WorkbenchError
-from workbench.plain import check_writable, write_table
-from workbench.runs.opening import open_run
-from workbench.views.figures.save import save_figures
-from workbench.views.tables import top_heads_table
+from workbench.plain import check_writable, plain, write_table
 
 
 def score_command(
@@ -23,7 +18,15 @@ def score_command(
     """Print the first heads of each criterion and projection under a rule; write the whole table where asked."""
     if out is not None:
         check_writable(out)
-    scores = score(open_run(run), "all" if list(criteria) == ["all"] else criteria, seed=seed)
+    from workbench.runs.opening import open_run
+
+    stored = open_run(run)  # before anything heavier is imported: a wrong path is said at once
+    import pandas as pd
+
+    from workbench.criteria import score, top_heads
+    from workbench.views.tables import top_heads_table
+
+    scores = score(stored, "all" if list(criteria) == ["all"] else criteria, seed=seed)
     tops, left_out = [], []
     for criterion, projection in scores[["criterion", "projection"]].drop_duplicates().itertuples(index=False):
         try:
@@ -34,14 +37,19 @@ def score_command(
         raise CriterionError(" ".join(left_out))
     console.print(top_heads_table(pd.concat(tops), title=f"First {top} heads by {rule}"))
     for why in left_out:
-        console.print(f"Left out: {why}", style="dim", markup=False, highlight=False)
+        console.print(f"Left out: {plain(why)}", style="dim", markup=False, highlight=False)
     if out is not None:
         console.print(f"{len(scores)} rows written to {write_table(scores, out)}", markup=False, highlight=False)
 
 
 def figures_command(console: Console, run: str, *, out: Path, formats: Sequence[str]) -> None:
     """Draw a stored run's figures and name what was written."""
-    for path in save_figures(open_run(run), out, formats):
+    from workbench.runs.opening import open_run
+
+    stored = open_run(run)
+    from workbench.views.figures.save import save_figures
+
+    for path in save_figures(stored, out, formats):
         console.print(str(path), markup=False, highlight=False)
 
 

@@ -10,7 +10,15 @@ from workbench.criteria import statistics
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
-from workbench.runs.reading import RunLike, as_run, check_run, prompt_coord, selection_part, unsafe_mask
+from workbench.runs.reading import (
+    RunLike,
+    as_run,
+    check_run,
+    one_readout,
+    prompt_coord,
+    selection_part,
+    unsafe_mask,
+)
 
 SCORE_COLUMNS = (
     "criterion",
@@ -88,6 +96,7 @@ def score(
     """  # noqa: E501
     run = as_run(run)
     chosen = _chosen(run, criteria)
+    run = one_readout(run)
     part, split = selection_part(run)
     unsafe = unsafe_mask(part)
     tables = []

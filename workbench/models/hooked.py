@@ -186,7 +186,8 @@ class HookedLVLM(Decoder):
         """The TransformerLens bridge over a second module tree on the same weights (its hook names, its cache)."""
         from workbench.models.bridge import build_bridge
 
-        return build_bridge(self)
+        with self.lock:
+            return build_bridge(self)
 
     def run_with_cache(self, prompt: Prompt, **options: Any) -> tuple[Tensor, Any]:
         """TransformerLens' `run_with_cache`, image included: (logits `[1, pos, vocab]`, ActivationCache)."""

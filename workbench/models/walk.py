@@ -216,13 +216,13 @@ def walk(
     writes: Float[Tensor, "prompt row pos d_model"] | None = None,
     start: int = 0,
     read: Sequence[int] = (),
-    hidden: Float[Tensor, "rows pos d_model"] | None = None,
+    hidden: Float[Tensor, "line pos d_model"] | None = None,
     known: Known | None = None,
     taps: Mapping[int, Tensor] | None = None,
     thrifty: bool = False,
     whole: bool = False,
-) -> dict[int, Float[Tensor, "rows d_model"]]:
-    """Go on from `layer` with `n_rows` rows a prompt (prompt-major), under whatever edits the sites hold.
+) -> dict[int, Float[Tensor, "line d_model"]]:
+    """Go on from `layer` with `n_rows` rows a prompt (lines are prompt-major), under whatever edits the sites hold.
 
     Args:
         writes: Added to the attention output of `layer`, row by row; covers positions `start`.. only. Without it

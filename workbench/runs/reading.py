@@ -61,6 +61,23 @@ def check_run(run: xr.Dataset, needs: Sequence[str] = (), *, wanted_by: str = "t
         )
 
 
+def one_readout(run: xr.Dataset) -> xr.Dataset:
+    """The run as the final state reads it, where it was read at other layers too; a run of one read-out as it is.
+
+    Raises:
+        RunError: For a run of several read-outs without the final one.
+    """
+    if "readout" not in run.dims:
+        return run
+    labels = [str(label) for label in run["readout"].values]
+    if "final" not in labels:
+        raise RunError(
+            f"This run was read after the layers {', '.join(labels)} and not from the final state, which is what is "
+            f"scored by default. Say which one counts: run.sel(readout={labels[-1]!r})."
+        )
+    return run.sel(readout="final", drop=True)
+
+
 def _how_to_get(variable: str) -> str:
     if variable == "state":
         return (

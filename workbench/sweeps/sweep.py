@@ -122,7 +122,9 @@ def sweep(
     try:
         if not sink.attrs.get("complete"):
             bounds = tuple(blocks(len(prompts), sink.partition.block))
-            run_sweep(Sweep(model, prompts, encode, job, sink, options, seed, bounds), engine, naive, progress, cluster)
+            planned = Sweep(model, prompts, encode, job, sink, options, seed, bounds)
+            with model.lock:
+                run_sweep(planned, engine, naive, progress, cluster)
         run = sink.finish().sel(prompt=[prompt.id for prompt in given])
     finally:
         sink.close()

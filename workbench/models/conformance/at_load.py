@@ -52,14 +52,15 @@ def probe_prompt(model: HookedLVLM, side: int = 64) -> Prompt:
 def eager_attention(model: HookedLVLM) -> Iterator[None]:
     """transformers' own eager attention for the length of a block; the sites do nothing meanwhile."""
     configs = model.attention_configs()
-    before = [c._attn_implementation for c in configs]
-    for config in configs:
-        config._attn_implementation = {"": "eager"}
-    try:
-        yield
-    finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = {"": name}
+    with model.lock:
+        before = [c._attn_implementation for c in configs]
+        for config in configs:
+            config._attn_implementation = {"": "eager"}
+        try:
+            yield
+        finally:
+            for config, name in zip(configs, before, strict=True):
+                config._attn_implementation = {"": name}
 
 
 def relative_error(one: Tensor, other: Tensor) -> float:

@@ -105,7 +105,7 @@ def base_variables(model: HookedLVLM, base: BasePass, job: Job) -> dict[str, Ten
 
 def base_states(model: HookedLVLM, base: BasePass, job: Job) -> Tensor:
     """Unmasked states `[prompt, d_model]`; `[prompt, readout, d_model]` where the job names read-outs."""
-    states = [state.float() for state, _ in base_reads(model, base, job).values()]
+    states = [base.read(model, at)[0].float() for at in job.read_layers(model)]
     return torch.stack(states, 1) if job.readout else states[0]
 
 

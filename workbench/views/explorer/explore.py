@@ -51,7 +51,7 @@ def explore(
     try:
         from workbench.views.explorer.board import Board
         from workbench.views.explorer.head_panel import Stored
-        from workbench.views.explorer.questions import Looking
+        from workbench.views.explorer.inspector import Inspector
     except ImportError as error:
         raise WorkbenchError(
             f"The explorer needs {error.name or 'ipywidgets'}, which is not installed. Install it with "
@@ -63,5 +63,5 @@ def explore(
         if prompts is not None:
             raise
         known = {}  # what is stored can be explored without them
-    looking = Looking(model, run, known) if model is not None else None
-    return Board(Stored(run, scores if scores is not None else score(run), looking), known)
+    inspector = Inspector(model, run, known) if model is not None else None
+    return Board(Stored(run, scores if scores is not None else score(run), inspector), known)

@@ -15,7 +15,7 @@ from workbench.runs import origin
 from workbench.runs.origin import prompts_of
 from workbench.views.explorer import pane
 from workbench.views.explorer.explore import explore
-from workbench.views.explorer.questions import readable
+from workbench.views.explorer.inspector import readable
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 
@@ -90,13 +90,13 @@ def test_masking_the_planted_head_turns_the_refusal_into_compliance(board, model
     unsafe = str(run["prompt"].values[run["label"].values == "unsafe"][0])
     board.select_prompt(unsafe)
     (layer, head), *_ = model.truth["planted"]
-    base, masked = board._stored.looking.replies(unsafe, (layer, head), "query")
+    base, masked = board._stored.inspector.replies(unsafe, (layer, head), "query")
     assert "cannot" in base
     assert "cannot" not in masked
     board.select((layer, head))
     assert base in shown(board._panel)
     assert masked in shown(board._panel)
-    rows = board._stored.looking.next_tokens(unsafe, (layer, head), "query")
+    rows = board._stored.inspector.next_tokens(unsafe, (layer, head), "query")
     _, with_head, without = rows[0]
     assert with_head > 0.5 > without, "the likeliest token is that of the refusal, which goes with the head"
 
@@ -106,13 +106,13 @@ def test_a_locked_head_stays_while_another_is_chosen(board):
     board._lock.value = True
     board.select((2, 2))
     assert (board.locked, board.head) == ((0, 1), (2, 2))
-    assert "L0H1" in board._kept._title.value
-    assert "locked" in board._kept._title.value
+    assert "L0H1" in board._locked_panel._title.value
+    assert "locked" in board._locked_panel._title.value
     assert "L2H2" in board._panel._title.value
-    assert board._kept.layout.display is None
+    assert board._locked_panel.layout.display is None
     board._lock.value = False
     assert board.locked is None
-    assert board._kept.layout.display == "none"
+    assert board._locked_panel.layout.display == "none"
 
 
 def test_projection_column_and_rule_change_the_maps(board):
@@ -146,7 +146,7 @@ def test_no_text_gets_out_as_markup(run, model, prompts, scores):
     hostile = run.assign_coords(category=("prompt", [HOSTILE] * run.sizes["prompt"]), content_hash=hashes)
     hostile.attrs = run.attrs | {"model": HOSTILE, "prompt_hash": changed.content_hash()}
     board = explore(hostile, model, changed, scores=scores)
-    board._stored.looking._replies[changed[0].id, None, ""] = HOSTILE
+    board._stored.inspector._replies[changed[0].id, None, ""] = HOSTILE
     board.select_prompt(changed[0].id)
     board._by.value = "family"
     out = shown(board)
@@ -159,7 +159,7 @@ def test_what_goes_wrong_in_a_callback_is_shown_and_the_rest_stays(board, monkey
     def fail(*arguments, **more):
         raise RuntimeError("out of <b>memory</b>")
 
-    monkeypatch.setattr(board._stored.looking, "next_tokens", fail)
+    monkeypatch.setattr(board._stored.inspector, "next_tokens", fail)
     board.select((2, 0))
     assert "RuntimeError: out of &lt;b&gt;memory&lt;/b&gt;" in board._panel._status.value
     assert "Deflection angle" in board._panel._stats.value
@@ -233,7 +233,7 @@ def test_a_stored_run_is_explored_as_a_fresh_one(run, scores, tmp_path):
 
 
 def test_representations_are_short(board):
-    for one in (board, board._panel, board._stored.looking, board._maps["probe"].widget):
+    for one in (board, board._panel, board._stored.inspector, board._maps["probe"].widget):
         assert len(repr(one)) < 120
 
 
