@@ -22,6 +22,7 @@ from workbench.detectors import OneHeadDetector
 from workbench.detectors.evaluation import evaluate, graded_scores
 from workbench.errors import ArgumentError, CriterionError, DetectorError, PromptError, RunError
 from workbench.finding.head_sets import greedy_groups, head_interactions
+from workbench.prompts import load_prompts
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.worlds.planted import draw_planted_prompts
 from workbench.runs.origin import prompts_of
@@ -351,6 +352,25 @@ def test_the_detect_command_tests_a_run_and_a_stored_detector(stored, tmp_path, 
     assert "Cost: 1.0" in shown.export_text()
     with pytest.raises(DetectorError, match="calibrated on"):
         detect_command(shown, str(tmp_path / "detector"), model="planted", prompts=str(seen))
+
+
+@pytest.mark.parametrize("families", [("text",), ()], ids=["one", "none"])
+def test_a_run_of_few_families_becomes_a_guard_and_says_what_it_cannot_say(families, tmp_path):
+    rows = prompts().where(family="text").frame()[["id", "text", "label"]].assign(family=next(iter(families), ""))
+    rows.drop(columns=[] if families else ["family"]).to_csv(tmp_path / "prompts.csv", index=False)
+    asked = load_prompts(tmp_path / "prompts.csv")
+    path = tmp_path / "run.zarr"
+    sweep(model(), asked, projections=("query",), progress=False, keep_states=False, out=path)
+    shown = console()
+    found = detect_command(shown, str(path), bootstrap=0, save=tmp_path / "guard")
+    assert value(found, "auroc") == 1
+    assert found.loc[found["measure"] == "auroc", ["ci_low", "ci_high"]].isna().all(axis=None)
+    assert "a family it has not seen cannot be said" in shown.export_text()
+    reply = generate_command(shown, asked.where(label="unsafe")[0].text, model="planted", guard=str(tmp_path / "guard"))
+    assert reply.flagged
+    compared = compare(path, criteria=("deflection",), rules=("selectivity",), n_heads=(1, 2), bootstrap=0)
+    assert value(compared.table, "auroc", n_heads=1) == 1
+    assert findings(compared)
 
 
 def test_the_detect_command_fits_a_detector_by_its_name(tmp_path):

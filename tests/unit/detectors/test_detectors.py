@@ -8,6 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from tests.unit.planted_parts import labels, model, prompts, split
+from workbench.axes import LABELS
 from workbench.criteria.thresholds import kde_threshold
 from workbench.detectors import HiddenDetect, JudgeDetector, OneHeadDetector, SAHsDetector, load_detector
 from workbench.detectors.calibration import calibration_parts
@@ -157,6 +158,30 @@ def test_judges_may_be_a_function_or_a_model_that_is_asked():
         JudgeDetector().fit(model(), prompts())
     with pytest.raises(DetectorError, match="same token"):
         JudgeDetector(unsafe_word="sure", safe_word="sure").fit(model(), prompts())
+
+
+def test_a_verdict_is_read_after_the_newlines_that_a_judge_opens_with(monkeypatch):
+    tokenizer, decode = model().tokenizer, model().tokenizer.decode
+    replies = {label: model().generated(next(p for p in split("test") if p.label == label)) for label in LABELS}
+    opened = {int(t) for out in replies.values() for t in out.sequences[0, out.n_prompt_tokens :][:2]}
+    monkeypatch.setattr(
+        tokenizer, "decode", lambda ids, **o: "\n" if len(ids) == 1 and int(ids[0]) in opened else decode(ids, **o)
+    )
+    # The third words of "i cannot help …" and "sure here it …" are this double's verdicts; both of two blanks are read.
+    judge = JudgeDetector(question="{text}", unsafe_word="help", safe_word="it").fit(model(), prompts())
+    test = split("test")[:6]
+    scores = judge.decision_function(model(), test)
+    assert ((scores > 0) == (labels(test) == "unsafe")).all()
+    help_, it = (tokenizer.encode(w, add_special_tokens=False)[0] for w in ("help", "it"))
+    out = model().generated(test[0], max_new_tokens=2)
+    inputs = {k: v for k, v in model().encode(test[0]).model_inputs.items() if k not in ("input_ids", "attention_mask")}
+    logits = model().hf(input_ids=out.sequences, **inputs).logits[0, -1].double()
+    assert scores[0] == pytest.approx(float(logits[help_] - logits[it]), abs=1e-4)
+    assert judge.cost(model(), test[:2], max_new_tokens=2).forward_passes > 1
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **o: "\n" if int(ids[0]) not in (help_, it) else "x")
+    monkeypatch.setattr("workbench.detectors.judge.MOST_BLANK", 1)
+    with pytest.raises(DetectorError, match="more than 1 blank tokens"):
+        judge.decision_function(model(), test[:1])
 
 
 def test_cost_counts_passes_not_time(one_head):
