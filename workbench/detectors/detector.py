@@ -112,7 +112,8 @@ class Detector(ABC):
         Args:
             model: The model to watch.
             prompts: Labelled. Declared splits are used (`selection` to learn, `threshold` to set the threshold, `test`
-                is left out); without them the parts are made here and recorded in `calibration`.
+                is left out). Without them all prompts are learned from, and the threshold is set by cross-fitting: on
+                the value of each prompt by what is learned from prompts of other folds; see `stability`.
             progress: Show the progress of a sweep over all heads; on a large model it is long.
 
         Returns:
@@ -124,12 +125,24 @@ class Detector(ABC):
         """
         check_is_model(model)
         parts = calibration_parts(as_prompts(prompts), seed=self.seed)
+        values = stability = None
         if self._chooses():
             seen = self.observe(model, parts.selection, choosing=True, progress=progress)
-            self.choose(seen, unsafe_array(parts.selection))
-        self._calibrate(self._score(model, parts.threshold), parts)
+            values, stability = self._learn(seen, parts)
+        values = self._score(model, parts.threshold) if values is None else self._finite(values, parts.threshold)
+        self._calibrate(values, parts, stability)
         self.model_name, self.weight_hash = model.name, model.weight_hash
         return self
+
+    @property
+    def stability(self) -> float:
+        """How alike the choices on parts of the calibration prompts were to the choice on all of them, 0 to 1.
+
+        The mean over folds of how many heads (or layers) both chose, as a share of those that either chose. NaN where
+        splits were declared, or nothing was chosen.
+        """
+        stability = self.calibration.get("stability")
+        return float("nan") if stability is None else float(stability)
 
     def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
         """One score a prompt, shape [prompt]; higher = more unsafe.
@@ -237,7 +250,9 @@ class Detector(ABC):
 
     def _score(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
         """The values of prompts, if all are finite: a score that is not is never taken for safe."""
-        scores = self.values(self.observe(model, prompts, choosing=False, progress=False))
+        return self._finite(self.values(self.observe(model, prompts, choosing=False, progress=False)), prompts)
+
+    def _finite(self, scores: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
         if not np.isfinite(scores).all():
             first = prompts[int(np.flatnonzero(~np.isfinite(scores))[0])].id
             raise DetectorError(
@@ -250,7 +265,28 @@ class Detector(ABC):
         """The model whose work a score costs; None if it is no model of ours."""
         return model
 
-    def _calibrate(self, values: np.ndarray, parts: Parts) -> None:
+    def _learn(self, seen: xr.Dataset, parts: Parts) -> tuple[np.ndarray | None, float | None]:
+        """Learn from what was seen of the selection part; with folds, also their values, and how stable the choice is.
+
+        Values are [prompt], of each prompt by what was learned from the other folds.
+        """
+        unsafe, values, choices = unsafe_array(parts.selection), np.full(len(parts.fold), np.nan), []
+        for fold in sorted(set(parts.fold)):
+            inside, outside = (np.flatnonzero(of) for of in (parts.fold == fold, parts.fold != fold))
+            self.choose(seen.isel(prompt=outside), unsafe[outside])
+            choices.append(self._chosen())
+            values[inside] = self.values(seen.isel(prompt=inside))
+        self.choose(seen, unsafe)
+        if not choices:
+            return None, None
+        chosen = self._chosen()
+        return values, float(np.mean([len(c & chosen) / max(len(c | chosen), 1) for c in choices]))
+
+    def _chosen(self) -> set[Any]:
+        """What was chosen, as a set: heads, or layers."""
+        return set()
+
+    def _calibrate(self, values: np.ndarray, parts: Parts, stability: float | None = None) -> None:
         """Set the threshold from the values [prompt] of the threshold part, and note how well it separates them."""
         labels = unsafe_array(parts.threshold)
         unsafe, safe = values[labels], values[~labels]
@@ -263,6 +299,7 @@ class Detector(ABC):
             "unsafe_median": float(np.median(unsafe)),
             "safe_median": float(np.median(safe)),
             "threshold_method": method,
+            "stability": stability,
             "balanced_accuracy": balanced_accuracy(unsafe, safe, self.threshold),
         }
 

@@ -68,6 +68,9 @@ class HiddenDetect(Detector):
         last = len(self.discrepancy) - 1
         self.layers = (int(above[0]), int(above[-1])) if len(above) else (last, last)
 
+    def _chosen(self) -> set[Any]:
+        return set(range(self.layers[0], self.layers[1] + 1))
+
     def values(self, seen: xr.Dataset) -> np.ndarray:
         first, last = self.layers
         strength = seen["strength"].values[:, first : last + 1]

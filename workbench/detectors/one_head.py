@@ -11,7 +11,7 @@ from workbench.axes import PROJECTIONS, Head, as_head, as_heads, head_name
 from workbench.checking import plainly
 from workbench.criteria import get_criterion, list_criteria, prompt_values, score, top_heads
 from workbench.criteria.registry import PER_PROMPT
-from workbench.detectors.calibration import run_parts, unsafe_array
+from workbench.detectors.calibration import run_parts
 from workbench.detectors.detector import Detector, DetectorRecord, check_count, has_heads, head_pairs
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
@@ -111,9 +111,8 @@ class OneHeadDetector(Detector):
                 f"This run was made with the mask {mask} and the detector masks with {self.mask.describe()}. "
                 "Give the detector the run's mask."
             )
-        if self._chooses():
-            self.choose(selection, unsafe_array(parts.selection))
-        self._calibrate(self.values(rest), parts)
+        values, stability = self._learn(selection, parts) if self._chooses() else (None, None)
+        self._calibrate(self.values(rest) if values is None else values, parts, stability)
         self.model_name, self.weight_hash = str(run.attrs["model"]), str(run.attrs["weight_hash"])
         return self
 
@@ -145,6 +144,9 @@ class OneHeadDetector(Detector):
         )
         self.candidates = head_pairs(kept)
         self.head = self.candidates[int(np.random.default_rng(self.seed).integers(len(self.candidates)))]
+
+    def _chosen(self) -> set[Any]:
+        return set(self.candidates)
 
     def values(self, seen: xr.Dataset) -> np.ndarray:
         """The criterion at the head, turned so that larger is stronger."""

@@ -89,6 +89,9 @@ class SAHsDetector(Detector):
         self.coef, intercept = fit_logistic(features(seen, self.heads), unsafe, C=self.C)
         self.intercept = float(intercept)
 
+    def _chosen(self) -> set[Any]:
+        return set(self.heads)
+
     def values(self, seen: xr.Dataset) -> np.ndarray:
         return features(seen, self.heads) @ self.coef + self.intercept
 
