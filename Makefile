@@ -25,7 +25,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 QUIET := $(shell test -t 2 || echo --quiet)
 
 .NOTPARALLEL:
-.PHONY: help demo test lab check style bench format clean
+.PHONY: help demo test unit lab check style docs bench format pins clean
 
 help:  ## this list
 	@echo "The targets; each does its own set-up in $(VENV)/ the first time it runs:"
@@ -37,15 +37,21 @@ demo: $(INSTALLED_CORE)  ## mask every head of the embedded model, rank the head
 test: $(INSTALLED_DEV)  ## the whole test suite (BROWSER=0 leaves out what needs a browser)
 	@$(run_tests)
 
+unit: $(INSTALLED_DEV)  ## the short loop: no browser, no families, no clusters, no notebooks
+	$(BIN)/python -m pytest tests/unit tests/planted -n 2 --dist loadfile -m "not slow and not browser" $(ARGS)
+
 lab: $(INSTALLED_LAB)  ## JupyterLab on the notebook in which heads can be clicked
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_explore_heads.ipynb $(ARGS)
 
-check: style test  ## what CI runs: format, lint, types, then the tests
+check: style docs test  ## what CI runs: format, lint, types, the pages, then the tests
 
 style: $(INSTALLED_DEV)  ## format, lint and types, without the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED_DEV)  ## the guides and the reference as pages, into build/docs/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
 bench: $(INSTALLED_BENCH)  ## the side-by-side benchmark (ARGS="--quick" for a short one)
 	$(BIN)/python -m workbench.bench $(ARGS)
@@ -54,6 +60,14 @@ format: $(INSTALLED_DEV)  ## put the code in shape and strip the notebooks' outp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/nbstripout notebooks/*.ipynb
+
+pins: | $(BIN)/pip  ## install the newest versions allowed into build/pins, and write constraints.txt from them
+	"$(PYTHON)" -m venv --clear build/pins
+	grep '^torch==' constraints.txt > build/pins/held.txt
+	build/pins/bin/python -m pip install $(QUIET) --disable-pip-version-check --constraint build/pins/held.txt --editable "$(EVERYTHING)"
+	grep '^#' constraints.txt > build/pins/header.txt
+	build/pins/bin/python -m pip freeze --exclude-editable > build/pins/found.txt
+	sed -E -e '/^(nvidia|cuda|triton|pip|setuptools)/d' -e 's/\+[a-z0-9.]+$$//' build/pins/found.txt | cat build/pins/header.txt - > constraints.txt
 
 clean:  ## remove the virtual environment and the caches
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache
@@ -98,7 +112,8 @@ $(INSTALLED_BENCH): $(PIN) | $(BIN)/pip
 
 # The tests' set holds the others, so those need no install of their own after it.
 $(INSTALLED_DEV): $(PIN) | $(BIN)/pip
-	$(call install,the workbench and all that its tests use,.[lab$(comma)cluster$(comma)peers$(comma)dev])
+	$(call install,the workbench and all that its tests use,$(EVERYTHING))
 	@touch $(INSTALLED_CORE) $(INSTALLED_LAB) $(INSTALLED_BENCH)
 
 comma := ,
+EVERYTHING := .[lab$(comma)cluster$(comma)peers$(comma)dev$(comma)docs]

@@ -16,6 +16,8 @@ from workbench.errors import FigureError
 from workbench.sweeps.sweep import sweep
 from workbench.views.figures.bench import save_growth
 
+pytestmark = pytest.mark.slow
+
 SMALL = Shape(layers=3, heads=4, d_model=32, d_mlp=64, vision_layers=1, vision_width=16, vision_heads=2, side=32)
 
 

@@ -6,15 +6,19 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import typer.main
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from typer.testing import CliRunner
 
 import workbench
 
@@ -91,7 +95,14 @@ def test_public_names_are_not_also_modules():
 
 def test_make_lists_its_targets():
     listed = re.findall(r"^  make (\w+)", make().stdout, re.M)
-    assert {"demo", "test", "lab", "check", "bench", "help"} <= set(listed)
+    assert {"demo", "test", "unit", "lab", "check", "docs", "bench", "pins", "help"} <= set(listed)
+
+
+def test_the_hooks_before_a_commit_call_make():
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    called = re.findall(r"^ +entry: make (\w+)$", hooks, re.M)
+    assert len(called) == hooks.count("entry:") == 2
+    assert set(called) <= set(re.findall(r"^  make (\w+)", make().stdout, re.M))
 
 
 def test_make_test_says_what_it_leaves_out():
@@ -127,7 +138,7 @@ def test_ci_runs_what_a_contributor_runs():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     steps = re.search(r"^check: (.*?)  ##", makefile, re.M)[1].split()
     run = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert re.findall(r"^make (\w+)$", run, re.M) == steps == ["style", "test"]
+    assert re.findall(r"^make (\w+)$", run, re.M) == steps == ["style", "docs", "test"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
@@ -149,15 +160,16 @@ def test_every_skip_is_in_the_quarantine_list():
     assert not unlisted, unlisted
 
 
-DOCS = [p for p in (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")) if p.exists()]
+TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCS = [*TOP, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("doc", DOCS, ids=lambda p: p.name)
+@pytest.mark.parametrize("doc", DOCS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_what_the_documents_point_at_exists(doc):
     text = doc.read_text(encoding="utf-8")
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text)
     local = [link for link in links if not link.startswith(("http://", "https://", "mailto:"))]
-    assert not [link for link in local if not (ROOT / link).exists()]
+    assert not [link for link in local if not (doc.parent / link).exists()]
     targets = set(re.findall(r"^  make (\w+)", make().stdout, re.M))
     assert set(re.findall(r"^make ([a-z]+)", "\n".join(code(text)), re.M)) <= targets
 
@@ -168,11 +180,12 @@ def code(text: str) -> list[str]:
     return fenced + re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
 
 
-def test_the_readme_names_commands_and_functions_that_exist():
+@pytest.mark.parametrize("doc", DOCS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_the_documents_name_commands_and_functions_that_exist(doc):
     from workbench.cli import app
 
     known = set(typer.main.get_command(app).commands)
-    text = "\n".join(code((ROOT / "README.md").read_text(encoding="utf-8")))
+    text = "\n".join(code(doc.read_text(encoding="utf-8")))
     assert set(re.findall(r"^(?:\.venv/bin/)?workbench ([a-z]+)", text, re.M)) <= known
     assert set(re.findall(r"\bwb\.([A-Za-z_]+)", text)) <= set(workbench.__all__)
 
@@ -199,6 +212,27 @@ def test_the_walk_through_to_a_criterion_works(monkeypatch):
     assert sorted(scores["unsafe"]) == pytest.approx(sorted(by_hand), rel=1e-5)
 
 
+def test_the_walk_through_to_a_rule_works(monkeypatch):
+    from tests.unit.synthetic_run import synthetic_run
+    from workbench.cli import app
+    from workbench.criteria import registry, score, top_heads
+    from workbench.criteria.ranking import rule_values
+
+    monkeypatch.setattr(registry, "_rules", dict(registry._rules))
+    walk_through("the rule")
+    run = synthetic_run(projections=("query",))
+    scores = score(run, criteria=("deflection",), bootstrap=0, permutations=0)
+    top = top_heads(scores, criterion="deflection", rule="contrast", k=3)
+    by_hand = (scores["unsafe"] - scores["safe"]) / (scores["unsafe"] + scores["safe"])
+    assert top["value"].tolist() == sorted(by_hand, reverse=True)[:3]
+    # An engine that chooses while it runs ranks by the same record.
+    values = rule_values(run["deflection"].values, run["label"].values == "unsafe", "contrast")
+    np.testing.assert_allclose(values.ravel(), by_hand, rtol=1e-6)
+    shown = CliRunner().invoke(app, ["score", "--help"], terminal_width=500).output
+    assert "contrast" in shown
+    assert "image_attention" in shown
+
+
 def test_the_walk_through_to_a_detector_works(monkeypatch, tmp_path):
     from tests.unit.planted_parts import labels, model, prompts, split
     from workbench import detectors
@@ -209,6 +243,20 @@ def test_the_walk_through_to_a_detector_works(monkeypatch, tmp_path):
     assert (detector.predict(model(), split("test")) == labels(split("test"))).all()
     stored = detectors.load_detector(detector.save(tmp_path / "detector"))
     assert (stored.name, stored.threshold) == ("refusal-odds", detector.threshold)
+
+
+def test_the_walk_through_to_an_engine_works(monkeypatch):
+    from workbench.sweeps.engines import registry
+
+    engine = walk_through("the engine")["ENGINE"]
+    monkeypatch.setitem(sys.modules, "the_late_engine", SimpleNamespace(ENGINE=engine))
+    monkeypatch.setitem(registry._HOMES, "late", "the_late_engine")
+    model, prompts = workbench.load_model("planted", check=False), workbench.load_prompts("planted", n=4)
+    late = workbench.sweep(model, prompts, engine="late", engine_options={"layers": 1}, progress=False)
+    every = workbench.sweep(model, prompts, progress=False)
+    np.testing.assert_array_equal(late.deflection[..., -1, :], every.deflection[..., -1, :])
+    assert every.deflection[..., -1, :].max() > 20
+    assert late.deflection[..., :-1, :].isnull().all()
 
 
 def test_the_walk_through_to_a_family_works(monkeypatch):

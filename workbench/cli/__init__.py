@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.text import Text
 
@@ -15,6 +16,23 @@ from workbench import __version__
 from workbench.errors import RunError, WorkbenchError
 from workbench.plain import plain
 from workbench.sweeps.process import settle_process
+
+
+class Registered(typer.core.TyperCommand):
+    """A command whose help names the criteria and rules that there are; they are looked up when it is shown."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from workbench.criteria import list_criteria, list_rules
+
+        names = {
+            "criteria": ", ".join(c.name for c in list_criteria()),
+            "rules": ", ".join(rule.name for rule in list_rules()),
+        }
+        for param in self.params:
+            if isinstance(param, typer.core.TyperOption) and param.help:
+                param.help = param.help.format(**names)
+        super().format_help(ctx, formatter)
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -123,6 +141,15 @@ def sweep(
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
     positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
+    columns: Annotated[
+        list[str], typer.Option(help="OURS=THEIRS, such as image=image_path: a column of a table under another name.")
+    ] = [],  # noqa: B006
+    images: Annotated[
+        list[Path], typer.Option(help="A folder, .zip or .tar of pictures that do not lie beside the prompts.")
+    ] = [],  # noqa: B006
+    missing: Annotated[
+        Literal["raise", "drop"], typer.Option(help="drop leaves out prompts whose picture is not there.")
+    ] = "raise",
     split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     dtype: Dtype = "float32",
@@ -148,13 +175,11 @@ def sweep(
     sweep_command(console, **given, mask=mask)
 
 
-@app.command()
+@app.command(cls=Registered)
 def score(
     run: RunPath,
-    criteria: Annotated[
-        Any, _listed("Names, comma-separated, or all. An unknown one lists what there is.")
-    ] = "deflection,ships,probe",
-    rule: Annotated[str, typer.Option(help="How heads are ranked: sensitivity, selectivity, auroc, …")] = "selectivity",
+    criteria: Annotated[Any, _listed("Comma-separated, or all. Of {criteria}.")] = "deflection,ships,probe",
+    rule: Annotated[str, typer.Option(help="How heads are ranked: {rules}.")] = "selectivity",
     top: Annotated[int, typer.Option(help="How many heads to print for each criterion and projection.")] = 5,
     out: Table = None,
     seed: Seed = 0,
@@ -204,7 +229,7 @@ def check(
     raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, console=console))
 
 
-@app.command()
+@app.command(cls=Registered)
 def compare(
     run: RunPath,
     model: Annotated[
@@ -213,8 +238,8 @@ def compare(
     prompts: Annotated[
         str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
     ] = None,
-    criteria: Annotated[Any, _listed("Comma-separated.")] = "deflection,ships,probe",
-    rules: Annotated[Any, _listed("Comma-separated.")] = "sensitivity,selectivity,auroc,layer_matched",
+    criteria: Annotated[Any, _listed("Comma-separated. Of {criteria}.")] = "deflection,ships,probe",
+    rules: Annotated[Any, _listed("Comma-separated. Of {rules}.")] = "sensitivity,selectivity,auroc,layer_matched",
     n_heads: Annotated[Any, _listed("Numbers of heads, comma-separated.", _numbers)] = "1,3,5",
     controls: Annotated[int, typer.Option(help="Draws of matched random heads beside each set; with --model.")] = 3,
     judges: Annotated[
@@ -231,14 +256,14 @@ def compare(
     compare_command(console, **given)
 
 
-@app.command()
+@app.command(cls=Registered)
 def detect(
     source: Annotated[str, typer.Argument(help="A stored run, a stored detector, or a detector to fit, by name.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="Where SOURCE is no run.")] = None,
     prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="Where SOURCE is no run.")] = None,
     projection: Annotated[Literal["query", "value"], typer.Option(help="The projection masked.")] = "query",
-    criterion: Annotated[str, typer.Option(help="Whose value is thresholded.")] = "deflection",
-    rule: Annotated[str, typer.Option(help="How the head is chosen.")] = "selectivity",
+    criterion: Annotated[str, typer.Option(help="Whose value is thresholded: {criteria}.")] = "deflection",
+    rule: Annotated[str, typer.Option(help="How the head is chosen: {rules}.")] = "selectivity",
     k: Annotated[int, typer.Option(help="Candidate heads, one of which is drawn.")] = 1,
     save: Annotated[Path | None, typer.Option(help="Store the fitted detector in this folder.")] = None,
     seed: Seed = 0,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.text import Text
 
@@ -19,10 +18,11 @@ from workbench.detectors.detector import Detector
 from workbench.detectors.evaluation import graded_scores, score_measures, unseen
 from workbench.detectors.one_head import OneHeadDetector
 from workbench.detectors.stored import DESCRIPTION
-from workbench.errors import CriterionError, DetectorError, PromptError
+from workbench.errors import CriterionError, DetectorError
 from workbench.models.loading import load_model
 from workbench.plain import check_writable, plain
 from workbench.prompts import load_prompts
+from workbench.prompts.pictures import open_picture
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import split_prompts
 from workbench.replies.guard import Reply, generate
@@ -161,7 +161,7 @@ def generate_command(
     show_unguarded: bool = False,
 ) -> str:
     """Print the reply to one prompt as it is decoded; with a guard, a refusal of what the guard flags."""
-    prompt = Prompt(id="asked", text=text, image=None if image is None else _read_image(image))
+    prompt = Prompt(id="asked", text=text, image=None if image is None else open_picture(image))
 
     def write(piece: str) -> None:
         console.print(Text(plain(piece, keep="\n\t")), end="", soft_wrap=True)
@@ -195,12 +195,3 @@ def _widen(console: Console) -> None:
     """A file or a pipe has no width of its own; rich would fold the tables to 80 columns."""
     if not console.is_terminal:
         console.width = max(console.width, PIPE_WIDTH)
-
-
-def _read_image(path: Path) -> Image.Image:
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except (OSError, UnidentifiedImageError) as error:
-        raise PromptError(f"The image {path} cannot be read ({error}). Open it in a viewer.") from error
-    return picture

@@ -31,7 +31,8 @@ from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
 from workbench.replies.judges import Judge, unsafe_families
 from workbench.runs.origin import mask_of, prompts_of
-from workbench.runs.reading import FEWEST_PROMPTS, prompt_coord
+from workbench.runs.pairs import unit_names
+from workbench.runs.reading import FEWEST_PROMPTS
 from workbench.runs.splits import in_split
 
 BOOTSTRAP = 1000
@@ -76,7 +77,7 @@ class CausalMeasures:
         asked = [p for p, kept in zip(prompts_of(run, prompts), test, strict=True) if kept]
         self.replies = MaskedReplies(model, asked, mask=mask_of(run), judge=judge, max_new_tokens=max_new_tokens)
         self.unsafe = unsafe_array(asked)
-        self.pairs = prompt_coord(run, "pair_id")[test]
+        self.pairs = unit_names(run)[test]
         self.verdicts = self.replies.verdicts()
         self._p: dict[str, dict[tuple[frozenset[Head], str], float]] = {name: {} for name in self._questions()}
 

@@ -7,30 +7,19 @@ import pandas as pd
 import xarray as xr
 
 from workbench.axes import head_name
+from workbench.criteria.ranking import top_heads
 from workbench.criteria.rates import measures_on
 from workbench.criteria.registry import PER_PROMPT, TRAINED, Criterion, get_criterion
-from workbench.criteria.rules import top_heads
 from workbench.criteria.score import score
 from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import prompt_values, prompts_of
 from workbench.errors import CriterionError
+from workbench.runs.pairs import unit_names
 from workbench.runs.reading import RunLike, prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
-DETECTION_COLUMNS = (
-    "criterion",
-    "rule",
-    "projection",
-    "layer",
-    "head",
-    "threshold",
-    "measure",
-    "family",
-    "value",
-    "ci_low",
-    "ci_high",
-    "n",
-)
+HEAD_COLUMNS = ("criterion", "rule", "projection", "layer", "head")
+DETECTION_COLUMNS = (*HEAD_COLUMNS, "threshold", "measure", "family", "value", "ci_low", "ci_high", "n")
 
 
 def detection_table(
@@ -85,14 +74,9 @@ def detection_table(
         for rule in (rule for rule in rules if rule in criterion.rules):
             for projection in projections:
                 try:
-                    top = top_heads(scores, criterion=name, rule=rule, projection=projection, k=1, seed=seed).iloc[0]
-                    cell = _cell(values, projection, int(top["layer"]), int(top["head"]))
-                    threshold, measures = _tested(run, cell, bootstrap, seed)
+                    rows += _tested(run, scores, values, name, rule, projection, bootstrap=bootstrap, seed=seed)
                 except CriterionError as error:
                     left_out.append(f"{name} × {rule} × {projection}: {error}")
-                    continue
-                head = {key: top[key] for key in ("criterion", "rule", "projection", "layer", "head")}
-                rows.extend({**head, "threshold": threshold, **measure} for measure in measures)
     if not rows:
         raise CriterionError(f"No pair of these criteria and rules gives a head to test. {' '.join(left_out)}".strip())
     table = pd.DataFrame(rows, columns=list(DETECTION_COLUMNS))
@@ -136,11 +120,9 @@ def leave_one_family_out(
         keep = np.where(test, ~unsafe | (family == held_out), family != held_out)
         part = run.isel(prompt=np.flatnonzero(keep))
         scores = score(part, (criterion,), bootstrap=0, permutations=0, seed=seed)
-        top = top_heads(scores, criterion=criterion, rule=rule, projection=projection, k=1, seed=seed).iloc[0]
-        cell = _cell(decision_values(part, record), top["projection"], int(top["layer"]), int(top["head"]))
-        threshold, measures = _tested(part, cell, bootstrap, seed)
-        head = {key: top[key] for key in ("criterion", "rule", "projection", "layer", "head")}
-        tables.append(pd.DataFrame([{"held_out": held_out, **head, "threshold": threshold, **m} for m in measures]))
+        values = decision_values(part, record)
+        rows = _tested(part, scores, values, criterion, rule, projection, bootstrap=bootstrap, seed=seed)
+        tables.append(pd.DataFrame(rows).assign(held_out=held_out))
     table = pd.concat(tables, ignore_index=True)[["held_out", *DETECTION_COLUMNS]]
     table.attrs = {"splits": splits, "seed": seed}
     return table
@@ -162,25 +144,34 @@ def decision_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
     return values.copy(data=per_prompt.strength(values.values))
 
 
-def _cell(values: xr.DataArray, projection: str, layer: int, head: int) -> xr.DataArray:
-    cell = values.sel(projection=projection, layer=layer, head=head)
-    if np.isnan(cell.values).all():
-        raise CriterionError(f"{head_name(layer, head)} ({projection}) has no values to set a threshold on.")
-    return cell
-
-
-def _tested(run: xr.Dataset, cell: xr.DataArray, bootstrap: int, seed: int) -> tuple[float, list[dict]]:
-    """A head's threshold, and its measures on the test split; `cell` is [prompt], of all prompts or fewer."""
-    prompts = prompts_of(run, cell)
-    values, unsafe = cell.values, prompt_coord(prompts, "label") == "unsafe"
+def _tested(
+    run: xr.Dataset,
+    scores: pd.DataFrame,
+    values: xr.DataArray,
+    criterion: str,
+    rule: str,
+    projection: str | None,
+    *,
+    bootstrap: int,
+    seed: int,
+) -> list[dict]:
+    """The first head, its threshold, and its measures on the test split; `values` are from `decision_values`."""
+    top = top_heads(scores, criterion=criterion, rule=rule, projection=projection, k=1, seed=seed).iloc[0]
+    prompts = prompts_of(run, values)
+    cell = values.sel(projection=top["projection"], layer=top["layer"], head=top["head"]).values
+    if np.isnan(cell).all():
+        where = head_name(int(top["layer"]), int(top["head"]))
+        raise CriterionError(f"{where} ({top['projection']}) has no values to set a threshold on.")
+    unsafe, family = prompt_coord(prompts, "label") == "unsafe", prompt_coord(prompts, "family")
     calibration, test = in_split(prompts, "threshold"), in_split(prompts, "test")
-    threshold = kde_threshold(values[calibration & unsafe], values[calibration & ~unsafe]).value
-    return threshold, measures_on(
-        values[test],
+    threshold = kde_threshold(cell[calibration & unsafe], cell[calibration & ~unsafe]).value
+    measures = measures_on(
+        cell[test],
         unsafe[test],
-        family=prompt_coord(prompts, "family")[test],
-        pairs=prompt_coord(prompts, "pair_id")[test],
+        family=family[test],
+        pairs=unit_names(prompts)[test],
         threshold=threshold,
         bootstrap=bootstrap,
         seed=seed,
     )
+    return [{**top[list(HEAD_COLUMNS)], "threshold": threshold, **measure} for measure in measures]

@@ -95,13 +95,17 @@ def run_parts(run: RunLike, *, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset, P
 
 
 def stand_ins(run: xr.Dataset) -> PromptSet:
-    """A run's prompts as far as it knows them: ids, labels, families, pairs and splits.
+    """A run's prompts as far as it knows them: ids, labels, families, pairs and splits, without text or picture.
 
-    Their text is what the run knows of text and picture: a hash, equal where the contents are.
+    Those that ask the same have the same stand-in for a text, so that they stay together.
     """
     names = ("label", "source", "family", "category", "pair_id", "split")
-    ids, contents = map(str, run["prompt"].values), prompt_coord(run, "content_hash")
-    rows = zip(ids, contents, *(prompt_coord(run, name) for name in names), strict=True)
+    rows = zip(
+        map(str, run["prompt"].values),
+        prompt_coord(run, "content"),
+        *(prompt_coord(run, name) for name in names),
+        strict=True,
+    )
     return PromptSet(
         Prompt(id=id_, text=content or id_, **dict(zip(names, row, strict=True))) for id_, content, *row in rows
     )

@@ -1,10 +1,12 @@
 """From a `Prompt` to what the model reads: chat template, token ids, pixels, and where the picture's tokens lie."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from jinja2 import TemplateError
 from torch import Tensor
 
 from workbench.errors import ModelError, PromptError
@@ -72,7 +74,8 @@ def encode(model: Decoder, prompt: Prompt) -> Encoded:
     where = f"Prompt {prompt.id!r} on {model.name!r}"
     # Some processors write one token into the text and turn it into many of another.
     written = {placeholder[1] if placeholder else "", getattr(model.processor, "image_token", None) or ""} - {""}
-    if found := [token for token in written if token in prompt.text]:
+    said = (prompt.text, prompt.system, prompt.prefill, *(text for _, text in prompt.turns))
+    if found := [token for token in written if any(token in text for text in said)]:
         raise PromptError(
             f"{where}: the text holds the image placeholder {found[0]!r}, but placeholders without pixels mean "
             "nothing. Take it out of the text and give the picture as `image=`; the chat template places it."
@@ -124,26 +127,15 @@ def _lay_out(model: Decoder, encoded: Encoded, picture: Any) -> None:
 
 
 def _readable(prompt: Prompt, where: str) -> Any:
-    if prompt.image is None:
-        return None
     try:
-        prompt.image.load()
-        return prompt.image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PromptError(
-            f"{where}: its image cannot be read ({error}). Open it in a viewer, or leave this prompt out."
-        ) from error
+        return None if prompt.image is None else prompt.image.copy()  # a stored picture is decoded here
+    except PromptError as error:
+        raise PromptError(f"{where}: {error}. Open it in a viewer, or leave this prompt out.") from error
 
 
 def _apply_template(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
-    if model.processor is None:
-        content: Any = prompt.text
-        templated: Any = model.tokenizer
-    else:
-        pictures = [{"type": "image", "image": image}] if image is not None else []
-        words = [{"type": "text", "text": prompt.text}] if prompt.text else []
-        content = pictures + words
-        templated = model.processor
+    templated: Any = model.tokenizer if model.processor is None else model.processor
+    messages = _messages(prompt, image, plain=model.processor is None)
     template = getattr(templated, "chat_template", None) or getattr(model.tokenizer, "chat_template", None)
     template = template or model.family.chat_template
     if template is None:
@@ -153,9 +145,15 @@ def _apply_template(model: Decoder, prompt: Prompt, image: Any, where: str) -> d
         )
     # The template is passed only when it is a fallback: processors may keep several under names of their own.
     fallback = {} if getattr(templated, "chat_template", None) else {"chat_template": template}
+    template = template["default"] if isinstance(template, dict) else template
+    if prompt.system or prompt.turns:
+        _check_roles(templated, messages, template, where)
+    if prompt.prefill:
+        # What the reply begins with stands right behind the generation prompt, whatever a template makes of replies.
+        fallback = {"chat_template": template.removesuffix("\n") + _literal(prompt.prefill)}
     try:
         batch = templated.apply_chat_template(
-            [{"role": "user", "content": content}],
+            messages,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -165,3 +163,41 @@ def _apply_template(model: Decoder, prompt: Prompt, image: Any, where: str) -> d
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(f"{where}: its processor could not encode it ({type(error).__name__}: {error}).") from error
     return dict(batch)
+
+
+def _messages(prompt: Prompt, image: Any, *, plain: bool) -> list[dict[str, Any]]:
+    """The conversation as a chat template takes it; `plain` where it takes texts and no lists of parts."""
+    said = [("system", prompt.system), *prompt.turns] if prompt.system else list(prompt.turns)
+    contents: list[Any] = [text if plain else [{"type": "text", "text": text}] for _, text in said]
+    pictures = [{"type": "image", "image": image}] if image is not None else []
+    words = [{"type": "text", "text": prompt.text}] if prompt.text else []
+    roles = [*(role for role, _ in said), "user"]
+    contents.append(prompt.text if plain else pictures + words)
+    return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+
+
+def _check_roles(templated: Any, messages: list[dict[str, Any]], template: str, where: str) -> None:
+    """Refuse a chat template that leaves out what was said before, or writes every role as a user's."""
+
+    def written(messages: list[dict[str, Any]]) -> str:
+        try:
+            return templated.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, chat_template=template
+            )
+        except (ValueError, TypeError, KeyError, RuntimeError, TemplateError) as error:
+            raise ModelError(f"{where}: its chat template cannot take it ({type(error).__name__}: {error}).") from error
+
+    whole = written(messages)
+    for place, message in enumerate(messages[:-1]):
+        text = message["content"] if isinstance(message["content"], str) else message["content"][0]["text"]
+        as_user = [*messages[:place], message | {"role": "user"}, *messages[place + 1 :]]
+        if text.strip() not in whole or (message["role"] != "user" and written(as_user) == whole):
+            raise ModelError(
+                f"{where}: the chat template {'leaves out' if text.strip() not in whole else 'has no words for'} what "
+                f"the {message['role']} said before. Load the model with a template that takes it, or leave it out."
+            )
+
+
+def _literal(text: str) -> str:
+    """A text as a Jinja expression that gives it back."""
+    return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"

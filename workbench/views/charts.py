@@ -12,7 +12,8 @@ import pandas as pd
 import xarray as xr
 
 from workbench.criteria import get_criterion, prompt_values
-from workbench.criteria.rules import SAFE_PERCENTILE, ranked, scored_rows
+from workbench.criteria.ranking import ranked, scored_rows
+from workbench.criteria.rules import SAFE_PERCENTILE
 from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import CriterionError, FigureError
 from workbench.views import theme

@@ -8,18 +8,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from tests.unit.synthetic_run import FAMILIES, synthetic_run
-from workbench.criteria import (
-    DETECTION_COLUMNS,
-    detection_table,
-    in_split,
-    kde_threshold,
-    leave_one_family_out,
-    measures_on,
-    score,
-    top_heads,
-    with_splits,
-)
+from workbench.criteria import detection_table, leave_one_family_out, score, top_heads
+from workbench.criteria.detection import DETECTION_COLUMNS
+from workbench.criteria.rates import measures_on
+from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import CriterionError, RunError
+from workbench.runs.splits import in_split, with_splits
 
 SPLITS = ("selection", "threshold", "test")
 

@@ -322,7 +322,10 @@ def test_calibration_sets_that_prove_nothing():
 def test_prompts_that_are_all_the_same_to_the_model_set_no_threshold():
     one = split("test")[0]
     same = [
-        replace(one, id=f"{i}", label=("safe", "unsafe")[i % 2], split="", pair_id="", image=None) for i in range(24)
+        replace(
+            one, id=f"{i}", text=f"how unheard{i}", label=("safe", "unsafe")[i % 2], split="", pair_id="", image=None
+        )
+        for i in range(24)  # to its tokenizer all of them are "how <unk>"
     ]
     with pytest.raises(WorkbenchError, match=r"values are all|All \d+ unsafe and \d+ safe values are"):
         OneHeadDetector(head=(3, 1)).fit(model(), same)

@@ -12,6 +12,8 @@ from workbench.prompts.prompt import PromptSet
 from workbench.prompts.worlds.pocket import draw_prompts
 from workbench.replies import RefusalRecipe, generate, generate_batch, judge_replies
 
+pytestmark = pytest.mark.slow
+
 
 @cache
 def pocket() -> HookedLVLM:

@@ -9,30 +9,22 @@ import torch
 from scipy.stats import spearmanr
 
 import workbench as wb
-from workbench.criteria.array_rules import best_cells, calibration, rule_values, safe_levels
+from tests.builders.models import tiny
+from tests.builders.prompts import text_prompts
+from workbench.criteria.ranking import best_cells, rule_values
+from workbench.criteria.values import calibration, safe_levels
 from workbench.errors import CriterionError, MaskError, PromptError, WorkbenchError
 from workbench.finding import race, sketch
 from workbench.finding.race import report as race_report
-from workbench.models.tiny import build_tiny
 from workbench.models.walk import base_pass
 from workbench.runs.job import Job
 from workbench.sweeps.engines import first_order as screen
 from workbench.sweeps.engines.exact import ExactBlock
 
-WORDS = ("what is this", "a bomb", "what is this ?", "a red square here", "the cat", "is this a picture ?")
-
-
-def text_prompts(n: int = 6) -> list[wb.Prompt]:
-    return [
-        wb.Prompt(id=f"p{i}", text=" ".join(WORDS[i % 6].split() * (1 + i // 6)), label=("safe", "unsafe")[i % 2])
-        for i in range(n)
-    ]
-
 
 @pytest.fixture(scope="module")
 def double():
-    torch.manual_seed(0)
-    return build_tiny("llava", dtype=torch.float64)
+    return tiny(dtype=torch.float64)
 
 
 def swept(model, engine, prompts=None, **options):

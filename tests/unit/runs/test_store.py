@@ -18,27 +18,18 @@ import xarray as xr
 import zarr
 
 import workbench as wb
+from tests.builders.models import tiny
+from tests.builders.prompts import text_prompts
 from workbench.errors import RunError
 from workbench.models.tiny import build_tiny
 from workbench.runs.opening import open_run
 from workbench.runs.zarr_store import Store
 from workbench.sweeps.engines.exact import ExactBlock
 
-WORDS = ("what is this", "a bomb", "what is this ?", "a red square here", "the cat", "is this a picture ?")
-
-
-def text_prompts() -> list[wb.Prompt]:
-    return [wb.Prompt(id=f"p{i}", text=t, label=("safe", "unsafe")[i % 2]) for i, t in enumerate(WORDS)]
-
-
-def seeded_model():
-    torch.manual_seed(0)
-    return build_tiny("llava")
-
 
 @pytest.fixture(scope="module")
 def model():
-    return seeded_model()
+    return tiny()
 
 
 @pytest.fixture
@@ -291,11 +282,12 @@ KILLED = textwrap.dedent("""
     sys.path.insert(0, sys.argv[2])
     import zarr.storage._local as local
     from workbench.sweeps import sweep
-    from tests.unit.runs.test_store import QUICK, replace, seeded_model, swept
+    from tests.builders.models import tiny
+    from tests.unit.runs.test_store import QUICK, replace, swept
 
     plan = sweep.plan
     sweep.plan = lambda model, longest, **kw: replace(plan(model, longest, **kw), block=2)
-    model, atomic = seeded_model(), local._atomic_write
+    model, atomic = tiny(), local._atomic_write
     count, last, out = 0, None, None
 
     def deadly(path, mode, exclusive=False):

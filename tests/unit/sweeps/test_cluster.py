@@ -6,18 +6,18 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 import workbench as wb
-from workbench.models.tiny import build_tiny
+from tests.builders.models import tiny
+from tests.builders.prompts import pictures
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def model():
     """A model that no worker could load: its weights can only come from the driver."""
-    torch.manual_seed(0)
-    return build_tiny("llava")
+    return tiny()
 
 
 @pytest.mark.timeout(400)
@@ -27,7 +27,7 @@ def test_two_workers_one_killed_midway_equal_one_process(model, tmp_path, monkey
         from workbench.sweeps import cluster
 
         words = ["what is this", "a bomb", "is this a cat ?", "the red square here"]
-        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+        (picture,) = pictures(1)
         prompts = [
             wb.Prompt(id=f"p{i}", text=words[i % 4], label=("safe", "unsafe")[i % 2], image=picture if i % 3 else None)
             for i in range(40)

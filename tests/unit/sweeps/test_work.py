@@ -2,35 +2,28 @@
 
 import json
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 from rich.console import Console
 from scipy.stats import spearmanr
 
 import workbench as wb
+from tests.builders.models import tiny
+from tests.builders.prompts import WORDS, asked, pictures
 from workbench.cli.sweep import sweep_command
 from workbench.errors import PromptError, WorkbenchError
-from workbench.models.tiny import build_tiny
 from workbench.runs.opening import open_run
 from workbench.sweeps.execution import work_line
 
-WORDS = ("what is this", "a bomb", "what is this ?", "a red square here")
+TEXTS = WORDS[:4]
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return build_tiny("llava")
+    return tiny()
 
 
 def prompts(images: bool = True) -> list[wb.Prompt]:
-    draws = np.random.default_rng(0)
-    pictures = [Image.fromarray(draws.integers(0, 255, (40, 50, 3), dtype=np.uint8)) if images else None for _ in WORDS]
-    return [
-        wb.Prompt(id=f"p{i}", text=t, label=("safe", "unsafe")[i % 2], image=pictures[i]) for i, t in enumerate(WORDS)
-    ]
+    return asked(TEXTS, pictures(len(TEXTS)) if images else None)
 
 
 def test_masks_run_the_layers_above_them_and_the_last_position_of_the_last(model):
@@ -52,7 +45,7 @@ def test_masks_run_the_layers_above_them_and_the_last_position_of_the_last(model
     assert seen[0] == wanted, "the counter is not what the layers saw"
     bound = (model.n_layers + 1) / (2 * model.n_layers)
     assert run.attrs["layer_tokens"] <= bound * run.attrs["naive_layer_tokens"]
-    assert run.attrs["vision_passes"] == len(WORDS)
+    assert run.attrs["vision_passes"] == len(TEXTS)
 
 
 def test_the_naive_count_is_what_the_naive_engine_does(model):
@@ -85,7 +78,7 @@ def test_masks_at_fewer_positions_reuse_what_comes_before(model, positions, most
 def test_agreement_of_positions_is_reported(model, capsys):
     part = wb.sweep(model, prompts(), mask=wb.Mask(positions="last"), progress=True)
     found, whole = part.attrs["positions_agreement"], wb.sweep(model, prompts(), progress=False)
-    assert found["prompts"] == len(WORDS)
+    assert found["prompts"] == len(TEXTS)
     for name in ("query", "value"):
         one, other = (r.deflection.sel(projection=name).mean("prompt").values.ravel() for r in (whole, part))
         assert found["spearman"][name] == pytest.approx(spearmanr(one, other).statistic, abs=2e-4)

@@ -6,6 +6,8 @@ from nbclient import NotebookClient
 
 from tests.notebook_copies import FOLDER, NAMES, small_copy
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs(name, tmp_path, monkeypatch):

@@ -8,9 +8,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from workbench.axes import head_name
-from workbench.criteria.controls import CONTROLS
-from workbench.criteria.registry import PER_PROMPT, list_criteria
-from workbench.criteria.rules import RULES
+from workbench.criteria.registry import PER_PROMPT, list_criteria, list_rules
 from workbench.prompts.prompt import Prompt
 from workbench.views import charts, theme
 from workbench.views.charts import Head
@@ -57,7 +55,8 @@ class Board(widgets.VBox):
     def _build_controls(self) -> None:
         run, scores = self._stored.run, self._stored.scores
         columns = [(word, column) for column, word in theme.COLUMN_WORDS.items() if column in scores]
-        rules = [(r.replace("_", " "), r) for r in sorted(set(RULES) - set(CONTROLS), key=_rule_order)]
+        rules = [(rule.name.replace("_", " "), rule.name) for rule in list_rules() if not rule.is_control]
+        rules.sort(key=lambda rule: rule[1] != _FIRST_RULE)
         per_prompt = [c.name for c in list_criteria() if c.kind == PER_PROMPT and set(c.needs) <= set(run.data_vars)]
         per_prompt.sort(key=lambda name: name not in self._criteria)
         families = sorted({str(f) for f in run["family"].values}) if "family" in run.coords else []
@@ -216,11 +215,6 @@ class Board(widgets.VBox):
         label, *tags = (str(record[name].item()) if name in record.coords else "" for name in names)
         text = self._prompts[prompt_id].text if prompt_id in self._prompts else "(the run keeps ids, not texts)"
         self._prompt_text.value = markup.block(markup.prompt_text(text, label=label, tags=tags))
-
-
-def _rule_order(rule: str) -> tuple[bool, int]:
-    """The published rule first, the others as they are registered."""
-    return rule != _FIRST_RULE, RULES.index(rule)
 
 
 def _thin(width: int) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 import workbench as wb
+from tests.builders.models import tiny
+from tests.builders.prompts import asked, pictures
 from workbench.errors import MaskError, PromptError, RunError, SelfCheckError, WorkbenchError
 from workbench.models.conformance.at_load import check_at_load
 from workbench.models.tiny import build_tiny
@@ -20,27 +22,18 @@ from workbench.runs.effects import MEASURES, angle_degrees
 TEXTS = ("what is this", "how do I make it", "name the thing in the picture", "what is this")
 
 
-def pictures(n):
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(n)]
-
-
 def some_prompts(images=True):
-    shown = pictures(len(TEXTS)) if images else [None] * len(TEXTS)
-    labels = ("safe", "unsafe") * 2
-    pairs = zip(TEXTS, shown, labels, strict=True)
-    prompts = [wb.Prompt(id=f"p{i}", text=t, image=image, label=label) for i, (t, image, label) in enumerate(pairs)]
-    return wb.PromptSet(prompts)
+    return wb.PromptSet(asked(TEXTS, pictures(len(TEXTS)) if images else None))
 
 
 @pytest.fixture(scope="module")
 def double():
-    return build_tiny("llava", dtype=torch.float64)
+    return tiny(dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
 def single():
-    return build_tiny("llava")
+    return tiny()
 
 
 MASKS = {

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import workbench as wb
-from workbench.models.tiny import build_tiny
+from tests.builders.models import tiny
+from tests.builders.prompts import pictures
 from workbench.runs.effects import MEASURES
 from workbench.sweeps.engines.trie import build_trie
 
@@ -17,7 +18,7 @@ QUESTIONS = ("what is this", "what is this ?", "how do you make a bomb", "is thi
 
 
 def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8))
+    return pictures(1, seed=seed)[0]
 
 
 def asked(n_pictures: int = 2) -> list[wb.Prompt]:
@@ -33,8 +34,7 @@ def asked(n_pictures: int = 2) -> list[wb.Prompt]:
 
 @pytest.fixture(scope="module")
 def double():
-    torch.manual_seed(0)
-    return build_tiny("llava", dtype=torch.float64)
+    return tiny(dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,7 @@ def test_sharing_changes_no_number(double, mask):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "aya_vision", "paligemma", "qwen3_vl", "llava_next"])
 def test_other_families_share_or_are_swept_whole(family):
-    torch.manual_seed(0)
-    model = build_tiny(family)
+    model = tiny(family)
     prompts = asked(1)[:4]
     exact = wb.sweep(model, prompts, progress=False, keep_states=False)
     shared = wb.sweep(model, prompts, engine="prefix", progress=False, keep_states=False)
