@@ -350,7 +350,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except WorkbenchError as error:
-        errors.print(Text("Error: ", "red") + Text(plain(error, keep="\n"), ""), soft_wrap=True)
+        errors.print(Text("Error: ", "red") + Text(plain(error, keep="\n\t"), ""), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Stopped.", highlight=False)
