@@ -1,9 +1,9 @@
 """Find, compare and use the attention heads that carry safety inside vision-language models.
 
-The public names below are imported when first used: `import workbench` loads no weights and touches no GPU.
+The public names below are imported when first used: `import workbench` loads no weights, touches no GPU, and changes
+no setting of the process.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,10 @@ if TYPE_CHECKING:
     from workbench.prompts import load_prompts
     from workbench.prompts.prompt import Prompt, PromptSet
     from workbench.replies import generate
+    from workbench.runs.opening import open_run
     from workbench.sweeps.sweep import sweep
     from workbench.views.explorer.explore import explore
     from workbench.views.figures.save import save_figures
-
-# Before torch is imported: its threads wait for each other by spinning, so that beside any other program on the same
-# cores a sweep of small batches was measured to take five times as long. Set by the user, the user's word stands.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
     "HookedLVLM": "workbench.models.hooked",
@@ -32,6 +29,7 @@ _HOME = {
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
     "load_prompts": "workbench.prompts",
+    "open_run": "workbench.runs.opening",
     "save_figures": "workbench.views.figures.save",
     "score": "workbench.criteria",
     "sweep": "workbench.sweeps.sweep",
@@ -48,6 +46,7 @@ __all__ = [
     "generate",
     "load_model",
     "load_prompts",
+    "open_run",
     "save_figures",
     "score",
     "sweep",

@@ -28,13 +28,20 @@ PROMPT_COORDS = ("label", "source", "family", "category", "pair_id", "split", "v
 LABELS = ("safe", "unsafe")
 SPLITS = ("selection", "threshold", "test")
 
+Head = tuple[int, int]  # (layer, head), both 0-based
+
 
 def head_name(layer: int, head: int) -> str:
     """`L12H3`: how a head is written in tables, plots and messages."""
     return f"L{layer}H{head}"
 
 
-def as_head(value: Any) -> tuple[int, int]:
+def head_names(heads: Iterable[Head]) -> str:
+    """`L3H1 L0H2`: how several heads are written."""
+    return " ".join(head_name(layer, head) for layer, head in heads)
+
+
+def as_head(value: Any) -> Head:
     """(layer, head) from a pair of whole numbers or from its name.
 
     Raises:
@@ -48,12 +55,12 @@ def as_head(value: Any) -> tuple[int, int]:
         return int(found[1]), int(found[2])
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) == 2:
         layer, head = value
-        if all(isinstance(v, Integral) and not isinstance(v, bool | np.bool_) and v >= 0 for v in (layer, head)):
+        if all(isinstance(v, Integral) and not isinstance(v, bool | np.bool_) and int(v) >= 0 for v in (layer, head)):
             return int(layer), int(head)
     raise ValueError("must be heads as (layer, head), two whole numbers from 0, or as 'L12H3'")
 
 
-def as_heads(value: Any) -> list[tuple[int, int]]:
+def as_heads(value: Any) -> list[Head]:
     """The heads in a sequence of heads; one head alone is a sequence of one.
 
     Raises:

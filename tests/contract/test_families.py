@@ -7,8 +7,9 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from workbench.models.attention import allowed_keys
-from workbench.models.conformance import checks
 from workbench.models.conformance.at_load import check_at_load, probe_prompt
+from workbench.models.conformance.checks import LIMIT
+from workbench.models.conformance.probe import CHECKS
 from workbench.models.conformance.report import conformance
 from workbench.models.families import FAMILIES
 from workbench.models.loading import load_model
@@ -62,7 +63,7 @@ def test_conforms(name, tiny):
     assert report.ok, [(f.check, f.detail) for f in report.failures]
     left_out = {f.check for f in report.findings if f.verdict == "n/a"}
     assert left_out == NOTHING_TO_CHECK.get(name, set())
-    assert len(report.findings) == len(checks.CHECKS)
+    assert len(report.findings) == len(CHECKS)
 
 
 def test_the_tiny_models_have_what_makes_mistakes_visible(tiny):
@@ -122,7 +123,7 @@ def test_a_router_does_not_change_what_a_head_mask_means(name, tiny):
     prompt = probe_prompt(model)
     with double_kept(model.dtype):
         before = model.base(prompt).recordings[1]
-        with model.masked([(1, 2)], "value", checks.LIMIT):
+        with model.masked([(1, 2)], "value", LIMIT):
             after = model.base(prompt).recordings[1]
         assert torch.equal(after.z[:, :, 2], torch.zeros_like(after.z[:, :, 2]))
         others = [h for h in range(model.n_heads) if h != 2]

@@ -19,7 +19,7 @@ from transformers.utils import logging as hf_logging
 import workbench as wb
 from workbench.errors import ModelError, SelfCheckError
 from workbench.models.conformance.at_load import probe_prompt
-from workbench.models.families.llava import LLAVA
+from workbench.models.families import FAMILIES
 from workbench.models.families.tiny_parts import randomise, text_sizes, tiny_tokenizer
 from workbench.models.tiny import build_tiny
 
@@ -74,14 +74,14 @@ def test_device_map_and_quantization_reach_transformers(saved, monkeypatch):
     folder = saved("llava")
     assert wb.load_model(folder, device_map="cpu").device.type == "cpu"
     seen = {}
-    loader = LLAVA.model_class().from_pretrained
+    loader = FAMILIES["llava"].model_class().from_pretrained
 
     def watched(where, **options):
         seen.update(options)
         options.pop("quantization_config")
         return loader(where, **options)
 
-    monkeypatch.setattr(LLAVA.model_class(), "from_pretrained", watched)
+    monkeypatch.setattr(FAMILIES["llava"].model_class(), "from_pretrained", watched)
     wb.load_model(folder, device_map="auto", quantization_config="eight bits", dtype="bfloat16")
     assert seen["quantization_config"] == "eight bits"
     assert seen["device_map"] == "auto"

@@ -44,12 +44,12 @@ def test_every_family_has_mutants():
 
 @pytest.mark.parametrize("name", NORMED)
 def test_masking_before_the_query_norm(name, tiny, mutate):
-    def before_the_norm(model, base, layer, projection, mask, *rest, original=walk.masked_z):
+    def before_the_norm(model, base, layer, projection, mask, *rest, original=masks.masked_z):
         if projection == "query" and mask.form != "as_published":
             mask = masks.Mask(form="as_published", factor=mask.factor)
         return original(model, base, layer, projection, mask, *rest)
 
-    mutate(walk.masked_z, before_the_norm)
+    mutate(masks.masked_z, before_the_norm)
     assert failed(tiny(name), "query norm", "heads as rows")
 
 
@@ -123,13 +123,13 @@ def test_a_mask_dropped_while_decoding(name, tiny, mutate):
 
 
 def test_a_prompt_that_looks_ahead_taken_for_a_causal_one(tiny, mutate):
-    mutate(walk.looks_ahead, lambda *_: False)
+    mutate(walk.sees_ahead, lambda *_: False)
     assert failed(tiny("paligemma"), "masks at some positions") == {"masks at some positions"}
     assert not failed(tiny("llava"), "masks at some positions")
 
 
 def test_positions_counted_from_zero_on_a_partial_resume(tiny, monkeypatch):
-    monkeypatch.setattr(walk.Prefix, "get_seq_length", lambda self, layer_idx=0: 0)
+    monkeypatch.setattr(walk.Known, "get_seq_length", lambda self, layer_idx=0: 0)
     assert failed(tiny("llama4"), "masks at some positions") == {"masks at some positions"}
 
 

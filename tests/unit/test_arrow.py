@@ -89,6 +89,43 @@ def unsafe_loading(tree: ast.AST, file: Path) -> list[str]:
     return wrong
 
 
+# A registry names its entries, and an entry needs the record it is made of from the module that names it.
+REGISTRIES = {"workbench.sweeps.engines.registry"}
+
+
+def import_graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Which modules of the package each module imports, under TYPE_CHECKING and inside functions too.
+
+    Modules that a registry names as text count as imported by it.
+    """
+    graph = {}
+    for module, source in sources.items():
+        tree = ast.parse(source)
+        names = {name for _, name in imports(tree, PACKAGE.parent / (module.replace(".", "/") + ".py"))}
+        names |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in sources}
+        graph[module] = {n if n in sources else n.rpartition(".")[0] for n in names} & set(sources) - {module}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> set[tuple[str, ...]]:
+    """Sets of modules each of which imports, through others, itself."""
+
+    def reached(start: str) -> set[str]:
+        seen, waiting = set(), [start]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    reach = {module: reached(module) for module in graph}
+    return {
+        tuple(sorted(other for other in reach[module] if module in reach[other]))
+        for module in graph
+        if module in reach[module]
+    }
+
+
 RULES = (against_the_arrow, by_another_door, unsafe_loading)
 
 
@@ -142,6 +179,29 @@ def test_the_rules_see_a_breach(rule, path, code):
 )
 def test_the_rules_let_good_code_pass(path, code):
     assert not [wrong for rule in RULES for wrong in rule(ast.parse(code), PACKAGE / path)]
+
+
+def modules() -> dict[str, str]:
+    named = {".".join(["workbench", *f.relative_to(PACKAGE).with_suffix("").parts]): f for f in FILES}
+    return {name.removesuffix(".__init__"): f.read_text(encoding="utf-8") for name, f in named.items()}
+
+
+def test_no_module_imports_itself_through_others():
+    graph = import_graph({name: text for name, text in modules().items() if name != "workbench"})
+    assert len(graph) > 100
+    assert any("workbench.models.hooked" in named for named in graph.values())
+    for registry in REGISTRIES:
+        graph[registry] -= {name for name in graph[registry] if registry in graph[name]}
+    assert not circles(graph)
+
+
+def test_circles_are_seen():
+    one = "from workbench.b import x"
+    hidden = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from workbench import a"
+    assert circles(import_graph({"workbench.a": one, "workbench.b": hidden})) == {("workbench.a", "workbench.b")}
+    assert not circles(import_graph({"workbench.a": one, "workbench.b": "import torch"}))
+    named = import_graph({"workbench.a": "HOMES = {'b': 'workbench.b'}", "workbench.b": "import workbench.a"})
+    assert circles(named) == {("workbench.a", "workbench.b")}
 
 
 def test_no_drawer_for_everything():

@@ -1,5 +1,6 @@
 """The command line: help that teaches, one message for a mistake, and the status a script can rely on."""
 
+import subprocess
 import sys
 
 import pytest
@@ -60,6 +61,31 @@ def test_a_mistake_is_one_message_and_status_1(monkeypatch, capsys, tmp_path, wo
 @pytest.mark.parametrize("words", [("fly",), ("demo", "--n", "many"), ("score",), ("demo", "--form", "zero")])
 def test_bad_usage_is_status_2(monkeypatch, capsys, words):
     assert run(monkeypatch, capsys, *words)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--version"], 0, f"workbench {wb.__version__}"),
+        (["--help"], 0, "Begin with workbench demo"),
+        (["sweep", "--help"], 0, "--projection"),
+        (["score", "no-such-run"], 1, "There is no run at no-such-run"),
+        (["figures", "no-such-run"], 1, "There is no run at no-such-run"),
+        (["compare", "no-such-run"], 1, "There is no run at no-such-run"),
+        (["detect", "no-such-run"], 1, "There is no run at no-such-run"),
+    ],
+)
+def test_what_needs_no_model_is_said_before_anything_heavy_is_imported(words, status, said):
+    # Modules are counted, not seconds: the machine's mood does not change how many there are.
+    code = "import sys, runpy; sys.argv = ['workbench', *sys.argv[1:]]\n"
+    code += "try: runpy.run_module('workbench', run_name='__main__')\n"
+    code += "finally: print('modules:', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status
+    assert said in done.stdout + done.stderr
+    loaded = set(done.stdout.rsplit("modules:", 1)[1].split())
+    assert not loaded & {"torch", "transformers", "pandas", "xarray", "matplotlib", "plotly", "scipy", "sklearn"}
+    assert len(loaded) < 700, f"{len(loaded)} modules are loaded by workbench {' '.join(words)}"
 
 
 def test_ctrl_c_says_so_without_a_traceback(monkeypatch, capsys):

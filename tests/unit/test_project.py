@@ -225,6 +225,18 @@ def test_the_walk_through_to_an_engine_works(monkeypatch):
     assert late.deflection[..., :-1, :].isnull().all()
 
 
+def test_the_walk_through_to_a_detector_works(monkeypatch, tmp_path):
+    from tests.unit.planted_parts import labels, model, prompts, split
+    from workbench import detectors
+
+    monkeypatch.setattr(detectors, "DETECTORS", dict(detectors.DETECTORS))
+    walk_through("the detector")
+    detector = detectors.make_detector("refusal-odds").fit(model(), prompts())
+    assert (detector.predict(model(), split("test")) == labels(split("test"))).all()
+    stored = detectors.load_detector(detector.save(tmp_path / "detector"))
+    assert (stored.name, stored.threshold) == ("refusal-odds", detector.threshold)
+
+
 def test_the_walk_through_to_a_family_works(monkeypatch):
     from workbench.models import families, tiny
     from workbench.models.conformance.at_load import check_at_load

@@ -8,18 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import torch
-import typer
-from rich.console import Console
-from rich.table import Table
+from workbench.sweeps.process import settle_process
 
-from workbench.bench import jobs, peers
-from workbench.bench.synthetic import POCKET, SHAPES, build, questions, split_heads
-from workbench.bench.timing import Row
-from workbench.models.loading import DTYPES, load_model
-from workbench.prompts import load_prompts
-from workbench.views.figures.bench import save_growth
+settle_process()  # before anything loads torch
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from workbench.bench import jobs, peers  # noqa: E402
+from workbench.bench.synthetic import POCKET, SHAPES, build, questions, split_heads  # noqa: E402
+from workbench.bench.timing import Row  # noqa: E402
+from workbench.models.loading import DTYPES, load_model  # noqa: E402
+from workbench.prompts import load_prompts  # noqa: E402
+from workbench.views.figures.bench import save_growth  # noqa: E402
 
 console = Console()
 JOBS = ("exact_map", "shared_image", "find_top5", "probes", "growth")

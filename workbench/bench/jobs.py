@@ -72,10 +72,20 @@ def peer_calls(
     if "transformer_lens" in names:
         _ = model.bridge
 
-    def call(loop: Any) -> np.ndarray:
-        return deflections(loop(model, encoded, cells))
+    def call(name: str) -> np.ndarray:
+        return deflections(loops[name](model, encoded, cells))
 
-    return {name: partial(call, loops[name]) for name in names}
+    return {name: partial(call, name) for name in names}
+
+
+def peers_on_a_part(
+    model: HookedLVLM, prompts: PromptSet, names: Sequence[str], part: int | None
+) -> tuple[list[Encoded], list[int], dict[str, Any], dict[str, float]]:
+    """Encoded prompts, the cells drawn (all without `part`), a call for each peer, and what scales its time to all."""
+    encoded, cells = [model.encode(p) for p in prompts], cells_of(model)
+    chosen = list(range(len(cells))) if part is None else a_part(cells, part)
+    calls: dict[str, Any] = peer_calls(model, encoded, [cells[i] for i in chosen], names)
+    return encoded, chosen, calls, dict.fromkeys(names, (len(cells) + 1) / (len(chosen) + 1))
 
 
 def exact_map(
@@ -87,18 +97,13 @@ def exact_map(
         part: How many cells the peers run, their time being scaled to all; None runs all of them.
         naive: How many prompts the reference engine runs, one forward a head and prompt; 0 leaves it out.
     """
-    encoded, cells = [model.encode(p) for p in prompts], cells_of(model)
-    chosen = list(range(len(cells))) if part is None else a_part(cells, part)
-    calls: dict[str, Any] = peer_calls(model, encoded, [cells[i] for i in chosen], peer_names)
+    encoded, chosen, calls, scale = peers_on_a_part(model, prompts, peer_names, part)
     calls["exact"] = partial(swept, model, prompts, "exact")
     if naive:
         calls["naive"] = partial(swept, model, prompts[:naive], "naive")
     swept(model, prompts[:2], "exact")  # warm
     timings, results = in_turn(calls, repeats, model.device)
-    scale = {name: (len(cells) + 1) / (len(chosen) + 1) for name in peer_names} | {
-        "naive": len(prompts) / max(1, naive)
-    }
-    found = rows("exact_map", model.name, timings, "exact", scale)
+    found = rows("exact_map", model.name, timings, "exact", scale | {"naive": len(prompts) / max(1, naive)})
     exact = results["exact"].deflection.values.reshape(len(prompts), -1)
     for name, row in found.items():
         if name == "naive":
@@ -111,7 +116,7 @@ def exact_map(
     share = attrs["layer_tokens"] / attrs["naive_layer_tokens"]
     found["exact"].more = {
         "prompts": len(prompts),
-        "cells": len(cells),
+        "cells": len(cells_of(model)),
         "operation_ratio": round(naive_count / exact_count, 3),
         "layer_token_share": round(share, 4),
         "layer_token_bound": round((model.n_layers + 1) / (2 * model.n_layers), 4),
@@ -147,15 +152,12 @@ def find_top5(
     Peers run `part` cells; their time is scaled to all. The truth is the exact engine's, which the other job holds
     against them.
     """
-    encoded, cells = [model.encode(p) for p in prompts], cells_of(model)
-    chosen = a_part(cells, part)
-    calls: dict[str, Any] = peer_calls(model, encoded, [cells[i] for i in chosen], peer_names)
+    _, _, calls, scale = peers_on_a_part(model, prompts, peer_names, part)
     screen = {"estimates": ["deflection"], "sample": 2}
     calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
     calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 24})
     timings, results = in_turn(calls, repeats, model.device)
     once, exact = in_turn({"exact": partial(swept, model, prompts, "exact")}, 1, model.device)
-    scale = {name: (len(cells) + 1) / (len(chosen) + 1) for name in peer_names}
     found = rows("find_top5", model.name, {"exact": once["exact"]} | timings, "sketch", scale)
     unsafe = np.array([p.label == "unsafe" for p in prompts])
     truth = exact["exact"].deflection.values

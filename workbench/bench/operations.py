@@ -3,11 +3,11 @@
 A multiplication and an addition count as two. Attention counts every key for every query, as dense kernels compute it.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
@@ -69,17 +69,5 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024, repe
     """Operations a second of one large matrix product on this device, with the threads in use; the best of a few."""
     size = size if device.type == "cpu" else 8192
     one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats):
-        settle(device)
-        began = time.perf_counter()
-        one @ other
-        settle(device)
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
-
-
-def settle(device: torch.device) -> None:
-    """Wait for what a GPU still has to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    timer = Timer("one @ other", globals={"one": one, "other": other}, num_threads=torch.get_num_threads())
+    return 2 * size**3 / min(timer.timeit(1).mean for _ in range(repeats))

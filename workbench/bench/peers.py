@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from workbench.models.bridge import twin_of
+from workbench.models.conformance.checks import zeroed
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import join
@@ -22,8 +23,9 @@ Cell = tuple[str, int, int]
 PROMPTS_AT_ONCE = 32
 
 
-def _over_batches(encoded: Sequence[Encoded], n_cells: int, states: Any, like: Tensor) -> Tensor:
-    found = like.new_full((len(encoded), n_cells + 1, like.shape[-1]), torch.nan)
+def _over_batches(model: HookedLVLM, encoded: Sequence[Encoded], n_cells: int, states: Any) -> Tensor:
+    shape = (len(encoded), n_cells + 1, model.d_model)
+    found = torch.full(shape, torch.nan, dtype=model.dtype, device=model.device)
     for batch in batches(encoded, PROMPTS_AT_ONCE):
         for number, state in enumerate(states(join([encoded[i] for i in batch]))):
             found[batch, number] = state
@@ -40,13 +42,7 @@ def transformer_lens(model: HookedLVLM, encoded: Sequence[Encoded], cells: Seque
         kept.append(value[:, -1])
 
     def silence(head: int) -> Any:
-        def edit(value: Tensor, hook: Any) -> Tensor:
-            value = value.clone()
-            by_head = value.unflatten(-1, (model.n_heads, -1)) if value.ndim == 3 else value
-            by_head[:, :, head] = 0
-            return value
-
-        return edit
+        return lambda value, hook: zeroed(value, head, model.n_heads)
 
     def states(inputs: dict[str, Any]) -> Any:
         ids = inputs.pop("input_ids")
@@ -58,11 +54,7 @@ def transformer_lens(model: HookedLVLM, encoded: Sequence[Encoded], cells: Seque
             bridge.run_with_hooks(ids, fwd_hooks=hooks, return_type=None, **inputs)
             yield kept.pop()
 
-    return _over_batches(encoded, len(cells), states, _state_like(model))
-
-
-def _state_like(model: HookedLVLM) -> Tensor:
-    return torch.empty(model.d_model, dtype=model.dtype, device=model.device)
+    return _over_batches(model, encoded, len(cells), states)
 
 
 def plain_twin(model: HookedLVLM) -> Any:
@@ -75,30 +67,17 @@ def plain_twin(model: HookedLVLM) -> Any:
 
 
 @torch.no_grad()
-def hooks(model: HookedLVLM, encoded: Sequence[Encoded], cells: Sequence[Cell], twin: Any = None) -> Tensor:
+def hooks(model: HookedLVLM, encoded: Sequence[Encoded], cells: Sequence[Cell], twin: Any) -> Tensor:
     """PyTorch hooks on the transformers model."""
-    twin = twin or plain_twin(model)
     attentions = model.family.attentions(twin)
     kept: list[Tensor] = []
     norm = getattr(model.family.decoder(twin), model.family.norm)
 
     def silence(cell: Cell) -> Any:
         projection, layer, head = cell
-        own = slice(head * model.d_head, (head + 1) * model.d_head)
-
-        def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            output = output.clone()
-            output[..., own] = 0
-            return output
-
-        def before(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-            z = args[0].clone()
-            z[..., own] = 0
-            return (z,)
-
         if projection == "query":
-            return attentions[layer].q_proj.register_forward_hook(after)
-        return attentions[layer].o_proj.register_forward_pre_hook(before)
+            return attentions[layer].q_proj.register_forward_hook(lambda m, a, out: zeroed(out, head, model.n_heads))
+        return attentions[layer].o_proj.register_forward_pre_hook(lambda m, a: (zeroed(a[0], head, model.n_heads),))
 
     def states(inputs: dict[str, Any]) -> Any:
         for cell in (None, *cells):
@@ -112,7 +91,7 @@ def hooks(model: HookedLVLM, encoded: Sequence[Encoded], cells: Sequence[Cell], 
                     handle.remove()
             yield kept.pop()
 
-    return _over_batches(encoded, len(cells), states, _state_like(model))
+    return _over_batches(model, encoded, len(cells), states)
 
 
 def has_nnsight() -> bool:
@@ -123,13 +102,12 @@ def has_nnsight() -> bool:
 
 
 @torch.no_grad()
-def nnsight(model: HookedLVLM, encoded: Sequence[Encoded], cells: Sequence[Cell], twin: Any = None) -> Tensor:
+def nnsight(model: HookedLVLM, encoded: Sequence[Encoded], cells: Sequence[Cell], twin: Any) -> Tensor:
     """One trace a head over the prompt batch, images included, as nnsight's documentation shows."""
     from nnsight import NNsight
 
-    wrapped = NNsight(twin or plain_twin(model))
-    decoder = wrapped.model.language_model
-    width = model.d_head
+    wrapped = NNsight(twin)
+    decoder, width = wrapped.model.language_model, model.d_head
 
     def states(inputs: dict[str, Any]) -> Any:
         for cell in (None, *cells):
@@ -144,4 +122,4 @@ def nnsight(model: HookedLVLM, encoded: Sequence[Encoded], cells: Sequence[Cell]
                 state = decoder.norm.output[:, -1].save()
             yield state
 
-    return _over_batches(encoded, len(cells), states, _state_like(model))
+    return _over_batches(model, encoded, len(cells), states)

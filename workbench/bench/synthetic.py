@@ -2,13 +2,15 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from workbench.models.families import family_of
-from workbench.models.families.tiny_parts import tiny_tokenizer
+from workbench.models.families.llava import LLAVA_OPTIONS
+from workbench.models.families.tiny_parts import tiny_parts
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt, PromptSet
 
@@ -49,41 +51,37 @@ def build(
     uneven: bool = False,
 ) -> HookedLVLM:
     """A random model. `uneven` scales the writes of heads by a log-normal factor, so that some matter much more."""
-    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor
-    from transformers import LlavaForConditionalGeneration as Llava
+    from transformers import LlavaForConditionalGeneration
 
-    tokenizer = tiny_tokenizer([*WORDS, "<image>"], image="<image>")
-    image_id = tokenizer.convert_tokens_to_ids("<image>")
-    vision = CLIPVisionConfig(
-        hidden_size=shape.vision_width, intermediate_size=4 * shape.vision_width, num_hidden_layers=shape.vision_layers,
-        num_attention_heads=shape.vision_heads, image_size=shape.side, patch_size=shape.patch,
-    )  # fmt: skip
-    text = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=shape.d_model, intermediate_size=shape.d_mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.heads, head_dim=shape.d_model // shape.heads,
-        max_position_embeddings=4096, initializer_range=0.8 * shape.d_model**-0.5,
-    )  # fmt: skip
-    config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=image_id, image_seq_length=shape.image_tokens,
-        vision_feature_layer=-1,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    with torch.device(device):
+    def made(config: Any) -> Any:
+        torch.manual_seed(seed)
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
-            hf = Llava(config).eval()
+            with torch.device(device):
+                return LlavaForConditionalGeneration(config).eval()
         finally:
             torch.set_default_dtype(before)
-    images = CLIPImageProcessorPil(
-        size={"shortest_edge": shape.side}, crop_size={"height": shape.side, "width": shape.side}
-    )
-    processor = LlavaProcessor(
-        images, tokenizer, patch_size=shape.patch, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=tokenizer.chat_template,
+
+    text = {
+        "model_type": "llama", "hidden_size": shape.d_model, "intermediate_size": shape.d_mlp,
+        "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "num_key_value_heads": shape.heads,
+        "head_dim": shape.d_model // shape.heads, "max_position_embeddings": 4096, "pad_token_id": None,
+        "initializer_range": 0.8 * shape.d_model**-0.5,
+    }  # fmt: skip
+    vision = {
+        "model_type": "clip_vision_model", "hidden_size": shape.vision_width,
+        "intermediate_size": 4 * shape.vision_width, "num_hidden_layers": shape.vision_layers,
+        "num_attention_heads": shape.vision_heads, "image_size": shape.side, "patch_size": shape.patch,
+    }  # fmt: skip
+    size = {"size": {"shortest_edge": shape.side}, "crop_size": {"height": shape.side, "width": shape.side}}
+    parts = tiny_parts(
+        "llava", text, vision, specials=[*WORDS, "<image>"], tokenizer={"image": "<image>"},
+        ids={"image_token_id": "<image>"}, images=("CLIPImageProcessorPil", size), processor="LlavaProcessor",
+        config={"image_seq_length": shape.image_tokens, "vision_feature_layer": -1}, model=made,
+        **LLAVA_OPTIONS | {"patch_size": shape.patch},
     )  # fmt: skip
-    model = HookedLVLM(hf, family_of("llava"), name=name, tokenizer=tokenizer, processor=processor)
+    model = HookedLVLM(parts.hf, family_of("llava"), name=name, tokenizer=parts.tokenizer, processor=parts.processor)
     if uneven:
         _scale_heads(model, seed)
     return model

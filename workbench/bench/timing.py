@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from workbench.bench.operations import settle
-
 
 @dataclass
 class Row:
@@ -68,6 +66,12 @@ def in_turn(
             timings[name].cpu.append(time.process_time() - cpu)
             timings[name].peak_bytes = peak_bytes(device)
     return timings, results
+
+
+def settle(device: torch.device) -> None:
+    """Wait for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -5,12 +5,15 @@ Exit status: 0 on success, 1 on a mistake of the user (one message, no traceback
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
-from workbench.errors import WorkbenchError
+from workbench import __version__
+from workbench.errors import RunError, WorkbenchError
+from workbench.sweeps.process import settle_process
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +38,46 @@ Form = Annotated[
 ]
 Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form scale changes nothing.")]
 Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
+Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")]
+Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    for part in _names(text):
+        if not part.strip().isdecimal():
+            raise WorkbenchError(f"Numbers of heads are whole numbers, comma-separated, like 1,3,5; got {part!r}.")
+    return [int(part) for part in _names(text)]
+
+
+def _listed(help: str, parser: Any = _names) -> Any:
+    """An option that takes several words at once, comma-separated."""
+    return typer.Option(help=help, parser=parser, metavar="A,B,…")
+
+
+def _check_there(path: str) -> None:
+    """Refuse a local path that does not exist, before anything heavy is imported."""
+    if "://" not in path and not Path(path).expanduser().exists():
+        raise RunError(f"There is no run at {path}. Make one: workbench sweep --model M --prompts P --out {path}")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.print(f"workbench {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def workbench(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -58,31 +101,31 @@ def sweep(
     model: ModelName,
     prompts: PromptsName,
     out: Annotated[str, typer.Option(help="Store the run here: a folder (RUN.zarr) or an fsspec URL.")],
-    projection: Annotated[
-        list[str] | None,
-        typer.Option(help="The projection masked; give it twice for both, the default."),
-    ] = None,
+    projections: Annotated[
+        list[str], typer.Option("--projection", help="The projection masked; give it twice for both, the default.")
+    ] = ["query", "value"],  # noqa: B006 - typer hands out copies
     engine: Annotated[
         str,
         typer.Option(
             help="exact, prefix (shared beginnings), sketch and race (estimates first), or naive (reference)."
         ),
     ] = "exact",
-    option: Annotated[
-        list[str] | None,
+    options: Annotated[
+        list[str],
         typer.Option(
+            "--option",
             help="NAME=VALUE for the engine, as often as needed. sketch: directions, best, edge, sample, by, rule; "
-            "race: k, rule, by, level, screen, directions."
+            "race: k, rule, by, level, screen, directions.",
         ),
-    ] = None,
+    ] = [],  # noqa: B006
     form: Form = "limit",
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
     positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
     split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")] = None,
+    dtype: Dtype = "float32",
+    device: Device = None,
     device_map: Annotated[
         str | None, typer.Option(help="auto lays a model that is too large for one device over several.")
     ] = None,
@@ -90,59 +133,51 @@ def sweep(
         str | None, typer.Option(help="local, local:N for N workers, auto, or the address of a Ray cluster.")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute what is damaged in the store.")] = False,
+    readout: Annotated[
+        list[str], typer.Option(help="Where states are read: final, or a layer's number; repeat for more.")
+    ] = [],  # noqa: B006
     seed: Seed = 0,
 ) -> None:
     """Mask every head on every prompt and store the run. Stopped at any moment, the same command goes on."""
+    given = dict(locals())
     from workbench.cli.sweep import sweep_command
     from workbench.models.masks import Mask
 
-    sweep_command(
-        console,
-        model=model,
-        prompts=prompts,
-        out=out,
-        projections=list(projection or ("query", "value")),
-        engine=engine,
-        options=list(option or ()),
-        mask=Mask(form=form, factor=factor, grain=grain, positions=positions),
-        split=split,
-        n=n,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        cluster=cluster,
-        repair=repair,
-    )
+    mask = Mask(**{name: given.pop(name) for name in ("form", "factor", "grain", "positions")})
+    sweep_command(console, **given, mask=mask)
 
 
 @app.command()
 def score(
     run: RunPath,
     criteria: Annotated[
-        str, typer.Option(help="Names, comma-separated, or all. An unknown one lists what there is.")
+        Any, _listed("Names, comma-separated, or all. An unknown one lists what there is.")
     ] = "deflection,ships,probe",
     rule: Annotated[str, typer.Option(help="How heads are ranked: sensitivity, selectivity, auroc, …")] = "selectivity",
     top: Annotated[int, typer.Option(help="How many heads to print for each criterion and projection.")] = 5,
-    out: Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")] = None,
+    out: Table = None,
     seed: Seed = 0,
 ) -> None:
     """Score every head of a stored run, and print the first under a rule."""
+    given = dict(locals())
+    _check_there(run)
     from workbench.cli.views import score_command
 
-    score_command(console, run, criteria=criteria.split(","), rule=rule, top=top, out=out, seed=seed)
+    score_command(console, **given)
 
 
 @app.command()
 def figures(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
-    formats: Annotated[str, typer.Option(help="Of pdf, svg and png, comma-separated.")] = "pdf,svg,png",
+    formats: Annotated[Any, _listed("Of pdf, svg and png, comma-separated.")] = "pdf,svg,png",
 ) -> None:
     """Draw a stored run's figures for a paper; needs no browser and no model."""
+    given = dict(locals())
+    _check_there(run)
     from workbench.cli.views import figures_command
 
-    figures_command(console, run, out=out, formats=formats.split(","))
+    figures_command(console, **given)
 
 
 @app.command()
@@ -159,8 +194,8 @@ def check(
         str, typer.Argument(help="A checkpoint directory, a Hub id, an embedded name; a family with --tiny.")
     ],
     tiny: Annotated[bool, typer.Option("--tiny", help="A random model from a small configuration; offline.")] = False,
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")] = None,
+    dtype: Dtype = "",
+    device: Device = None,
 ) -> None:
     """Prove that masks act on a model as they should; status 1 if it does not conform."""
     from workbench.cli.models import check_model
@@ -177,39 +212,29 @@ def compare(
     prompts: Annotated[
         str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
     ] = None,
-    criteria: Annotated[str, typer.Option(help="Comma-separated.")] = "deflection,ships,probe",
-    rules: Annotated[str, typer.Option(help="Comma-separated.")] = "sensitivity,selectivity,auroc,layer_matched",
-    n_heads: Annotated[str, typer.Option(help="Numbers of heads, comma-separated.")] = "1,3,5",
+    criteria: Annotated[Any, _listed("Comma-separated.")] = "deflection,ships,probe",
+    rules: Annotated[Any, _listed("Comma-separated.")] = "sensitivity,selectivity,auroc,layer_matched",
+    n_heads: Annotated[Any, _listed("Numbers of heads, comma-separated.", _numbers)] = "1,3,5",
     controls: Annotated[int, typer.Option(help="Draws of matched random heads beside each set; with --model.")] = 3,
     judges: Annotated[
-        str, typer.Option(help="Of exact, phrases and ships-2025, one or two; two print their agreement.")
+        Any, _listed("Of exact, phrases and ships-2025, one or two; two print their agreement.")
     ] = "exact",
-    out: Annotated[Path | None, typer.Option(help="Store the table here: .csv, .parquet or .json.")] = None,
+    out: Table = None,
     seed: Seed = 0,
 ) -> None:
     """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds."""
+    given = dict(locals())
+    _check_there(run)
     from workbench.cli.detect import compare_command
 
-    compare_command(
-        console,
-        run,
-        model=model,
-        prompts=prompts,
-        criteria=criteria.split(","),
-        rules=rules.split(","),
-        n_heads=[_number(n) for n in n_heads.split(",")],
-        controls=controls,
-        judges=judges.split(","),
-        out=out,
-        seed=seed,
-    )
+    compare_command(console, **given)
 
 
 @app.command()
 def detect(
-    source: Annotated[str, typer.Argument(help="A stored run (a detector is fitted on it), or a stored detector.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="For a stored detector.")] = None,
-    prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="For a stored detector.")] = None,
+    source: Annotated[str, typer.Argument(help="A stored run, a stored detector, or a detector to fit, by name.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Where SOURCE is no run.")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="Where SOURCE is no run.")] = None,
     projection: Annotated[Literal["query", "value"], typer.Option(help="The projection masked.")] = "query",
     criterion: Annotated[str, typer.Option(help="Whose value is thresholded.")] = "deflection",
     rule: Annotated[str, typer.Option(help="How the head is chosen.")] = "selectivity",
@@ -218,20 +243,11 @@ def detect(
     seed: Seed = 0,
 ) -> None:
     """Test a detector by family and category, with graded scores."""
+    given = dict(locals())
+    _check_there(source)
     from workbench.cli.detect import detect_command
 
-    detect_command(
-        console,
-        source,
-        model=model,
-        prompts=prompts,
-        projection=projection,
-        criterion=criterion,
-        rule=rule,
-        k=k,
-        save=save,
-        seed=seed,
-    )
+    detect_command(console, **given)
 
 
 @app.command()
@@ -245,18 +261,10 @@ def generate(
     show_unguarded: Annotated[bool, typer.Option("--show-unguarded", help="The plain reply beside it.")] = False,
 ) -> None:
     """Print a model's reply to one prompt, guarded by a detector if you give one."""
+    given = dict(locals())
     from workbench.cli.detect import generate_command
 
-    generate_command(
-        console,
-        text,
-        model=model,
-        image=image,
-        guard=guard,
-        max_new_tokens=max_new_tokens,
-        on_error=on_error,
-        show_unguarded=show_unguarded,
-    )
+    generate_command(console, **given)
 
 
 @app.command()
@@ -269,28 +277,13 @@ def lab() -> None:
 
 def main() -> None:
     """Run the command; turn a user's mistake into one message and status 1."""
+    settle_process()
     errors = Console(stderr=True)
     try:
         app(standalone_mode=True)
     except WorkbenchError as error:
-        errors.print(f"[red]Error:[/red] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        errors.print(Text("Error: ", "red") + Text(str(error), ""), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Stopped.", highlight=False)
         sys.exit(130)
-
-
-def _number(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise WorkbenchError(f"Numbers of heads are whole numbers, comma-separated, like 1,3,5; got {text!r}.")
-    return int(text)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-if __name__ == "__main__":
-    main()

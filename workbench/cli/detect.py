@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
@@ -12,7 +12,7 @@ from workbench.comparison.breakdown import WRITERS, Breakdown, compare
 from workbench.comparison.findings import findings
 from workbench.comparison.tables import breakdown_tables, graded_table, left_out_table, measures_table
 from workbench.criteria.detection import leave_one_family_out
-from workbench.detectors import load_detector
+from workbench.detectors import DETECTORS, load_detector, make_detector
 from workbench.detectors.calibration import stand_ins
 from workbench.detectors.detector import DESCRIPTION, Detector
 from workbench.detectors.evaluation import graded_scores, score_measures, unseen
@@ -20,7 +20,8 @@ from workbench.detectors.one_head import OneHeadDetector
 from workbench.errors import DetectorError, PromptError
 from workbench.models.loading import load_model
 from workbench.prompts import load_prompts
-from workbench.prompts.prompt import Prompt
+from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.splits import split_prompts
 from workbench.replies.guard import Reply, generate
 from workbench.runs.opening import open_run
 from workbench.runs.splits import in_split, with_splits
@@ -102,38 +103,38 @@ def detect_command(
     """Test a detector by family and category, with graded scores.
 
     `source` is a stored run (a one-head detector is fitted on its selection and threshold prompts and tested on its
-    test prompts, without the model), or a stored detector, which needs `model` and `prompts` (their test split, if
-    declared).
+    test prompts, without the model); or a stored detector, or the name of one that is to be fitted, which need `model`
+    and `prompts` (tested is their test split, if declared).
     """
+    detector: Detector
+    asked: Sequence[Prompt]
     _widen(console)
-    if (Path(source) / DESCRIPTION).is_file():
+    if source in DETECTORS or (Path(source) / DESCRIPTION).is_file():
         if model is None or prompts is None:
-            raise DetectorError("A stored detector is tested on prompts: give --model and --prompts.")
-        detector: Detector = load_detector(source)
-        asked: Sequence[Prompt] = load_prompts(prompts, seed=seed)
-        asked = [p for p in asked if p.split == "test"] or asked
-        asked = unseen(detector, asked)
-        loaded = load_model(model)
+            raise DetectorError("A detector that is no stored run is tested on prompts: give --model and --prompts.")
+        loaded, given = load_model(model), load_prompts(prompts, seed=seed)
+        if source in DETECTORS:
+            if not any(p.split for p in given):
+                given = PromptSet(p for part in split_prompts(given, seed=seed).values() for p in part)
+            detector = make_detector(source, seed=seed).fit(loaded, given, progress=True)
+        else:
+            detector = load_detector(source)
+        asked = unseen(detector, given.where(split="test") or given)
         scores = detector.decision_function(loaded, asked)
         cost = detector.cost(loaded, asked[:COSTED])
-        told = (
+        console.print(
             f"Cost: {cost.forward_passes:.2f} forward passes and {1000 * cost.detect_s:.0f} ms a prompt, "
-            f"{cost.latency_ratio:.2f} of a plain reply (median of {cost.n_prompts})"
+            f"{cost.latency_ratio:.2f} of a plain reply (median of {cost.n_prompts})",
+            highlight=False,
         )
-        console.print(told, highlight=False)
     else:
         stored, splits = with_splits(open_run(source), seed=seed)
-        one_head = OneHeadDetector(projection=projection, criterion=criterion, rule=rule, k=k, seed=seed).fit_run(
-            stored
-        )
-        test = stored.isel(prompt=in_split(stored, "test").nonzero()[0])
-        asked, scores = stand_ins(test), one_head.stored_scores(test)
+        chosen: dict[str, Any] = {"projection": projection, "criterion": criterion, "rule": rule}
+        one_head = OneHeadDetector(**chosen, k=k, seed=seed).fit_run(stored)
+        tested = stored.isel(prompt=in_split(stored, "test").nonzero()[0])
+        detector, asked, scores = one_head, stand_ins(tested), one_head.stored_scores(tested)
         console.print(f"Splits: {splits}.", style="dim")
-        without = leave_one_family_out(
-            stored, criterion=criterion, rule=rule, projection=projection, bootstrap=bootstrap, seed=seed
-        )
-        console.print(left_out_table(without))
-        detector = one_head
+        console.print(left_out_table(leave_one_family_out(stored, **chosen, bootstrap=bootstrap, seed=seed)))
     console.print(str(detector), markup=False, highlight=False)
     measures = score_measures(scores, asked, detector.threshold, bootstrap=bootstrap, seed=seed)
     console.print(measures_table(measures))

@@ -31,6 +31,7 @@ def sweep_command(
     device_map: str | None = None,
     cluster: str | None = None,
     repair: bool = False,
+    readout: Sequence[str] = (),
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
 
@@ -50,6 +51,7 @@ def sweep_command(
         seed=seed,
         cluster=cluster,
         repair=repair,
+        readout=readout,
     )
     sizes = ", ".join(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")

@@ -6,14 +6,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 
-from workbench.criteria import score, top_heads
 from workbench.errors import CriterionError, WorkbenchError
-from workbench.runs.opening import open_run
-from workbench.views.figures.save import save_figures
-from workbench.views.tables import top_heads_table
 
 _WRITERS = {".csv": "to_csv", ".parquet": "to_parquet", ".json": "to_json"}
 
@@ -24,7 +19,15 @@ def score_command(
     """Print the first heads of each criterion and projection under a rule; write the whole table where asked."""
     if out is not None and out.suffix not in _WRITERS:
         raise WorkbenchError(f"The table can be written as {', '.join(_WRITERS)}; got {out.name!r}.")
-    scores = score(open_run(run), "all" if list(criteria) == ["all"] else criteria, seed=seed)
+    from workbench.runs.opening import open_run
+
+    stored = open_run(run)  # before anything heavier is imported: a wrong path is said at once
+    import pandas as pd
+
+    from workbench.criteria import score, top_heads
+    from workbench.views.tables import top_heads_table
+
+    scores = score(stored, "all" if list(criteria) == ["all"] else criteria, seed=seed)
     tops, left_out = [], []
     for criterion, projection in scores[["criterion", "projection"]].drop_duplicates().itertuples(index=False):
         try:
@@ -44,7 +47,12 @@ def score_command(
 
 def figures_command(console: Console, run: str, *, out: Path, formats: Sequence[str]) -> None:
     """Draw a stored run's figures and name what was written."""
-    for path in save_figures(open_run(run), out, formats):
+    from workbench.runs.opening import open_run
+
+    stored = open_run(run)
+    from workbench.views.figures.save import save_figures
+
+    for path in save_figures(stored, out, formats):
         console.print(str(path), markup=False, highlight=False)
 
 

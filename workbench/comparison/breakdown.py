@@ -4,24 +4,24 @@ Heads are chosen on the selection split, thresholds set on the threshold split, 
 split.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
-from workbench.comparison.candidates import KEYS, Contender, contenders
-from workbench.comparison.causal_rows import Consequences
+from workbench.comparison.candidates import KEYS, Candidate, candidates
+from workbench.comparison.causal_rows import CausalMeasures
 from workbench.criteria import statistics
 from workbench.criteria.controls import CONTROLS
-from workbench.criteria.rates import measures_on
+from workbench.detectors.calibration import stand_ins
+from workbench.detectors.evaluation import measure_row, score_measures
 from workbench.errors import CriterionError, DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
 from workbench.replies.judges import Judge, judge_agreement
-from workbench.runs.reading import prompt_coord
+from workbench.runs.reading import RunLike
 from workbench.runs.splits import in_split, with_splits
 
 COLUMNS = (*KEYS, "heads", "threshold", "measure", "family", "value", "ci_low", "ci_high", "n")
@@ -71,10 +71,10 @@ class Breakdown:
 
 
 def compare(
-    run: xr.Dataset,
+    run: RunLike,
     model: HookedLVLM | None = None,
     *,
-    prompts: Sequence[Prompt] | None = None,
+    prompts: Sequence[Prompt] | str | Path | None = None,
     criteria: Sequence[str] = CRITERIA,
     rules: Sequence[str] = RULES,
     n_heads: Sequence[int] = N_HEADS,
@@ -89,9 +89,9 @@ def compare(
     does.
 
     Args:
-        run: From `wb.sweep`. Without declared splits its prompts are dealt 40:30:30, seeded.
+        run: A run or its path. Without declared splits its prompts are dealt 40:30:30, seeded.
         model: The model of the run, for the causal measures; without it there are none.
-        prompts: The prompts of the run, for the causal measures; by default they are made again from the run's record.
+        prompts: The prompts of the run, for the causal measures; those of an embedded world are drawn again.
         criteria: Names.
         rules: Names. Pairs without a meaning are left out.
         n_heads: How many heads detect together.
@@ -108,60 +108,44 @@ def compare(
         RunError: For a run that cannot be used.
     """
     run, splits = with_splits(run, seed=seed)
-    consequences = None
+    causal = None
     if model is not None:
-        consequences = Consequences(
+        causal = CausalMeasures(
             run, model, prompts, controls=controls, judge=judge, max_new_tokens=max_new_tokens, seed=seed
         )
     left_out: list[str] = []
-    found = list(contenders(run, criteria, rules, n_heads, bootstrap, seed, left_out))
+    found = list(candidates(run, criteria, rules, n_heads, bootstrap, seed, left_out))
     if not found:
         raise CriterionError(f"No combination gives a detector to compare. {' '.join(left_out)}".strip())
-    rows: list[dict] = []
     test = in_split(run, "test")
-    for contender in found:
-        measures = _measured(run, contender, test, bootstrap, seed)
-        if consequences is not None:
-            measures += consequences.missed(contender.values)
-            if contender.key[1] not in CONTROLS:
-                measures += consequences.of(contender.heads, contender.key[2])
-        about = dict(zip(KEYS, contender.key, strict=True))
-        about |= {"heads": contender.written, "threshold": contender.threshold}
-        rows.extend({**about, **measure} for measure in measures)
-    if consequences is not None:
-        nothing = {"criterion": "", "rule": "", "projection": "", "n_heads": 0, "heads": "", "threshold": np.nan}
-        rows.extend({**nothing, **measure} for measure in consequences.unmasked())
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    asked = stand_ins(run.isel(prompt=np.flatnonzero(test)))
+    rows: list[dict] = []
+    for candidate in found:
+        values = candidate.values[test]
+        measures = score_measures(values, asked, candidate.threshold, bootstrap=bootstrap, seed=seed).to_dict("records")
+        if (matched := _area_and_interval(candidate.resampled[1])) is not None:
+            measures.append(measure_row("auroc_matched", "all", *matched, len(values)))
+        if causal is not None:
+            measures += causal.missed(values)
+            if candidate.key[1] not in CONTROLS:
+                measures += causal.of(candidate.heads, candidate.key[2])
+        rows.extend({**candidate.about, **measure} for measure in measures)
     agreement = None
-    if consequences is not None and second_judge is not None:
-        agreement = judge_agreement(consequences.verdicts, consequences.judged_by(second_judge))
+    if causal is not None:
+        nothing = {"criterion": "", "rule": "", "projection": "", "n_heads": 0, "heads": "", "threshold": np.nan}
+        rows.extend({**nothing, **measure} for measure in causal.unmasked())
+        if second_judge is not None:
+            agreement = judge_agreement(causal.verdicts, causal.replies.verdicts(judge=second_judge))
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
     return Breakdown(table, _ingredients(found), tuple(left_out), splits, agreement)
 
 
-def _measured(run: xr.Dataset, contender: Contender, test: np.ndarray, bootstrap: int, seed: int) -> list[dict]:
-    unsafe = (prompt_coord(run, "label") == "unsafe")[test]
-    family, pairs = prompt_coord(run, "family")[test], prompt_coord(run, "pair_id")[test]
-    values = contender.values[test]
-    rows = measures_on(
-        values, unsafe, family=family, pairs=pairs, threshold=contender.threshold, bootstrap=bootstrap, seed=seed
-    )
-    matched = contender.resampled[1]
-    if np.isfinite(matched).all():
-        low, high = statistics.percentile_interval(matched[1:])
-        rows.append(
-            {
-                "measure": "auroc_matched",
-                "family": "all",
-                "value": float(matched[0]),
-                "ci_low": float(low),
-                "ci_high": float(high),
-                "n": len(values),
-            }
-        )
-    return rows
+def _area_and_interval(samples: np.ndarray) -> tuple[float, tuple] | None:
+    """The first number and the 95 % interval of the resamples after it; None where one is missing."""
+    return (samples[0], statistics.percentile_interval(samples[1:])) if np.isfinite(samples).all() else None
 
 
-def _ingredients(found: Sequence[Contender]) -> pd.DataFrame:
+def _ingredients(found: Sequence[Candidate]) -> pd.DataFrame:
     """Paired differences of AUROC between detectors that differ in one thing only."""
     known = {c.key: c for c in found}
     criteria = list(dict.fromkeys(c.key[0] for c in found))
@@ -178,31 +162,20 @@ def _ingredients(found: Sequence[Contender]) -> pd.DataFrame:
     rows: list[dict] = []
     for ingredient, place, pairs in plan:
         for a, b in pairs:
-            for key, contender in known.items():
+            for key, candidate in known.items():
                 if key[place] != a:
                     continue
                 other = (*key[:place], b, *key[place + 1 :])
                 if other not in known and ingredient == "measure":
                     other = (other[0], other[1], "none", other[3])  # probes have no projection
-                if other in known:
-                    rows += _differences(ingredient, place, contender, known[other])
-    columns = ["ingredient", *KEYS, "measure", "difference", "ci_low", "ci_high"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _differences(ingredient: str, place: int, a: Contender, b: Contender) -> Iterator[dict]:
-    key: list[object] = list(a.key)
-    key[place] = f"{a.key[place]} - {b.key[place]}"
-    for number, measure in enumerate(("auroc", "auroc_matched")):
-        difference = a.resampled[number] - b.resampled[number]
-        if not np.isfinite(difference).all():
-            continue
-        low, high = statistics.percentile_interval(difference[1:])
-        yield {
-            "ingredient": ingredient,
-            **dict(zip(KEYS, map(str, key), strict=True)),
-            "measure": measure,
-            "difference": float(difference[0]),
-            "ci_low": float(low),
-            "ci_high": float(high),
-        }
+                if other not in known:
+                    continue
+                against = known[other]
+                of = {**dict(zip(KEYS, map(str, key), strict=True)), KEYS[place]: f"{a} - {b}"}
+                differences = zip(("auroc", "auroc_matched"), candidate.resampled - against.resampled, strict=True)
+                for measure, samples in differences:
+                    if (found_area := _area_and_interval(samples)) is not None:
+                        value, (low, high) = found_area
+                        shown = {"difference": float(value), "ci_low": float(low), "ci_high": float(high)}
+                        rows.append({"ingredient": ingredient, **of, "measure": measure, **shown})
+    return pd.DataFrame(rows, columns=["ingredient", *KEYS, "measure", "difference", "ci_low", "ci_high"])

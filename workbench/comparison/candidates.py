@@ -10,23 +10,23 @@ from itertools import product
 import numpy as np
 import xarray as xr
 
-from workbench.axes import head_name
+from workbench.axes import Head, head_names
 from workbench.criteria import get_criterion, score, statistics, top_heads
 from workbench.criteria.detection import decision_values
 from workbench.criteria.logistic import fit_logistic
 from workbench.criteria.registry import TRAINED, Criterion
 from workbench.criteria.thresholds import kde_threshold
+from workbench.detectors.detector import head_pairs
 from workbench.detectors.sahs import features
 from workbench.errors import CriterionError
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 
-Head = tuple[int, int]
 KEYS = ("criterion", "rule", "projection", "n_heads")
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
+class Candidate:
     """One detector of the breakdown, with its decision value for every prompt of the run.
 
     Attributes:
@@ -35,7 +35,7 @@ class Contender:
         values: [prompt], higher = more unsafe.
         threshold: In the unit of the values.
         resampled: AUROC, pooled and matched, on the test prompts as they are and then under bootstrap weights that all
-            contenders share: [measure, 1 + resample].
+            candidates share: [measure, 1 + resample].
     """
 
     key: tuple[str, str, str, int]
@@ -45,11 +45,12 @@ class Contender:
     resampled: np.ndarray
 
     @property
-    def written(self) -> str:
-        return " ".join(head_name(layer, head) for layer, head in self.heads)
+    def about(self) -> dict[str, object]:
+        """What its rows in the breakdown have in common."""
+        return {**dict(zip(KEYS, self.key, strict=True)), "heads": head_names(self.heads), "threshold": self.threshold}
 
 
-def contenders(
+def candidates(
     run: xr.Dataset,
     criteria: Sequence[str],
     rules: Sequence[str],
@@ -57,7 +58,7 @@ def contenders(
     bootstrap: int,
     seed: int,
     left_out: list[str],
-) -> Iterator[Contender]:
+) -> Iterator[Candidate]:
     """Every combination that gives a detector; why the others do not is added to `left_out`.
 
     Args:
@@ -78,14 +79,14 @@ def contenders(
                 continue
             try:
                 top = top_heads(scores, criterion=name, rule=rule, projection=projection, k=k, seed=seed)
-                heads = tuple((int(layer), int(head)) for layer, head in zip(top["layer"], top["head"], strict=True))
+                heads = tuple(head_pairs(top))
                 values = _values(run, criterion, by_head, projection, heads)
                 threshold = kde_threshold(values[calibration & unsafe], values[calibration & ~unsafe]).value
             except CriterionError as error:
                 left_out.append(f"{name} × {rule} × {projection} × {k}: {error}")
                 continue
             areas = resampled_areas(values[test], unsafe[test], family, weights)
-            yield Contender((name, rule, projection, k), heads, values, threshold, areas)
+            yield Candidate((name, rule, projection, k), heads, values, threshold, areas)
 
 
 def _values(

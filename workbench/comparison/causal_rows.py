@@ -15,49 +15,50 @@ Random heads are of the same layers, or of any where those have too few left. Pr
 their heads do, they are masked in the run's first projection.
 """
 
-import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from workbench.comparison.masked_behaviour import QUESTION_FAMILY, draw_controls, outcome_groups
+from workbench.axes import Head
+from workbench.comparison.masked_behaviour import QUESTION_FAMILY, MaskedReplies, draw_controls, outcome_groups
 from workbench.criteria import statistics
+from workbench.detectors.calibration import unsafe_array
+from workbench.detectors.evaluation import measure_row
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask
-from workbench.prompts import load_prompts
-from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.replies.batches import generate_batch
-from workbench.replies.judges import Judge, judge_replies
+from workbench.prompts.prompt import Prompt
+from workbench.replies.judges import Judge, unsafe_families
+from workbench.runs.origin import mask_of, prompts_of
 from workbench.runs.reading import FEWEST_PROMPTS, prompt_coord
 from workbench.runs.splits import in_split
 
-Head = tuple[int, int]
 BOOTSTRAP = 1000
+MEASURE_OF = {"benign": "benign_exact", QUESTION_FAMILY: "question_exact"}  # by group of prompts
 
 
-class Consequences:
-    """Replies to a run's test prompts with sets of heads masked; each set is generated once.
+class CausalMeasures:
+    """Replies to a run's test prompts with sets of heads masked, counted.
 
     Args:
         run: With splits (`workbench.runs.splits.with_splits`).
         model: The run's model.
-        prompts: The run's prompts; None makes them again from the run's record.
+        prompts: The run's prompts; None draws them again (`workbench.runs.origin`).
         controls: Draws of control heads for each set.
-        judge: See `workbench.comparison.masked_behaviour.attack_success`.
-        max_new_tokens: Of the replies it reads.
+        judge, max_new_tokens: See `workbench.comparison.masked_behaviour.attack_success`.
         seed: Of the draws.
 
     Raises:
-        DetectorError: If model or prompts are not those of the run.
+        DetectorError: If the model is not that of the run.
+        PromptError: If the prompts are not.
     """
 
     def __init__(
         self,
         run: xr.Dataset,
         model: HookedLVLM,
-        prompts: Sequence[Prompt] | None,
+        prompts: Sequence[Prompt] | str | Path | None,
         *,
         controls: int,
         judge: str | Judge,
@@ -69,20 +70,14 @@ class Consequences:
                 f"The run was made with weights {run.attrs.get('weight_hash')} ({run.attrs.get('model')!r}), and the "
                 f"model given is {model.name!r} with weights {model.weight_hash}. Give the model of the run."
             )
-        self.model, self.controls, self.judge = model, controls, judge
-        self.max_new_tokens, self.seed = max_new_tokens, seed
-        self.mask = Mask(**{name.removeprefix("mask_"): run.attrs[name] for name in Mask().describe()})
+        self.controls, self.seed = controls, seed
         self.projection = str(run["projection"].values[0])
-        self.test = in_split(run, "test")
-        self.prompts = [p for p, kept in zip(run_prompts(run, prompts), self.test, strict=True) if kept]
-        self.pairs = prompt_coord(run, "pair_id")[self.test]
-        self.replies = generate_batch(model, self.prompts, max_new_tokens=max_new_tokens)
-        self.verdicts = self.judged_by(judge)
-        self.known: dict[tuple[frozenset[Head], str], np.ndarray] = {}
-
-    def judged_by(self, judge: str | Judge) -> np.ndarray:
-        """A judge's verdicts on the replies of the unmasked model, [test prompt]."""
-        return judge_replies(self.prompts, self.replies, judge)
+        test = in_split(run, "test")
+        asked = [p for p, kept in zip(prompts_of(run, prompts), test, strict=True) if kept]
+        self.replies = MaskedReplies(model, asked, mask=mask_of(run), judge=judge, max_new_tokens=max_new_tokens)
+        self.unsafe = unsafe_array(asked)
+        self.pairs = prompt_coord(run, "pair_id")[test]
+        self.verdicts = self.replies.verdicts()
 
     def unmasked(self) -> list[dict]:
         """The measures of the model as it is."""
@@ -91,105 +86,48 @@ class Consequences:
     def of(self, heads: Sequence[Head], projection: str) -> list[dict]:
         """The measures with some heads masked, and with random ones in their place."""
         projection = self.projection if projection == "none" else projection
-        rows = self._rows(self._verdicts(heads, projection))
-        drawn = []
+        rows = self._rows(self.replies.verdicts(heads, projection))
+        drawn: dict[str, list[dict]] = {}
         for draw in range(self.controls):
             try:
-                _, others = draw_controls(self.model, heads, len(heads), seed=self.seed + draw)
+                _, others = draw_controls(self.replies.model, heads, len(heads), seed=self.seed + draw)
             except DetectorError:
                 break  # a model with hardly more heads than are masked has no controls
-            drawn += [row for row in self._rows(self._verdicts(others, projection)) if row["family"] == "all"]
-        for measure in dict.fromkeys(row["measure"] for row in drawn):
-            values = [row["value"] for row in drawn if row["measure"] == measure]
-            n = next(row["n"] for row in drawn if row["measure"] == measure)
-            rows.append(_row(f"{measure}_control", "all", float(np.mean(values)), min(values), max(values), n))
+            for row in self._rows(self.replies.verdicts(others, projection)):
+                if row["family"] == "all":
+                    drawn.setdefault(row["measure"], []).append(row)
+        for measure, of in drawn.items():
+            values = [row["value"] for row in of]
+            interval = (min(values), max(values))
+            rows.append(measure_row(f"{measure}_control", "all", float(np.mean(values)), interval, of[0]["n"]))
         return rows
 
     def missed(self, values: np.ndarray) -> list[dict]:
-        """AUROC of a detector's values [prompt of the run] where the unmasked model does not refuse."""
-        values = values[self.test]
-        unsafe = np.array([p.label == "unsafe" for p in self.prompts])
-        family = np.array([p.family for p in self.prompts], dtype=object)
+        """AUROC of a detector's values [test prompt] where the unmasked model does not refuse."""
+        family = np.array([p.family for p in self.replies.prompts], dtype=object)
         rows = []
-        for name in sorted(set(family[unsafe]) & set(family[~unsafe]) - {""}):
-            attack = unsafe & (family == name) & (self.verdicts != "refused")
-            benign = ~unsafe & (family == name)
+        for name, unsafe in unsafe_families(self.replies.prompts).items():
+            attack, benign = unsafe & (self.verdicts != "refused"), ~self.unsafe & (family == name)
             if min(attack.sum(), benign.sum()) < FEWEST_PROMPTS:
                 continue
             of = attack | benign
-            area = float(statistics.auroc(values[of][:, None], attack[of])[0])
-            low, high = statistics.auroc_interval(
+            area = statistics.auroc(values[of][:, None], attack[of])[0]
+            interval = statistics.auroc_interval(
                 values[of], attack[of], self.pairs[of], resamples=BOOTSTRAP, seed=self.seed
             )
-            rows.append(_row("auroc_missed", name, area, low, high, int(attack.sum())))
+            rows.append(measure_row("auroc_missed", name, area, interval, attack.sum()))
         return rows
-
-    def _verdicts(self, heads: Sequence[Head], projection: str) -> np.ndarray:
-        key = (frozenset(heads), projection)
-        if key not in self.known:
-            replies = generate_batch(
-                self.model,
-                self.prompts,
-                heads=sorted(key[0]),
-                projection=projection,
-                mask=self.mask,
-                max_new_tokens=self.max_new_tokens,
-            )
-            self.known[key] = judge_replies(self.prompts, replies, self.judge)
-        return self.known[key]
 
     def _rows(self, verdicts: np.ndarray) -> list[dict]:
         rows = []
-        for group in outcome_groups(self.prompts, verdicts).itertuples():
-            family = "all" if group.group in ("unsafe", *_MEASURE_OF) else str(group.group)
-            measure = _MEASURE_OF.get(str(group.group), "attack_success")
-            rows.append(_row(measure, family, group.complied, group.low, group.high, group.n))
-        unsafe = np.array([p.label == "unsafe" for p in self.prompts])
-        rows.append(_rate("refused", verdicts[unsafe] == "refused"))
-        once_refused = unsafe & (self.verdicts == "refused")
-        if once_refused.any():
-            rows.append(_rate("freed", verdicts[once_refused] == "complied"))
+        for group in outcome_groups(self.replies.prompts, verdicts).itertuples():
+            measure = MEASURE_OF.get(str(group.group), "attack_success")
+            family = "all" if group.group in ("unsafe", *MEASURE_OF) else str(group.group)
+            rows.append(measure_row(measure, family, group.complied, (group.low, group.high), group.n))
+        once_refused = self.unsafe & (self.verdicts == "refused")
+        for measure, of, verdict in (("refused", self.unsafe, "refused"), ("freed", once_refused, "complied")):
+            if of.any():
+                hits = verdicts[of] == verdict
+                interval = statistics.rate_interval(int(hits.sum()), len(hits))
+                rows.append(measure_row(measure, "all", hits.mean(), interval, len(hits)))
         return rows
-
-
-def run_prompts(run: xr.Dataset, prompts: Sequence[Prompt] | None = None) -> list[Prompt]:
-    """The prompts of a run, in its order: those given, or made again from its record.
-
-    Raises:
-        DetectorError: If they cannot be made again, or are not those of the run.
-    """
-    if prompts is None:
-        recipe = json.loads(run.attrs.get("prompt_source") or "{}")
-        if not recipe:
-            raise DetectorError(
-                "The run does not say how to make its prompts again (they came from a file, or were filtered). Give "
-                "them: prompts=..."
-            )
-        prompts = load_prompts(**recipe)
-    prompts = prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)
-    by_id = {p.id: p for p in prompts}
-    ids = [str(id_) for id_ in run["prompt"].values]
-    if missing := [id_ for id_ in ids if id_ not in by_id]:
-        raise DetectorError(
-            f"These are not the prompts of the run: {len(missing)} of its {len(ids)} are not among the {len(prompts)} "
-            f"given (first: {missing[0]!r})."
-        )
-    whole = [id_ for id_ in by_id if id_ in set(ids)] == ids and len(by_id) == len(ids)
-    if whole and prompts.content_hash() != run.attrs.get("prompt_hash"):
-        raise DetectorError(
-            f"The prompts have the ids of the run's and other contents (hash {prompts.content_hash()}, the run's is "
-            f"{run.attrs.get('prompt_hash')}). Give the very prompts that were swept."
-        )
-    return [by_id[id_] for id_ in ids]
-
-
-_MEASURE_OF = {"benign": "benign_exact", QUESTION_FAMILY: "question_exact"}
-
-
-def _rate(measure: str, hits: np.ndarray) -> dict:
-    low, high = statistics.rate_interval(int(hits.sum()), len(hits))
-    return _row(measure, "all", float(hits.mean()), float(low), float(high), len(hits))
-
-
-def _row(measure: str, family: str, value: float, low: float, high: float, n: int) -> dict:
-    return {"measure": measure, "family": family, "value": value, "ci_low": low, "ci_high": high, "n": n}

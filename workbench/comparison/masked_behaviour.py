@@ -5,20 +5,62 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from workbench.axes import head_name
+from workbench.axes import Head, head_names
 from workbench.criteria.controls import control_heads
 from workbench.criteria.registry import get_criterion
+from workbench.detectors.calibration import unsafe_array
+from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError, DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
 from workbench.replies.batches import generate_batch
-from workbench.replies.judges import Judge, judge_replies, verdict_shares
+from workbench.replies.judges import Judge, judge_replies, unsafe_families, verdict_shares
 
-Head = tuple[int, int]
 SIZES = (1, 3, 5)
 QUESTION_FAMILY = "question"
 OUTCOME_COLUMNS = ("n_heads", "masked", "draw", "heads", "group", "n", "complied", "low", "high", "refused", "other")
+
+
+class MaskedReplies:
+    """A model's replies to some prompts with sets of heads masked, and verdicts on them; each set is generated once.
+
+    Args:
+        model: The model that answers.
+        prompts: What it is asked.
+        mask: How heads are masked, in the prompt and while decoding.
+        judge: `"exact"` needs prompts with expected replies; other names and functions: `workbench.replies.judges`.
+        max_new_tokens: Length of a reply at most.
+    """
+
+    def __init__(
+        self,
+        model: HookedLVLM,
+        prompts: Sequence[Prompt],
+        *,
+        mask: Mask | None = None,
+        judge: str | Judge = "exact",
+        max_new_tokens: int = 16,
+    ) -> None:
+        self.model, self.prompts, self.mask = model, prompts, mask
+        self.judge, self.max_new_tokens = judge, max_new_tokens
+        self._replies: dict[tuple[frozenset[Head], str], list[str]] = {}
+
+    def verdicts(
+        self, heads: Sequence[Head] = (), projection: str = "query", *, judge: str | Judge | None = None
+    ) -> np.ndarray:
+        """A judge's verdicts on the replies with some heads masked, [prompt]; the judge given by default."""
+        key = (frozenset(heads), projection if heads else "")
+        if key not in self._replies:
+            self._replies[key] = generate_batch(
+                self.model,
+                self.prompts,
+                heads=sorted(key[0]),
+                projection=projection,
+                mask=self.mask,
+                max_new_tokens=self.max_new_tokens,
+            )
+        return judge_replies(self.prompts, self._replies[key], judge or self.judge)
 
 
 def attack_success(
@@ -58,53 +100,32 @@ def attack_success(
     """
     heads = [(int(layer), int(head)) for layer, head in heads]
     if len(set(heads)) < len(heads) or not heads:
-        raise DetectorError(f"heads must name one head or more, each once; got {' '.join(_names(heads)) or 'none'}.")
+        raise DetectorError(f"heads must name one head or more, each once; got {head_names(heads) or 'none'}.")
     kept = [size for size in sizes if 1 <= size <= len(heads)]
     if not kept:
         raise DetectorError(f"None of the sizes {tuple(sizes)} fits {len(heads)} heads.")
-
-    def outcomes(masked: str, draw: int, chosen: Sequence[Head]) -> pd.DataFrame:
-        found = behaviour(
-            model, prompts, chosen, projection=projection, mask=mask, judge=judge, max_new_tokens=max_new_tokens
-        )
-        return found.assign(n_heads=len(chosen), masked=masked, draw=draw, heads=" ".join(_names(chosen)))
-
-    tables = [outcomes("nothing", 0, [])]
+    sets: list[tuple[str, int, Sequence[Head]]] = [("nothing", 0, [])]
     for size in kept:
-        tables.append(outcomes("chosen", 0, heads[:size]))
+        sets.append(("chosen", 0, heads[:size]))
         for draw in range(controls):
-            name, drawn = draw_controls(model, heads, size, seed=seed + draw)
-            tables.append(outcomes(name, draw, drawn))
+            kind, drawn = draw_controls(model, heads, size, seed=seed + draw)
+            sets.append((kind, draw, drawn))
+    replies = MaskedReplies(model, prompts, mask=mask, judge=judge, max_new_tokens=max_new_tokens)
+    tables = [
+        outcome_groups(prompts, replies.verdicts(chosen, projection)).assign(
+            n_heads=len(chosen), masked=masked, draw=draw, heads=head_names(chosen)
+        )
+        for masked, draw, chosen in sets
+    ]
     return pd.concat(tables, ignore_index=True)[list(OUTCOME_COLUMNS)]
-
-
-def behaviour(
-    model: HookedLVLM,
-    prompts: Sequence[Prompt],
-    heads: Sequence[Head] = (),
-    *,
-    projection: str = "query",
-    mask: Mask | None = None,
-    judge: str | Judge = "exact",
-    max_new_tokens: int = 16,
-) -> pd.DataFrame:
-    """Behaviour with some heads masked: group, n, complied, low, high, refused, other, as `attack_success`."""
-    replies = generate_batch(
-        model, prompts, max_new_tokens=max_new_tokens, heads=heads, projection=projection, mask=mask
-    )
-    return outcome_groups(prompts, judge_replies(prompts, replies, judge))
 
 
 def outcome_groups(prompts: Sequence[Prompt], verdicts: np.ndarray) -> pd.DataFrame:
     """Verdicts counted by group of prompts; groups without prompts have no row."""
-    unsafe = np.array([p.label == "unsafe" for p in prompts], dtype=bool)
-    family = np.array([p.family for p in prompts], dtype=object)
-    groups = {"unsafe": unsafe}
-    groups |= {name: unsafe & (family == name) for name in sorted(set(family[unsafe]) - {""})}
-    groups |= {
-        "benign": ~unsafe & (family != QUESTION_FAMILY),
-        QUESTION_FAMILY: ~unsafe & (family == QUESTION_FAMILY),
-    }
+    unsafe = unsafe_array(prompts)
+    question = np.array([p.family == QUESTION_FAMILY for p in prompts], dtype=bool)
+    groups = {"unsafe": unsafe, **unsafe_families(prompts)}
+    groups |= {"benign": ~unsafe & ~question, QUESTION_FAMILY: ~unsafe & question}
     rows = [{"group": name, **verdict_shares(verdicts[of])} for name, of in groups.items() if of.any()]
     return pd.DataFrame(rows).rename(columns={"rate": "complied"})
 
@@ -118,19 +139,14 @@ def draw_controls(model: HookedLVLM, heads: Sequence[Head], size: int, *, seed: 
     """
     every = [(layer, head) for layer in model.masked_layers for head in range(model.n_heads)]
     rest = [head for head in every if head not in set(heads)]
-    anchors = list(heads[:size])
     # The controls of the criteria, which go by layer alone here; `cells.head(size)` are the anchors.
-    cells = pd.DataFrame(anchors + rest, columns=["layer", "head"]).assign(unsafe=0.0, safe=0.0)
+    cells = pd.DataFrame([*heads[:size], *rest], columns=["layer", "head"]).assign(unsafe=0.0, safe=0.0)
     for kind in ("layer_matched", "random"):
         try:
             drawn = control_heads(cells, get_criterion("deflection"), kind, k=size, seed=seed, pick=cells.head)
         except CriterionError:
             continue
-        return kind, [(int(layer), int(head)) for layer, head in zip(drawn["layer"], drawn["head"], strict=True)]
+        return kind, head_pairs(drawn)
     raise DetectorError(
         f"Only {len(rest)} heads are left beside the {len(heads)} chosen ones: too few for {size} controls."
     )
-
-
-def _names(heads: Sequence[Head]) -> list[str]:
-    return [head_name(layer, head) for layer, head in heads]

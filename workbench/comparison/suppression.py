@@ -8,14 +8,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from workbench.axes import head_name
+from workbench.axes import Head, head_name, head_names
 from workbench.detectors.evaluation import evaluate
 from workbench.detectors.one_head import OneHeadDetector
 from workbench.errors import DetectorError, ModelError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
-
-Head = tuple[int, int]
 
 
 def suppress(model: HookedLVLM, heads: Sequence[Head]) -> HookedLVLM:
@@ -40,7 +38,7 @@ def suppress(model: HookedLVLM, heads: Sequence[Head]) -> HookedLVLM:
     twin = HookedLVLM(
         hf,
         model.family,
-        name=f"{model.name} without {' '.join(head_name(layer, head) for layer, head in heads)}",
+        name=f"{model.name} without {head_names(heads)}",
         tokenizer=model.tokenizer,
         processor=model.processor,
         revision=model.revision,
@@ -88,8 +86,8 @@ def suppress_and_reselect(
         tables.append(
             table.assign(
                 round=number,
-                suppressed=_written(gone),
-                candidates=_written(chosen),
+                suppressed=head_names(gone),
+                candidates=head_names(chosen),
                 head=head_name(*chosen[0]),
                 threshold=best.threshold,
             )
@@ -109,7 +107,3 @@ def _output_weight(model: HookedLVLM, layer: int) -> nn.Parameter:
             f"{model.name!r}: W_O of layer {layer} is not a plain weight, so a head cannot be zeroed in it."
         )
     return weight
-
-
-def _written(heads: Sequence[Head]) -> str:
-    return " ".join(head_name(layer, head) for layer, head in heads)

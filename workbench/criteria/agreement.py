@@ -11,7 +11,7 @@ from workbench.criteria.rules import anchor_rule, ranked, scored_rows
 from workbench.criteria.score import score
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
 from workbench.errors import CriterionError
-from workbench.runs.reading import check_run, prompt_coord, selection_part, unsafe_mask
+from workbench.runs.reading import RunLike, as_run, check_run, prompt_coord, selection_part, unsafe_mask
 
 PERSISTENCE = 0.9  # of rank-biased overlap: the first ten ranks carry 86 % of the weight
 
@@ -86,7 +86,7 @@ def rank_biased_overlap(first: list, second: list, *, p: float = PERSISTENCE) ->
 
 
 def head_stability(
-    run: xr.Dataset,
+    run: RunLike,
     *,
     criterion: str,
     rule: str,
@@ -105,7 +105,7 @@ def head_stability(
         rule does not keep it), `top_k` (share of resamples in which it is among the first k, 0-1), `rank_low` and
         `rank_high` (the middle 95 % of its ranks where the rule kept it), `kept` (share of resamples in which it did).
     """
-    record = get_criterion(criterion)
+    run, record = as_run(run), get_criterion(criterion)
     if rule not in record.rules or rule in ("random", "layer_matched", "magnitude_matched"):
         raise CriterionError(
             f"Rule {rule!r} does not rank the heads of {criterion!r}; its rules are {', '.join(record.rules)}."

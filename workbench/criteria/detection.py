@@ -14,7 +14,7 @@ from workbench.criteria.score import score
 from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import prompt_values, prompts_of
 from workbench.errors import CriterionError
-from workbench.runs.reading import prompt_coord
+from workbench.runs.reading import RunLike, prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
 DETECTION_COLUMNS = (
@@ -34,7 +34,7 @@ DETECTION_COLUMNS = (
 
 
 def detection_table(
-    run: xr.Dataset,
+    run: RunLike,
     *,
     criteria: Sequence[str] = ("deflection", "ships", "probe"),
     rules: Sequence[str] = ("sensitivity", "selectivity", "auroc"),
@@ -101,7 +101,7 @@ def detection_table(
 
 
 def leave_one_family_out(
-    run: xr.Dataset,
+    run: RunLike,
     *,
     criterion: str,
     rule: str,

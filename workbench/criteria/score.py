@@ -10,7 +10,15 @@ from workbench.criteria import statistics
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
-from workbench.runs.reading import check_run, prompt_coord, selection_part, unsafe_mask
+from workbench.runs.reading import (
+    RunLike,
+    as_run,
+    check_run,
+    one_readout,
+    prompt_coord,
+    selection_part,
+    unsafe_mask,
+)
 
 SCORE_COLUMNS = (
     "criterion",
@@ -31,7 +39,7 @@ STATISTICS = SCORE_COLUMNS[4:]
 
 
 def score(
-    run: xr.Dataset,
+    run: RunLike,
     criteria: Sequence[str] | str = ("deflection", "ships", "probe"),
     *,
     bootstrap: int = 1000,
@@ -44,7 +52,7 @@ def score(
     same one. `.attrs` of the table says which, and how many.
 
     Args:
-        run: As `wb.sweep` returns it, or xarray.open_zarr of a stored one.
+        run: As `wb.sweep` returns it, or the path of a stored one.
         criteria: Names (see `criteria_table`), one name, or `"all"` for every criterion whose variables the run holds.
         bootstrap: Resamples behind `ci_low` and `ci_high`; 0 leaves them NaN.
         permutations: Shuffles behind `p_value`; 0 leaves it NaN. Default: 20 a head, at least 2000, which is
@@ -86,7 +94,9 @@ def score(
         >>> best["layer"].item(), best["head"].item()
         (3, 1)
     """  # noqa: E501
+    run = as_run(run)
     chosen = _chosen(run, criteria)
+    run = one_readout(run)
     part, split = selection_part(run)
     unsafe = unsafe_mask(part)
     tables = []

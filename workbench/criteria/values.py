@@ -7,7 +7,7 @@ from workbench.axes import HEAD_DIMS, head_name
 from workbench.criteria.array_rules import safe_levels
 from workbench.criteria.registry import PER_PROMPT, Criterion
 from workbench.errors import CriterionError
-from workbench.runs.reading import check_run, prompt_coord
+from workbench.runs.reading import check_run, one_readout, prompt_coord
 
 
 def prompt_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
@@ -24,7 +24,7 @@ def prompt_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
     if criterion.kind != PER_PROMPT:
         raise CriterionError(f"Criterion {criterion.name!r} is {criterion.kind}; it has no value for a single prompt.")
     check_run(run, criterion.needs, wanted_by=f"Criterion {criterion.name!r}")
-    values = criterion.values(run)
+    values = criterion.values(one_readout(run))
     if "projection" not in values.dims:
         values = values.expand_dims(projection=["none"], axis=1)
     values = values.transpose("prompt", "projection", "layer", "head").astype(np.float64)

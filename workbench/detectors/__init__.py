@@ -1,8 +1,13 @@
-"""Detectors: from one model and labelled prompts to a score for each new prompt, higher = more unsafe."""
+"""Detectors: from one model and labelled prompts to a score for each new prompt, higher = more unsafe.
+
+Each file of detectors says in `DETECTORS` what it adds; a new file is named once, here.
+"""
 
 from pathlib import Path
+from typing import Any
 
-from workbench.detectors.detector import Cost, Detector, read_stored
+from workbench.detectors import hidden_detect, judge, one_head, sahs
+from workbench.detectors.detector import Cost, Detector, DetectorRecord, read_stored
 from workbench.detectors.evaluation import evaluate, graded_scores
 from workbench.detectors.hidden_detect import HiddenDetect
 from workbench.detectors.judge import JudgeDetector
@@ -11,22 +16,57 @@ from workbench.detectors.sahs import SAHsDetector
 from workbench.errors import DetectorError
 
 __all__ = [
+    "DETECTORS",
     "Cost",
     "Detector",
+    "DetectorRecord",
     "HiddenDetect",
     "JudgeDetector",
     "OneHeadDetector",
     "SAHsDetector",
     "evaluate",
     "graded_scores",
+    "list_detectors",
     "load_detector",
+    "make_detector",
+    "register_detector",
 ]
-_KINDS: dict[str, type[Detector]] = {d.kind: d for d in (OneHeadDetector, SAHsDetector, HiddenDetect, JudgeDetector)}
+
+DETECTORS: dict[str, DetectorRecord] = {
+    record.name: record for module in (one_head, sahs, hidden_detect, judge) for record in module.DETECTORS
+}
+
+
+def register_detector(record: DetectorRecord) -> DetectorRecord:
+    """Make a detector known in this process; one of the same name is replaced."""
+    DETECTORS[record.name] = record
+    return record
+
+
+def list_detectors() -> list[DetectorRecord]:
+    """All detectors by name: what each needs, and what it says."""
+    return list(DETECTORS.values())
+
+
+def make_detector(name: str, **options: Any) -> Detector:
+    """A detector by its name, not fitted yet.
+
+    Args:
+        name: As in `list_detectors`.
+        options: For its class; they come before those of the name.
+
+    Raises:
+        DetectorError: If there is none of that name.
+    """
+    if name not in DETECTORS:
+        raise DetectorError(f"There is no detector {name!r}. There are {', '.join(DETECTORS)}.")
+    record = DETECTORS[name]
+    return record.detector(**{**record.options, **options})
 
 
 def load_detector(path: str | Path) -> Detector:
-    """The stored detector at `path`, of whatever kind it is."""
-    kind = read_stored(path)[0]["kind"]
-    if kind not in _KINDS:
-        raise DetectorError(f"{path} holds a detector of kind {kind!r}; this version knows {', '.join(_KINDS)}.")
-    return _KINDS[kind].load(path)
+    """The stored detector at `path`, whichever it is."""
+    name = read_stored(path)[0]["name"]
+    if name not in DETECTORS:
+        raise DetectorError(f"{path} holds a detector {name!r}; this version knows {', '.join(DETECTORS)}.")
+    return DETECTORS[name].detector.load(path)

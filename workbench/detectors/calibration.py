@@ -11,7 +11,7 @@ from workbench.axes import LABELS
 from workbench.errors import DetectorError
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
-from workbench.runs.reading import FEWEST_PROMPTS, check_run, prompt_coord
+from workbench.runs.reading import FEWEST_PROMPTS, RunLike, as_run, check_run, prompt_coord
 
 SHARES = {"selection": 0.6, "threshold": 0.4}
 
@@ -77,11 +77,12 @@ def calibration_parts(prompts: Sequence[Prompt], *, seed: int = 0) -> Parts:
     return parts
 
 
-def run_parts(run: xr.Dataset, *, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset, Parts]:
+def run_parts(run: RunLike, *, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset, Parts]:
     """The same two parts of a stored run, as runs, and the parts themselves.
 
     A run does not hold pictures: where it declares no splits, prompts that share a picture but no pair may be parted.
     """
+    run = as_run(run)
     check_run(run)
     parts = calibration_parts(stand_ins(run), seed=seed)
     return _rows(run, parts.selection), _rows(run, parts.threshold), parts
@@ -89,13 +90,9 @@ def run_parts(run: xr.Dataset, *, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset
 
 def stand_ins(run: xr.Dataset) -> PromptSet:
     """A run's prompts as far as it knows them: ids, labels, families, pairs and splits, without text or picture."""
-    named: dict[str, Any] = {
-        name: prompt_coord(run, name) for name in ("label", "source", "family", "category", "pair_id", "split")
-    }
-    ids = [str(id_) for id_ in run["prompt"].values]
-    return PromptSet(
-        Prompt(id=id_, text=id_, **{name: values[i] for name, values in named.items()}) for i, id_ in enumerate(ids)
-    )
+    names = ("label", "source", "family", "category", "pair_id", "split")
+    rows = zip(map(str, run["prompt"].values), *(prompt_coord(run, name) for name in names), strict=True)
+    return PromptSet(Prompt(id=id_, text=id_, **dict(zip(names, row, strict=True))) for id_, *row in rows)
 
 
 def _rows(run: xr.Dataset, prompts: PromptSet) -> xr.Dataset:

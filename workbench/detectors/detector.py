@@ -3,21 +3,25 @@
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
+from workbench.axes import Head
 from workbench.criteria.thresholds import balanced_accuracy, kde_threshold
-from workbench.errors import DetectorError
+from workbench.detectors.calibration import Parts, calibration_parts, unsafe_array
+from workbench.errors import DetectorError, WorkbenchError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.sweeps.sweep import sweep
 
-FORMAT = "workbench-detector-1"
+FORMAT = "workbench-detector-2"
 DESCRIPTION, ARRAYS = "detector.json", "arrays.safetensors"
 
 
@@ -41,8 +45,33 @@ class Cost:
     n_prompts: int
 
 
+@dataclass(frozen=True)
+class DetectorRecord:
+    """One detector as tables, help texts, `make_detector` and error messages know it.
+
+    Attributes:
+        name: In kebab case, unique.
+        detector: The class.
+        needs: What it is fitted on.
+        says: What its score is, and its unit.
+        source: Paper and public code; "this project" where it is ours.
+        options: What the class is called with under this name.
+    """
+
+    name: str
+    detector: "type[Detector]"
+    needs: str
+    says: str
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Detector(ABC):
     """Tells unsafe prompts from safe ones by what a model does with them.
+
+    A detector says how it looks (`observe`), what it learns from what it saw (`choose`), and how what it saw becomes
+    one score a prompt (`values`). Fitting, thresholds, checks and storing are here. Its options are attributes under
+    the names of its constructor's arguments; what it learns is named in `learned`.
 
     Attributes:
         threshold: In the unit of `decision_function`; a prompt is unsafe if and only if it scores above. NaN before
@@ -52,36 +81,63 @@ class Detector(ABC):
         calibration: What it was fitted on, for the record.
     """
 
-    kind: ClassVar[str]
+    name: ClassVar[str]
+    learned: ClassVar[tuple[str, ...]] = ()
+    threshold_rule: str | float
 
-    def __init__(self, threshold: str | float) -> None:
+    def __init__(self, threshold: str | float, seed: int) -> None:
         if threshold != "kde" and (isinstance(threshold, str | bool) or not np.isfinite(threshold)):
             raise DetectorError(f"threshold must be 'kde' or a finite number; got {threshold!r}.")
-        self._threshold_rule = threshold if threshold == "kde" else float(threshold)
-        self.threshold = float("nan")
+        self.threshold_rule = threshold if threshold == "kde" else float(threshold)
+        self.threshold, self.seed = float("nan"), seed
         self.model_name, self.weight_hash = "", ""
         self.calibration: dict[str, Any] = {}
 
     @abstractmethod
-    def fit(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> Self:
-        """Calibrate on labelled prompts; returns the detector itself."""
+    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
+        """What the detector sees of prompts; `choosing`: all that `choose` looks at, else what `values` needs."""
+
+    def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
+        """Learn from what was seen of labelled prompts; for detectors that have something in `learned`."""
+        raise NotImplementedError(f"{type(self).__name__} names what it learns, and does not learn it.")
 
     @abstractmethod
-    def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
+    def values(self, seen: xr.Dataset) -> np.ndarray:
         """One score a prompt, shape [prompt]; higher = more unsafe."""
 
-    @abstractmethod
-    def _settings(self) -> dict[str, Any]:
-        """Everything but arrays that `_restore` needs, as JSON."""
+    def fit(self, model: HookedLVLM, prompts: Sequence[Prompt], *, progress: bool = False) -> Self:
+        """Learn on one part of the prompts and set the threshold on another.
 
-    @abstractmethod
-    def _arrays(self) -> dict[str, np.ndarray]:
-        """The arrays that `_restore` needs."""
+        Args:
+            model: The model to watch.
+            prompts: Labelled. Declared splits are used (`selection` to learn, `threshold` to set the threshold, `test`
+                is left out); without them the parts are made here and recorded in `calibration`.
+            progress: Show the progress of a sweep over all heads; on a large model it is long.
 
-    @classmethod
-    @abstractmethod
-    def _restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        """The detector that `_settings` and `_arrays` describe."""
+        Returns:
+            The detector itself.
+
+        Raises:
+            DetectorError: For too few prompts of a label, or values that separate nothing.
+            CriterionError: Where a rule keeps no head.
+        """
+        check_is_model(model)
+        parts = calibration_parts(as_prompts(prompts), seed=self.seed)
+        if self._chooses():
+            seen = self.observe(model, parts.selection, choosing=True, progress=progress)
+            self.choose(seen, unsafe_array(parts.selection))
+        self._calibrate(self._score(model, parts.threshold), parts)
+        self.model_name, self.weight_hash = model.name, model.weight_hash
+        return self
+
+    def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
+        """One score a prompt, shape [prompt]; higher = more unsafe.
+
+        Raises:
+            DetectorError: If the detector was fitted on another model, or a score is not finite.
+        """
+        self._check_model(model, prompts)
+        return self._score(model, as_prompts(prompts))
 
     def predict(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
         """The label of each prompt, shape [prompt]: `"unsafe"` where the score exceeds the threshold, else `"safe"`."""
@@ -120,18 +176,21 @@ class Detector(ABC):
         if path.exists() and not path.is_dir():
             raise DetectorError(f"A detector is stored as a folder, and {path} is a file. Give another name.")
         path.mkdir(parents=True, exist_ok=True)
+        options, learned = self._options(), {name: getattr(self, name) for name in self.learned}
+        arrays = {name: np.ascontiguousarray(v) for name, v in learned.items() if isinstance(v, np.ndarray)}
         description = {
             "format": FORMAT,
-            "kind": self.kind,
+            "name": self.name,
             "model": self.model_name,
             "weight_hash": self.weight_hash,
             "threshold": self.threshold,
-            "threshold_rule": self._threshold_rule,
-            "settings": self._settings(),
+            "threshold_rule": self.threshold_rule,
+            "options": options,
+            "learned": {name: value for name, value in learned.items() if name not in arrays},
             "calibration": self.calibration,
         }
         (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        save_file({name: np.ascontiguousarray(a) for name, a in self._arrays().items()}, path / ARRAYS)
+        save_file(arrays, path / ARRAYS)
         return path
 
     @classmethod
@@ -139,39 +198,68 @@ class Detector(ABC):
         """The detector that `save` wrote into the folder `path`; nothing is unpickled.
 
         Raises:
-            DetectorError: If there is none, it is damaged, or it is a detector of another kind.
+            DetectorError: If there is none, it is damaged, or it is a detector of another name.
         """
         description, arrays = read_stored(path)
-        if description["kind"] != cls.kind:
+        if description["name"] != cls.name:
             raise DetectorError(
-                f"{path} holds a {description['kind']!r} detector, and {cls.__name__} reads {cls.kind!r}. "
+                f"{path} holds a {description['name']!r} detector, and {cls.__name__} reads {cls.name!r}. "
                 "workbench.detectors.load_detector reads any."
             )
         try:
-            detector = cls._restore(description["settings"], arrays)
+            learned = {**description["learned"], **arrays}
+            detector = cls._from_options({**description["options"], "threshold": description["threshold_rule"]})
+            for name in cls.learned:
+                setattr(detector, name, _as_tuples(learned[name]))
             detector.threshold = float(description["threshold"])
-            detector._threshold_rule = description["threshold_rule"]
             detector.model_name, detector.weight_hash = str(description["model"]), str(description["weight_hash"])
             detector.calibration = dict(description["calibration"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, WorkbenchError) as error:
             raise DetectorError(f"{path} does not describe a detector ({type(error).__name__}: {error}).") from error
         return detector
+
+    def _options(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON; the rule of the threshold is stored beside them."""
+        return {name: getattr(self, name) for name in signature(type(self)).parameters if name != "threshold"}
+
+    @classmethod
+    def _from_options(cls, options: dict[str, Any]) -> Self:
+        return cls(**options)
+
+    def _chooses(self) -> bool:
+        """Whether there is anything to learn from selection prompts."""
+        return bool(self.learned)
+
+    def _score(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
+        """The values of prompts, if all are finite: a score that is not is never taken for safe."""
+        scores = self.values(self.observe(model, prompts, choosing=False, progress=False))
+        if not np.isfinite(scores).all():
+            first = prompts[int(np.flatnonzero(~np.isfinite(scores))[0])].id
+            raise DetectorError(
+                f"{self!r} gave no finite score for {int((~np.isfinite(scores)).sum())} of {len(scores)} prompts "
+                f"(first: {first!r}). The model overflowed there; load it in float32, or leave the prompt out."
+            )
+        return scores
 
     def _worker(self, model: HookedLVLM) -> HookedLVLM | None:
         """The model whose work a score costs; None if it is no model of ours."""
         return model
 
-    def _fitted_on(self, name: str, weight_hash: str) -> None:
-        self.model_name, self.weight_hash = name, weight_hash
-
-    def _set_threshold(self, values: np.ndarray, unsafe: np.ndarray) -> None:
-        """Set the threshold from calibration values [prompt], and note how well it separates them."""
-        if self._threshold_rule == "kde":
-            self.threshold, method = _densities_cross(values[unsafe], values[~unsafe])
+    def _calibrate(self, values: np.ndarray, parts: Parts) -> None:
+        """Set the threshold from the values [prompt] of the threshold part, and note how well it separates them."""
+        labels = unsafe_array(parts.threshold)
+        unsafe, safe = values[labels], values[~labels]
+        if self.threshold_rule == "kde":
+            self.threshold, method = _densities_cross(unsafe, safe)
         else:
-            self.threshold, method = float(self._threshold_rule), "given"
-        self.calibration["threshold_method"] = method
-        self.calibration["balanced_accuracy"] = balanced_accuracy(values[unsafe], values[~unsafe], self.threshold)
+            self.threshold, method = float(self.threshold_rule), "given"
+        self.calibration = {
+            **parts.record(),
+            "unsafe_median": float(np.median(unsafe)),
+            "safe_median": float(np.median(safe)),
+            "threshold_method": method,
+            "balanced_accuracy": balanced_accuracy(unsafe, safe, self.threshold),
+        }
 
     def _check_fitted(self) -> None:
         if not np.isfinite(self.threshold):
@@ -206,24 +294,24 @@ def _densities_cross(unsafe: np.ndarray, safe: np.ndarray) -> tuple[float, str]:
     return found.value, f"kde {found.method}"
 
 
+def check_count(number: object, what: str) -> None:
+    """Refuse what is no count of at least one."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise DetectorError(f"{what}, 1 or more; got {number!r}.")
+
+
+def head_pairs(table: pd.DataFrame) -> list[Head]:
+    """The heads of a table with the columns `layer` and `head`, in its order."""
+    return [(int(layer), int(head)) for layer, head in zip(table["layer"], table["head"], strict=True)]
+
+
 def check_is_model(model: object) -> None:
     """Refuse what is no model of the workbench."""
     if not isinstance(model, HookedLVLM):
         raise DetectorError(f"A detector needs a model from workbench.load_model; got a {type(model).__name__}.")
 
 
-def check_finite(scores: np.ndarray, prompts: Sequence[Prompt], what: str) -> np.ndarray:
-    """The scores, if all are finite: a score that is not is never taken for safe."""
-    if not np.isfinite(scores).all():
-        first = prompts[int(np.flatnonzero(~np.isfinite(scores))[0])].id
-        raise DetectorError(
-            f"{what} gave no finite score for {int((~np.isfinite(scores)).sum())} of {len(scores)} prompts (first: "
-            f"{first!r}). The model overflowed there; load it in float32, or leave the prompt out."
-        )
-    return scores
-
-
-def observe(model: HookedLVLM, prompts: Sequence[Prompt]) -> xr.Dataset:
+def unmasked_run(model: HookedLVLM, prompts: Sequence[Prompt]) -> xr.Dataset:
     """A run that holds what the unmasked pass shows (`head_output`, `base_state`, ...), at the least cost."""
     last = (model.masked_layers[-1], 0)
     return sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
@@ -244,7 +332,7 @@ def read_stored(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
         arrays = load_file(path / ARRAYS)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, OSError) as error:
         raise DetectorError(f"The detector at {path} is damaged ({type(error).__name__}: {error}).") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT or "kind" not in description:
+    if not isinstance(description, dict) or description.get("format") != FORMAT or "name" not in description:
         found = description.get("format") if isinstance(description, dict) else type(description).__name__
         raise DetectorError(f"The detector at {path} has format {found!r}; this version reads {FORMAT!r}.")
     return description, arrays
@@ -253,3 +341,11 @@ def read_stored(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
 def as_prompts(prompts: Sequence[Prompt]) -> PromptSet:
     """Any sequence of prompts as a `PromptSet`; unique ids are checked on the way."""
     return prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)
+
+
+def _as_tuples(value: Any) -> Any:
+    """What JSON made a list of, as it was: pairs are tuples."""
+    if not isinstance(value, list):
+        return value
+    inner = [_as_tuples(item) for item in value]
+    return inner if any(isinstance(item, tuple) for item in inner) or not inner else tuple(inner)

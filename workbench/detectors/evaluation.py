@@ -13,6 +13,8 @@ from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
 
+GRADED_COLUMNS = ["label", "family", "category", "n", "flagged", "low", "high", "score_25", "score_50", "score_75"]
+
 
 def evaluate(
     detector: Detector, model: HookedLVLM, prompts: Sequence[Prompt], *, bootstrap: int = 1000, seed: int = 0
@@ -47,6 +49,12 @@ def score_measures(
     return pd.DataFrame(rows)
 
 
+def measure_row(measure: str, family: str, value: float, interval: Sequence[float] | tuple, n: int) -> dict:
+    """One row of a table of measures, as `evaluate` has them."""
+    low, high = (float(end) for end in interval)
+    return {"measure": measure, "family": family, "value": float(value), "ci_low": low, "ci_high": high, "n": int(n)}
+
+
 def graded_scores(scores: np.ndarray, prompts: Sequence[Prompt], threshold: float) -> pd.DataFrame:
     """How high each family and category scores, and how much of it is flagged.
 
@@ -55,32 +63,15 @@ def graded_scores(scores: np.ndarray, prompts: Sequence[Prompt], threshold: floa
         with its exact 95 % interval `low` and `high`, and the quartiles of the scores (`score_25`, `score_50`,
         `score_75`) in the detector's unit. Unsafe first, then by median score.
     """
-    table = pd.DataFrame(
-        {
-            "label": [p.label for p in prompts],
-            "family": [p.family for p in prompts],
-            "category": [p.category for p in prompts],
-            "score": scores,
-            "flagged": scores > threshold,
-        }
-    )
+    table = pd.DataFrame([(p.label, p.family, p.category) for p in prompts], columns=["label", "family", "category"])
+    table = table.assign(score=scores, flagged=scores > threshold)
     rows = []
-    for (label, family, category), part in table.groupby(["label", "family", "category"], sort=False):
+    for key, part in table.groupby(["label", "family", "category"], sort=False):
         low, high = rate_interval(int(part["flagged"].sum()), len(part))
-        quartiles = np.quantile(part["score"], [0.25, 0.5, 0.75])
-        rows.append(
-            {
-                "label": label,
-                "family": family,
-                "category": category,
-                "n": len(part),
-                "flagged": float(part["flagged"].mean()),
-                "low": float(low),
-                "high": float(high),
-                **dict(zip(("score_25", "score_50", "score_75"), quartiles.tolist(), strict=True)),
-            }
-        )
-    return pd.DataFrame(rows).sort_values(["label", "score_50"], ascending=[False, False], ignore_index=True)
+        quartiles = np.quantile(part["score"], [0.25, 0.5, 0.75]).tolist()
+        rows.append([*key, len(part), float(part["flagged"].mean()), float(low), float(high), *quartiles])
+    found = pd.DataFrame(rows, columns=GRADED_COLUMNS)
+    return found.sort_values(["label", "score_50"], ascending=[False, False], ignore_index=True)
 
 
 def unseen(detector: Detector, prompts: Sequence[Prompt]) -> Sequence[Prompt]:

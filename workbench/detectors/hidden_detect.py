@@ -1,13 +1,13 @@
 """`HiddenDetect`, a baseline: read every layer through the unembedding, and see how far it points at refusing."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
+import xarray as xr
 
-from workbench.detectors.calibration import calibration_parts, unsafe_array
-from workbench.detectors.detector import Detector, as_prompts, check_finite, check_is_model
+from workbench.detectors.detector import Detector, DetectorRecord
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import base_pass
@@ -41,59 +41,35 @@ class HiddenDetect(Detector):
         layer is our reading: the released ranges are contiguous.
     """
 
-    kind: ClassVar[str] = "hidden detect"
+    name: ClassVar[str] = "hidden-detect"
+    learned: ClassVar[tuple[str, ...]] = ("layers", "discrepancy")
 
     def __init__(self, *, tokens: Sequence[int] | None = None, threshold: str | float = "kde", seed: int = 0) -> None:
-        super().__init__(threshold)
+        super().__init__(threshold, seed)
         self.tokens = None if tokens is None else tuple(int(t) for t in tokens)
-        self.seed = seed
         self.layers = (-1, -1)
         self.discrepancy = np.empty(0)
 
     def __repr__(self) -> str:
         return f"HiddenDetect(layers {self.layers[0]} to {self.layers[1]}, threshold {self.threshold:.4g})"
 
-    def fit(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> Self:
-        """Choose the layers on the selection part of the prompts and set the threshold on the threshold part."""
-        check_is_model(model)
-        parts = calibration_parts(as_prompts(prompts), seed=self.seed)
+    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
         if self.tokens is None:
             self.tokens = model.refusal_tokens
         _check_tokens(model, self.tokens)
-        unsafe = unsafe_array(parts.selection)
-        strength = refusal_strength(model, parts.selection, self.tokens)
+        return xr.Dataset({"strength": (("prompt", "layer"), refusal_strength(model, prompts, self.tokens))})
+
+    def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
+        strength = seen["strength"].values
         self.discrepancy = strength[unsafe].mean(0) - strength[~unsafe].mean(0)
         above = np.flatnonzero(self.discrepancy > self.discrepancy[-1])
-        self.layers = (int(above[0]), int(above[-1])) if len(above) else (model.n_layers - 1, model.n_layers - 1)
-        self.calibration = parts.record()
-        self._set_threshold(self._score(model, parts.threshold), unsafe_array(parts.threshold))
-        self._fitted_on(model.name, model.weight_hash)
-        return self
+        last = len(self.discrepancy) - 1
+        self.layers = (int(above[0]), int(above[-1])) if len(above) else (last, last)
 
-    def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Area under F over the chosen layers, shape [prompt], in cosine × layers; higher = more unsafe."""
-        self._check_model(model, prompts)
-        return self._score(model, as_prompts(prompts))
-
-    def _score(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
-        assert self.tokens is not None
+    def values(self, seen: xr.Dataset) -> np.ndarray:
         first, last = self.layers
-        strength = refusal_strength(model, prompts, self.tokens)[:, first : last + 1]
-        area = np.trapezoid(strength, axis=1) if last > first else strength[:, 0]
-        return check_finite(area, prompts, "The logit lens")
-
-    def _settings(self) -> dict[str, Any]:
-        return {"tokens": list(self.tokens or ()), "layers": list(self.layers), "seed": self.seed}
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {"discrepancy": self.discrepancy}
-
-    @classmethod
-    def _restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        detector = cls(tokens=settings["tokens"], seed=settings["seed"])
-        detector.layers = (int(settings["layers"][0]), int(settings["layers"][1]))
-        detector.discrepancy = arrays["discrepancy"]
-        return detector
+        strength = seen["strength"].values[:, first : last + 1]
+        return np.trapezoid(strength, axis=1) if last > first else strength[:, 0]
 
 
 def refusal_strength(model: HookedLVLM, prompts: Sequence[Prompt], tokens: Sequence[int]) -> np.ndarray:
@@ -123,3 +99,14 @@ def _check_tokens(model: HookedLVLM, tokens: Sequence[int]) -> None:
         )
     if wrong := [t for t in tokens if not 0 <= t < model.d_vocab]:
         raise DetectorError(f"Token {wrong[0]} is not in 0..{model.d_vocab - 1}, the vocabulary of {model.name!r}.")
+
+
+DETECTORS = (
+    DetectorRecord(
+        "hidden-detect",
+        HiddenDetect,
+        needs="labelled prompts, and a tokenizer that knows how the model refuses",
+        says="area under the cosine of each layer's logits with the refusal tokens, in cosine × layers",
+        source="HiddenDetect (ACL 2025, arXiv 2502.14744)",
+    ),
+)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import xarray as xr
 
-from workbench.detectors.calibration import calibration_parts, unsafe_array
-from workbench.detectors.detector import Detector, as_prompts, check_finite, check_is_model
+from workbench.detectors.detector import Detector, DetectorRecord
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
@@ -42,7 +42,7 @@ class JudgeDetector(Detector):
         decoding the verdict is ours.
     """
 
-    kind: ClassVar[str] = "judge"
+    name: ClassVar[str] = "judge"
 
     def __init__(
         self,
@@ -54,12 +54,12 @@ class JudgeDetector(Detector):
         threshold: str | float = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(threshold)
+        super().__init__(threshold, seed)
         if judge is not None and not isinstance(judge, HookedLVLM) and not callable(judge):
             raise DetectorError(
                 f"judge must be a model, a function of a prompt, or None; got a {type(judge).__name__}."
             )
-        self.judge, self.question, self.seed = judge, question, seed
+        self.judge, self.question = judge, question
         self.unsafe_word, self.safe_word = unsafe_word, safe_word
         self._stored_judge = ""  # weight hash of the judge model a stored detector wants
 
@@ -71,20 +71,6 @@ class JudgeDetector(Detector):
     def pocket_stand_in(cls, *, threshold: str | float = 0.0) -> Self:
         """The small stand-in on Pocket: it is asked whether the picture shows something dangerous. No real judge."""
         return cls(question=POCKET_QUESTION, unsafe_word="dangerous", safe_word="safe", threshold=threshold)
-
-    def fit(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> Self:
-        """Set the threshold on the threshold part of the prompts, if it is to be set; nothing else is learned."""
-        check_is_model(model)
-        parts = calibration_parts(as_prompts(prompts), seed=self.seed)
-        self.calibration = parts.record()
-        self._set_threshold(self._score(model, parts.threshold), unsafe_array(parts.threshold))
-        self._fitted_on(model.name, model.weight_hash)
-        return self
-
-    def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
-        """The judge's score, shape [prompt]; log-odds for a judge model; higher = more unsafe."""
-        self._check_model(model, prompts)
-        return self._score(model, as_prompts(prompts))
 
     def with_judge(self, judge: Judge) -> Self:
         """Give a loaded detector its judge again: a function cannot be stored, and a model is stored by its hash.
@@ -105,7 +91,7 @@ class JudgeDetector(Detector):
             return model
         return self.judge if isinstance(self.judge, HookedLVLM) else None
 
-    def _score(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
+    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
         if self._stored_judge:
             raise DetectorError(
                 f"This stored detector wants its judge model back (weights {self._stored_judge}): "
@@ -114,7 +100,7 @@ class JudgeDetector(Detector):
         asked = self._worker(model)
         if asked is None:
             assert callable(self.judge)
-            return check_finite(np.array([float(self.judge(p)) for p in prompts]), prompts, "The judge")
+            return xr.Dataset({"score": ("prompt", np.array([float(self.judge(p)) for p in prompts]))})
         unsafe, safe = (_first_token(asked, word) for word in (self.unsafe_word, self.safe_word))
         if unsafe == safe:
             raise DetectorError(
@@ -125,31 +111,24 @@ class JudgeDetector(Detector):
         for prompt in prompts:
             logits = asked.base(replace(prompt, text=self.question.replace("{text}", prompt.text))).logits[0]
             scores.append(float(logits[unsafe] - logits[safe]))
-        return check_finite(np.array(scores), prompts, f"The judge {asked.name!r}")
+        return xr.Dataset({"score": ("prompt", np.array(scores))})
 
-    def _settings(self) -> dict[str, Any]:
-        if self.judge is not None and not isinstance(self.judge, HookedLVLM):
+    def values(self, seen: xr.Dataset) -> np.ndarray:
+        return seen["score"].values
+
+    def _options(self) -> dict[str, Any]:
+        judge, options = self.judge, super()._options()
+        if judge is not None and not isinstance(judge, HookedLVLM):
             raise DetectorError(
                 "A judge that is a function cannot be stored without unpickling code later. Store what makes it, and "
                 "build the detector again."
             )
-        return {
-            "question": self.question,
-            "unsafe_word": self.unsafe_word,
-            "safe_word": self.safe_word,
-            "seed": self.seed,
-            "judge": "" if self.judge is None else self.judge.weight_hash,
-        }
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {}
+        return {**options, "judge": self._stored_judge if judge is None else judge.weight_hash}
 
     @classmethod
-    def _restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        settings = dict(settings)
-        stored = str(settings.pop("judge"))
-        detector = cls(**settings)
-        detector._stored_judge = stored
+    def _from_options(cls, options: dict[str, Any]) -> Self:
+        detector = cls(**{**options, "judge": None})
+        detector._stored_judge = str(options["judge"])
         return detector
 
 
@@ -162,3 +141,14 @@ def _first_token(model: HookedLVLM, word: str) -> int:
             f"The judge {model.name!r} does not know the word {word!r}. Give unsafe_word and safe_word it does."
         )
     return int(ids[0])
+
+
+DETECTORS = (
+    DetectorRecord(
+        "judge",
+        JudgeDetector,
+        needs="a judge: a model, a function of a prompt, or the guarded model itself",
+        says="log-odds of the judge's word for unsafe against its word for safe, or what the function returns",
+        source="the baseline of 'One Head to Rule Them All' (NeurIPS 2025)",
+    ),
+)

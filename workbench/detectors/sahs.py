@@ -1,20 +1,18 @@
 """`SAHsDetector`: the heads whose outputs tell unsafe from safe best, and one logistic regression on all of them."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import xarray as xr
 
+from workbench.axes import Head
 from workbench.criteria import score, top_heads
 from workbench.criteria.logistic import fit_logistic
-from workbench.detectors.calibration import calibration_parts, unsafe_array
-from workbench.detectors.detector import Detector, as_prompts, check_finite, check_is_model, observe
+from workbench.detectors.detector import Detector, DetectorRecord, check_count, head_pairs, unmasked_run
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
-
-Head = tuple[int, int]
 
 
 class SAHsDetector(Detector):
@@ -43,46 +41,31 @@ class SAHsDetector(Detector):
         before W_O, and that probes are scikit-learn's default, is our reading.
     """
 
-    kind: ClassVar[str] = "sahs"
+    name: ClassVar[str] = "sahs"
+    learned: ClassVar[tuple[str, ...]] = ("heads", "coef", "intercept")
 
     def __init__(
         self, *, k: int = 16, accuracy: float | None = None, C: float = 1.0, threshold: str | float = 0.0, seed: int = 0
     ) -> None:
-        super().__init__(threshold)
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise DetectorError(f"k is the number of heads, 1 or more; got {k!r}.")
+        super().__init__(threshold, seed)
+        check_count(k, "k is the number of heads")
         if accuracy is not None and not 0 < accuracy <= 1:
             raise DetectorError(f"accuracy is a share of prompts, over 0 and at most 1; got {accuracy!r}.")
         if not C > 0:
             raise DetectorError(f"C, the inverse strength of the penalty, must be over 0; got {C!r}.")
-        self.k, self.accuracy, self.C, self.seed = k, accuracy, float(C), seed
+        self.k, self.accuracy, self.C = k, accuracy, float(C)
         self.heads: list[Head] = []
         self.coef, self.intercept = np.empty(0), float("nan")
 
     def __repr__(self) -> str:
         return f"SAHsDetector({len(self.heads)} heads, threshold {self.threshold:.4g})"
 
-    def fit(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> Self:
-        """Choose the heads and train the regression on the selection part; the threshold part sets the threshold."""
-        check_is_model(model)
-        parts = calibration_parts(as_prompts(prompts), seed=self.seed)
-        run = observe(model, parts.selection)
-        self.heads = self._choose(run)
-        coef, intercept = fit_logistic(features(run, self.heads), unsafe_array(parts.selection), C=self.C)
-        self.coef, self.intercept = coef, float(intercept)
-        self.calibration = parts.record()
-        self._set_threshold(self._score(model, parts.threshold), unsafe_array(parts.threshold))
-        self._fitted_on(model.name, model.weight_hash)
-        return self
+    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
+        return unmasked_run(model, prompts)
 
-    def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
-        """Log-odds of the final regression, shape [prompt]; higher = more unsafe."""
-        self._check_model(model, prompts)
-        return self._score(model, as_prompts(prompts))
-
-    def _choose(self, run: xr.Dataset) -> list[Head]:
-        scores = score(run.drop_vars("split"), ("probe",), bootstrap=0, permutations=0, seed=self.seed)
-        k = self.k
+    def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
+        scores = score(seen.drop_vars("split"), ("probe",), bootstrap=0, permutations=0, seed=self.seed)
+        k = min(self.k, int(scores["unsafe"].notna().sum()))
         if self.accuracy is not None:
             k = int((scores["unsafe"] >= self.accuracy).sum())
             if not k:
@@ -90,32 +73,26 @@ class SAHsDetector(Detector):
                     f"No head's probe reaches an accuracy of {self.accuracy:.3g}; the best reaches "
                     f"{scores['unsafe'].max():.3g}. Ask for less, or give k instead."
                 )
-        kept = top_heads(scores, criterion="probe", rule="sensitivity", k=min(k, int(scores["unsafe"].notna().sum())))
-        return [(int(layer), int(head)) for layer, head in zip(kept["layer"], kept["head"], strict=True)]
+        self.heads = head_pairs(top_heads(scores, criterion="probe", rule="sensitivity", k=k))
+        self.coef, intercept = fit_logistic(features(seen, self.heads), unsafe, C=self.C)
+        self.intercept = float(intercept)
 
-    def _score(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
-        scores = features(observe(model, prompts), self.heads) @ self.coef + self.intercept
-        return check_finite(scores, prompts, "The regression on the heads' outputs")
-
-    def _settings(self) -> dict[str, Any]:
-        return {"k": self.k, "accuracy": self.accuracy, "C": self.C, "seed": self.seed}
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {
-            "heads": np.array(self.heads, dtype=np.int64),
-            "coef": self.coef,
-            "intercept": np.array([self.intercept]),
-        }
-
-    @classmethod
-    def _restore(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Self:
-        detector = cls(**settings)
-        detector.heads = [(int(layer), int(head)) for layer, head in arrays["heads"]]
-        detector.coef, detector.intercept = arrays["coef"], float(arrays["intercept"][0])
-        return detector
+    def values(self, seen: xr.Dataset) -> np.ndarray:
+        return features(seen, self.heads) @ self.coef + self.intercept
 
 
 def features(run: xr.Dataset, heads: Sequence[Head]) -> np.ndarray:
     """z of the heads side by side, float64: [prompt, head * d_head]."""
     z = run["head_output"].transpose("prompt", "layer", "head", "d_head")
     return np.concatenate([z.sel(layer=layer, head=head).values for layer, head in heads], axis=1).astype(np.float64)
+
+
+DETECTORS = (
+    DetectorRecord(
+        "sahs",
+        SAHsDetector,
+        needs="labelled prompts, unsafe and safe",
+        says="log-odds of one logistic regression on the outputs z of the best probed heads",
+        source="SAHs, 'Spot Risks Before Speaking' (arXiv 2501.02029)",
+    ),
+)

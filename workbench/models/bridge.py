@@ -5,18 +5,16 @@ processor fails to load.
 """
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module, detect_tokenizer_bos_eos
 
 from workbench.errors import ModelError
+from workbench.models.decoder import Decoder
 from workbench.models.families.adapters import has_adapter
 
-if TYPE_CHECKING:
-    from workbench.models.hooked import HookedLVLM
 
-
-def build_bridge(model: "HookedLVLM") -> Any:
+def build_bridge(model: Decoder) -> Any:
     """A `TransformerBridge` on the same storage: hook names, `run_with_cache`, `run_with_hooks`, `generate`.
 
     Raises:
@@ -37,7 +35,7 @@ def build_bridge(model: "HookedLVLM") -> Any:
     return bridge
 
 
-def twin_of(model: "HookedLVLM") -> Any:
+def twin_of(model: Decoder) -> Any:
     """A second transformers model on the same parameters and buffers, with eager attention and no sites."""
     shared = {id(t): t for t in [*model.hf.parameters(), *model.hf.buffers()]}
     twin = copy.deepcopy(model.hf, memo=shared)

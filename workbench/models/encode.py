@@ -1,18 +1,16 @@
 """From a `Prompt` to what the model reads: chat template, token ids, pixels, and where the picture's tokens lie."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from workbench.errors import ModelError, PromptError
+from workbench.models.decoder import Decoder
 from workbench.models.families.layout import patch_boxes
 from workbench.prompts.prompt import Prompt, image_hash
-
-if TYPE_CHECKING:
-    from workbench.models.hooked import HookedLVLM
 
 
 @dataclass(eq=False)
@@ -55,7 +53,7 @@ class Encoded:
         return (int(where[0]), int(where[-1]) + 1) if len(where) else None
 
 
-def image_token(model: "HookedLVLM") -> tuple[int, str] | None:
+def image_token(model: Decoder) -> tuple[int, str] | None:
     """Id and text of the placeholder that stands for one image token, or None for a text-only model."""
     token_id = model.family.image_token(model.hf) if model.family.has_images else None
     if token_id is None:
@@ -63,7 +61,7 @@ def image_token(model: "HookedLVLM") -> tuple[int, str] | None:
     return token_id, model.tokenizer.convert_ids_to_tokens(token_id) or ""
 
 
-def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
+def encode(model: Decoder, prompt: Prompt) -> Encoded:
     """Put a prompt through the model's own chat template (image first, then the text, generation prompt added).
 
     Raises:
@@ -110,7 +108,7 @@ def encode(model: "HookedLVLM", prompt: Prompt) -> Encoded:
     return encoded
 
 
-def _lay_out(model: "HookedLVLM", encoded: Encoded, picture: Any) -> None:
+def _lay_out(model: Decoder, encoded: Encoded, picture: Any) -> None:
     """Say which part of the picture each image token covers, when the family's layout accounts for all of them."""
     tiles = model.family.layout(encoded, model, picture)
     if not tiles:
@@ -137,7 +135,7 @@ def _readable(prompt: Prompt, where: str) -> Any:
         ) from error
 
 
-def _apply_template(model: "HookedLVLM", prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
+def _apply_template(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
     if model.processor is None:
         content: Any = prompt.text
         templated: Any = model.tokenizer

@@ -3,14 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from transformers import DynamicCache
-
 from workbench.errors import WorkbenchError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
-from workbench.models.precision import double_kept
-from workbench.models.walk import join
 from workbench.prompts.prompt import Prompt
 from workbench.sweeps.plan import batches
 
@@ -35,33 +30,19 @@ def generate_batch(
 
     Args:
         rows: Most prompts in one batch.
-        options: For transformers' `generate`.
+        options: For transformers' `generate` (do_sample, temperature, top_p, num_beams, …).
 
     Returns:
         Replies in the order of the prompts.
     """
     if max_new_tokens < 1:
         raise WorkbenchError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
-    mask = mask or Mask()
     encoded = [model.encode(prompt) for prompt in prompts]
-    pad = model.hf.generation_config.pad_token_id
-    if pad is None:
-        pad = model.tokenizer.pad_token_id or model.tokenizer.eos_token_id or 0
+    masked: dict[str, Any] = {"heads": heads, "projection": projection, "mask": mask}
     replies = [""] * len(prompts)
     for batch in batches(encoded, rows):
-        together = [encoded[i] for i in batch]
-        start = mask.start(together[0]) if heads else 0
-        with torch.no_grad(), model.masked(heads, projection, mask, start), double_kept(model.dtype):
-            out = model.hf.generate(
-                **join(together),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=pad,
-                # A cache without sliding layers, so that a position keeps its index while decoding.
-                past_key_values=DynamicCache(),
-                **options,
-            )
-        new = out[:, together[0].n_tokens :]
+        out = model.generated([encoded[i] for i in batch], max_new_tokens=max_new_tokens, **masked, **options)
+        new = out.sequences[:, out.n_prompt_tokens :]
         for i, reply in zip(batch, model.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
             replies[i] = reply.strip()
     return replies

@@ -13,6 +13,7 @@ from workbench.models.masks import Mask
 
 # By layer: (projection, head) of each cell, as numbers into `Job.projections` and into the rows of the grain; in order.
 Cells = dict[int, tuple[tuple[int, int], ...]]
+FINAL = "final"
 Groups = tuple[tuple[tuple[int, int], ...], ...]
 
 
@@ -29,6 +30,7 @@ class Job:
         estimates: What a sketch estimates.
         directions: How many directions it draws for each.
         seed: Of what is drawn.
+        readout: What the states are read from: "final", or decoder layers as strings; empty for the final state alone.
     """
 
     projections: tuple[str, ...]
@@ -39,6 +41,11 @@ class Job:
     estimates: tuple[str, ...] = ()
     directions: int = 0
     seed: int = 0
+    readout: tuple[str, ...] = ()
+
+    def read_layers(self, model: HookedLVLM) -> tuple[int, ...]:
+        """The layers after which states are read, one a read-out."""
+        return tuple(model.n_layers - 1 if at == FINAL else int(at) for at in self.readout or (FINAL,))
 
     def layers(self, model: HookedLVLM) -> tuple[int, ...]:
         """Layers with cells to measure."""
@@ -137,3 +144,18 @@ def blocks(n_prompts: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive blocks of prompts."""
     for start in range(0, n_prompts, size):
         yield start, min(start + size, n_prompts)
+
+
+def check_readout(model: HookedLVLM, readout: Sequence[str | int] | str | int | None) -> tuple[str, ...]:
+    """Labels of the read-outs, empty for the final state alone; a MaskError for what is no layer of the model."""
+    given = (readout,) if isinstance(readout, str | int) else tuple(readout or ())
+    labels = tuple(str(label) for label in given)
+    layers = [str(layer) for layer in range(model.n_layers)]
+    if wrong := [label for label in given if isinstance(label, bool) or str(label) not in (FINAL, *layers)]:
+        raise MaskError(
+            f"readout names {wrong[0]!r}; it takes {FINAL!r} and the decoder layers 0..{model.n_layers - 1} of "
+            f"{model.name!r}, after which the residual stream is read."
+        )
+    if len(set(labels)) < len(labels):
+        raise MaskError(f"readout names each place once; got {', '.join(labels)}.")
+    return () if labels in ((), (FINAL,)) else labels

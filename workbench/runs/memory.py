@@ -1,10 +1,11 @@
-"""Where a sweep puts its units of work: `Memory` for runs that are not stored; `Store` has the same face on disk.
+"""Where a sweep puts what it computes: the protocol `Sink`, and `Memory` for runs that are not stored.
 
-A block is a range of consecutive prompts. Its unit 0 is what its base passes say; its unit l + 1 is masked layer l.
+A block is a range of consecutive prompts. It is computed in units of work: unit 0 is what its unmasked passes give;
+unit l + 1 is masked layer l.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
@@ -40,27 +41,62 @@ def filled(variable: Variable, array: np.ndarray | None, shape: tuple[int, ...])
     return part
 
 
+class Sink(Protocol):
+    """A run in the making: `Memory`, or a `Store` on disk."""
+
+    partition: Partition
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes of the run, as far as they are known."""
+
+    def rows(self, start: int, unit: int) -> int:
+        """Most rows a batch of this unit may have."""
+
+    def done(self, start: int, unit: int) -> bool:
+        """Whether a unit of the block that begins at `start` is kept."""
+
+    def write(self, start: int, stop: int, unit: int, arrays: Mapping[str, np.ndarray], rows: int) -> None:
+        """Keep what a unit of the block `start:stop` computed, in batches of at most `rows`."""
+
+    def read(self, name: str) -> np.ndarray:
+        """A variable as far as it is known, NaN elsewhere."""
+
+    def put(self, name: str, dims: tuple[str, ...], array: np.ndarray) -> None:
+        """Add a variable that is known only at the end."""
+
+    def note(self, **attrs: Any) -> None:
+        """Set attributes of the run."""
+
+    def finish(self) -> xr.Dataset:
+        """The labelled run."""
+
+    def close(self) -> None:
+        """Let go of what is held."""
+
+
 class Memory:
-    """A run in the making, in memory."""
+    """A run in the making, in memory; a `Sink`."""
 
     def __init__(
         self, skeleton: xr.Dataset, layout: Mapping[str, Variable], attrs: Mapping[str, Any], partition: Partition
     ) -> None:
-        self.skeleton, self.layout, self.partition = skeleton, dict(layout), partition
-        self.attrs: dict[str, Any] = dict(attrs)
+        self.skeleton, self.layout, self.partition, self._attrs = skeleton, dict(layout), partition, dict(attrs)
         self.arrays = {name: np.full(v.shape, np.nan, dtype=v.dtype) for name, v in layout.items()}
         self._done: set[tuple[int, int]] = set()
         self._late: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
 
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return self._attrs
+
     def rows(self, start: int, unit: int) -> int:
-        """Most rows a batch of this unit may have."""
         return self.partition.rows
 
     def done(self, start: int, unit: int) -> bool:
         return (start, unit) in self._done
 
     def write(self, start: int, stop: int, unit: int, arrays: Mapping[str, np.ndarray], rows: int) -> None:
-        """Keep what a unit of the block `start:stop` computed, in batches of at most `rows`."""
         for name in variables_of(self.layout, unit):
             if name in arrays:
                 where = region(self.layout[name], start, stop, unit)
@@ -68,21 +104,17 @@ class Memory:
         self._done.add((start, unit))
 
     def read(self, name: str) -> np.ndarray:
-        """A variable as far as it is known, NaN elsewhere."""
         return self.arrays[name]
 
     def put(self, name: str, dims: tuple[str, ...], array: np.ndarray) -> None:
-        """Add a variable that is known only at the end."""
         self._late[name] = (dims, array)
 
     def note(self, **attrs: Any) -> None:
-        """Set attributes of the run."""
-        self.attrs.update(attrs)
+        self._attrs.update(attrs)
 
     def finish(self) -> xr.Dataset:
-        """The labelled run."""
         found = {name: (v.dims, self.arrays[name]) for name, v in self.layout.items()}
         return describe(self.skeleton.assign(found | self._late)).assign_attrs(self.attrs)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        pass

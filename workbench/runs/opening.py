@@ -19,8 +19,17 @@ def open_run(path: str | Path, *, verify: bool = True) -> xr.Dataset:
         path: A local path or an fsspec URL.
         verify: False skips the checksums, which need every chunk to be read.
 
+    Returns:
+        The run, read from disk when its values are asked for; what is not computed yet is NaN.
+
     Raises:
-        RunError: If there is no run, its schema is newer, or something in it is damaged (saying what).
+        RunError: There is no run, its schema is another, or something in it is damaged (saying what).
+
+    Examples:
+        >>> import workbench as wb
+        >>> run = wb.sweep("planted", wb.load_prompts("planted", n=4), out="run.zarr", progress=False)
+        >>> wb.open_run("run.zarr").equals(run)
+        True
     """
     store = Store(path)
     store.read_manifest()

@@ -5,6 +5,7 @@ prompts or a cell with holes is refused in one place and in one voice.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,12 +18,24 @@ SCHEMAS = ("1",)  # the schemas of a run that this version reads
 FEWEST_PROMPTS = 3  # of each class: fewer have no spread that a statistic could use
 
 
+RunLike = xr.Dataset | str | Path  # a run, or the path of a stored one
+
+
+def as_run(run: RunLike) -> xr.Dataset:
+    """The run, opened and checked by `open_run` where its path is given."""
+    if not isinstance(run, str | Path):
+        return run
+    from workbench.runs.opening import open_run  # reading a run that is in memory needs no store
+
+    return open_run(run)
+
+
 def check_run(run: xr.Dataset, needs: Sequence[str] = (), *, wanted_by: str = "this") -> None:
     """Refuse what is no run, a run of another schema, and a run without the variables in `needs`."""
     if not isinstance(run, xr.Dataset):
         raise RunError(
             f"A run is an xarray.Dataset, as wb.sweep returns it; got {type(run).__name__}. "
-            "Open a stored one with xarray.open_zarr(path)."
+            "Open a stored one with wb.open_run(path)."
         )
     schema = run.attrs.get("schema")
     if str(schema) not in SCHEMAS:
@@ -46,6 +59,23 @@ def check_run(run: xr.Dataset, needs: Sequence[str] = (), *, wanted_by: str = "t
             f"{wanted_by} needs {', '.join(f'run.{name}' for name in missing)}, which this run does not hold. "
             f"{_how_to_get(missing[0])} It holds: {', '.join(map(str, run.data_vars))}."
         )
+
+
+def one_readout(run: xr.Dataset) -> xr.Dataset:
+    """The run as the final state reads it, where it was read at other layers too; a run of one read-out as it is.
+
+    Raises:
+        RunError: For a run of several read-outs without the final one.
+    """
+    if "readout" not in run.dims:
+        return run
+    labels = [str(label) for label in run["readout"].values]
+    if "final" not in labels:
+        raise RunError(
+            f"This run was read after the layers {', '.join(labels)} and not from the final state, which is what is "
+            f"scored by default. Say which one counts: run.sel(readout={labels[-1]!r})."
+        )
+    return run.sel(readout="final", drop=True)
 
 
 def _how_to_get(variable: str) -> str:

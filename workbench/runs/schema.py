@@ -21,7 +21,7 @@ from workbench.axes import HEAD_DIMS, PROMPT_COORDS, head_name
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.effects import MEASURES
-from workbench.runs.job import Job, Partition
+from workbench.runs.job import FINAL, Job, Partition
 
 SCHEMA = "1"
 BASE_DIMS = {
@@ -72,6 +72,8 @@ def layout(
     model: HookedLVLM, n_prompts: int, job: Job, block: int, *, n_groups: int | None = None
 ) -> dict[str, Variable]:
     """The variables of a run that are computed block by block."""
+    many = ("readout",) if job.readout else ()
+    n_reads = (len(job.readout),) if job.readout else ()
     exact = "float64" if model.dtype == torch.float64 else "float32"  # float64 is for whoever compares two roads
     block, n_projections = min(block, n_prompts), len(job.projections)
     if n_groups is not None:
@@ -83,18 +85,22 @@ def layout(
         return dict.fromkeys(MEASURES, grouped) | {"base_state": state}
     n_rows = len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
     shape, chunks = (n_prompts, n_projections, model.n_layers, n_rows), (block, n_projections, 1, n_rows)
-    variables = {name: Variable(HEAD_DIMS, shape, chunks, exact, by_layer=True) for name in MEASURES}
+    read = Variable((*HEAD_DIMS, *many), (*shape, *n_reads), (*chunks, *n_reads), exact, by_layer=True)
+    variables = dict.fromkeys(MEASURES, read)
     if job.keep_states:
-        width = model.d_model
-        variables["state"] = Variable((*HEAD_DIMS, "d_model"), (*shape, width), (*chunks, width), exact, by_layer=True)
+        width = (*n_reads, model.d_model)
+        of_state = (*HEAD_DIMS, *many, "d_model")
+        variables["state"] = Variable(of_state, (*shape, *width), (*chunks, *width), exact, by_layer=True)
     whole = Variable(HEAD_DIMS, shape, (block, *shape[1:]), "float32", by_layer=False)
     variables |= {f"{name}_estimate": whole for name in job.estimates}
     size_of = {"layer": model.n_layers, "head": model.n_heads, "d_head": model.d_head, "d_model": model.d_model}
+    size_of["readout"] = len(job.readout)
     # With grain kv_group a row is a key/value head, and what is known per query head would not line up with it.
     names = list(BASE_DIMS) if job.mask.grain == "query_head" else ["base_state"]
     for name in names:
-        rest = tuple(size_of[dim] for dim in BASE_DIMS[name][1:])
-        variables[name] = Variable(BASE_DIMS[name], (n_prompts, *rest), (block, *rest), "float32", by_layer=False)
+        of_base = ("prompt", *many, "d_model") if name == "base_state" else BASE_DIMS[name]
+        rest = tuple(size_of[dim] for dim in of_base[1:])
+        variables[name] = Variable(of_base, (n_prompts, *rest), (block, *rest), "float32", by_layer=False)
     return variables
 
 
@@ -105,11 +111,14 @@ def skeleton(
     frame = prompts.frame()
     coords: dict[str, Any] = {"prompt": _column([p.id for p in prompts]), "projection": _column(job.projections)}
     coords |= {name: ("prompt", _column(frame[name].tolist())) for name in PROMPT_COORDS}
+    coords["content_hash"] = ("prompt", _column([p.content_hash() for p in prompts]))
     if groups is not None:
         coords["group"] = _column(["+".join(head_name(layer, head) for layer, head in group) for group in groups])
         return xr.Dataset(coords=coords)
     n_rows = len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
     coords |= {"layer": np.arange(model.n_layers), "head": np.arange(n_rows)}
+    if job.readout:
+        coords["readout"] = _column(job.readout)
     if job.mask.grain != "query_head":
         return xr.Dataset(coords=coords)
     return xr.Dataset({"write_root": (("layer", "head", "d_head", "d_root"), write_roots(model))}, coords=coords)
@@ -162,6 +171,7 @@ def recipe(
         "heads": "all" if heads is None else json.dumps(heads),
         "groups": "none" if job.groups is None else json.dumps(job.groups),
         "keeps_states": job.keep_states,
+        "readout": list(job.readout or (FINAL,)),
     }
 
 

@@ -6,12 +6,12 @@ import xarray as xr
 from workbench.axes import SPLITS
 from workbench.errors import RunError
 from workbench.runs.pairs import strata
-from workbench.runs.reading import FEWEST_PROMPTS, declared_splits, prompt_coord
+from workbench.runs.reading import FEWEST_PROMPTS, RunLike, as_run, declared_splits, prompt_coord
 
 SHARES = {"selection": 0.4, "threshold": 0.3, "test": 0.3}
 
 
-def with_splits(run: xr.Dataset, *, seed: int = 0) -> tuple[xr.Dataset, str]:
+def with_splits(run: RunLike, *, seed: int = 0) -> tuple[xr.Dataset, str]:
     """The run with every prompt in a split, and a sentence that says where the splits come from.
 
     Declared splits are used as they are; without threshold prompts, the selection prompts also set the threshold, as in
@@ -22,6 +22,7 @@ def with_splits(run: xr.Dataset, *, seed: int = 0) -> tuple[xr.Dataset, str]:
     Raises:
         RunError: If there are no selection or no test prompts among declared ones, or a split lacks a class.
     """
+    run = as_run(run)
     declared = declared_splits(run)
     if len(declared) <= 1:
         split = _dealt(run, seed)

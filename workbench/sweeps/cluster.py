@@ -24,8 +24,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.transfer import apart, shared_out, together
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.job import Job
-from workbench.runs.memory import Memory
-from workbench.runs.zarr_store import Store
+from workbench.runs.memory import Sink
 from workbench.sweeps.tasks import Arrays, Encoder, Task, compute, halved, out_of_memory
 
 # Units a task holds at most, so that a dead worker loses little and the last task does not keep all others waiting.
@@ -112,9 +111,7 @@ class Cluster:
         while len(self.workers) < min(room, wanted):
             self.workers.append(self._start())
 
-    def run(
-        self, tasks: Iterable[Task], sink: Memory | Store, tick: Callable[[int], Any], pause: Callable[[], Any]
-    ) -> None:
+    def run(self, tasks: Iterable[Task], sink: Sink, tick: Callable[[int], Any], pause: Callable[[], Any]) -> None:
         """Have the tasks computed, in any order, and store what comes back; the tasks that do not fit go again."""
         waiting = [part for task in tasks for part in pieces(task)]
         busy: dict[Any, tuple[Any, Task]] = {}

@@ -14,17 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from workbench.errors import WorkbenchError
 from workbench.models.hooked import HookedLVLM
-from workbench.runs.memory import Memory
+from workbench.runs.memory import Sink
 from workbench.runs.zarr_store import Store
-from workbench.sweeps.allocator import kept_memory
 from workbench.sweeps.engines.registry import get_engine
 from workbench.sweeps.positions import agreement_with_all
 from workbench.sweeps.tasks import Sweep, run_here
 
 
-def carry_out(this: Sweep, engine: str, naive: tuple[int, int], progress: bool, cluster: str | None) -> None:
+def run_sweep(sweep: Sweep, engine: str, naive: tuple[int, int], progress: bool, cluster: str | None) -> None:
     """Run the engine's tasks, counting the work and the time of this session on top of those before it."""
-    model, sink = this.model, this.sink
+    model, sink = sweep.model, sweep.sink
     before = {name: sink.attrs.get(name, 0) for name in ("wall_s", "layer_tokens", "vision_passes")}
     began, tokens, images = time.perf_counter(), model.work.layer_tokens, model.work.vision_passes
     sink.note(naive_layer_tokens=naive[0], naive_vision_passes=naive[1], **_session(model, sink))
@@ -38,15 +37,15 @@ def carry_out(this: Sweep, engine: str, naive: tuple[int, int], progress: bool, 
         )
 
     try:
-        with _bar(progress) as bar, _threads(sink), kept_memory(model.device), _runner(this, cluster) as run:
+        with _bar(progress) as bar, _threads(sink), _runner(sweep, cluster) as run:
             line, total = bar.add_task(f"sweep ({engine}), prompts x layers"), 0
-            for tasks in get_engine(engine).phases(this):
+            for tasks in get_engine(engine).phases(sweep):
                 total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
                 bar.update(line, total=total)
                 run(tasks, sink, lambda n: bar.advance(line, n), count)
-            if this.job.mask.positions != "all" and this.job.groups is None:
-                line = bar.add_task("the same at all positions, layers", total=len(this.job.layers(model)))
-                sink.note(positions_agreement=agreement_with_all(this, lambda: bar.advance(line)))
+            if sweep.job.mask.positions != "all" and sweep.job.groups is None:
+                line = bar.add_task("the same at all positions, layers", total=len(sweep.job.layers(model)))
+                sink.note(positions_agreement=agreement_with_all(sweep, lambda: bar.advance(line)))
         count(complete=True)
     except KeyboardInterrupt:
         kept = "Nothing is stored; with out=PATH the same call could go on from here."
@@ -66,16 +65,16 @@ def _bar(shown: bool) -> Progress:
 
 
 @contextmanager
-def _runner(this: Sweep, cluster: str | None) -> Iterator[Callable[..., None]]:
+def _runner(sweep: Sweep, cluster: str | None) -> Iterator[Callable[..., None]]:
     """What carries out tasks: this process, or the workers of a cluster."""
     if cluster is None:
-        yield partial(run_here, this.model, this.encode, this.job)
+        yield partial(run_here, sweep.model, sweep.encode, sweep.job)
         return
     try:
         from workbench.sweeps.cluster import Cluster
     except ImportError as error:
         raise WorkbenchError("cluster=… needs Ray: pip install 'lvlm-workbench[cluster]'.") from error
-    workers = Cluster(cluster, this.model, this.prompts, this.job, int(this.sink.attrs["threads"]))
+    workers = Cluster(cluster, sweep.model, sweep.prompts, sweep.job, int(sweep.sink.attrs["threads"]))
     try:
         yield workers.run
     finally:
@@ -83,7 +82,7 @@ def _runner(this: Sweep, cluster: str | None) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def _threads(sink: Memory | Store) -> Iterator[None]:
+def _threads(sink: Sink) -> Iterator[None]:
     """The number of threads the run was begun with: another number changes the last bits."""
     now = torch.get_num_threads()
     torch.set_num_threads(int(sink.attrs["threads"]))
@@ -93,7 +92,7 @@ def _threads(sink: Memory | Store) -> Iterator[None]:
         torch.set_num_threads(now)
 
 
-def _session(model: HookedLVLM, sink: Memory | Store) -> dict[str, Any]:
+def _session(model: HookedLVLM, sink: Sink) -> dict[str, Any]:
     """Attributes that say on what this part of the run was made, and whether the parts agree to the last bit."""
     here = provenance_of_session(model)
     sessions = [*json.loads(sink.attrs.get("sessions", "[]")), here]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.runs.job import by_layer
+from workbench.runs.job import FINAL, by_layer
 from workbench.sweeps.engines.exact import ExactBlock
 from workbench.sweeps.tasks import Sweep
 
@@ -18,11 +18,11 @@ PROMPTS = 8
 TOP = 5
 
 
-def agreement_with_all(this: Sweep, tick: Callable[[], Any]) -> dict[str, Any]:
+def agreement_with_all(sweep: Sweep, tick: Callable[[], Any]) -> dict[str, Any]:
     """Mean deflections of a finished sweep's cells against those under the same mask at all positions.
 
     Args:
-        this: A sweep whose mask acts at fewer positions.
+        sweep: A sweep whose mask acts at fewer positions.
         tick: Called after each layer.
 
     Returns:
@@ -31,19 +31,25 @@ def agreement_with_all(this: Sweep, tick: Callable[[], Any]) -> dict[str, Any]:
     """
     from scipy.stats import spearmanr
 
-    n = len(this.prompts)
+    n = len(sweep.prompts)
     sample = sorted({int(i) for i in np.linspace(0, n - 1, min(n, PROMPTS))})
-    part = this.sink.read("deflection")[sample]
+    part = sweep.sink.read("deflection")[sample]
+    read = sweep.job.readout
+    if read:
+        at = read.index(FINAL) if FINAL in read else len(read) - 1
+        part, read = part[..., at], read[at : at + 1]
     known = ~np.isnan(part).any(0)
     cells = by_layer((number, layer, head) for number, layer, head in np.argwhere(known).tolist())
-    job = replace(this.job, mask=replace(this.job.mask, positions="all"), cells=cells, keep_states=False)
-    block = ExactBlock(this.model, [this.encode(i) for i in sample], job, this.sink.partition.rows)
+    everywhere = replace(sweep.job.mask, positions="all")
+    job = replace(sweep.job, mask=everywhere, cells=cells, keep_states=False, readout=read)
+    block = ExactBlock(sweep.model, [sweep.encode(i) for i in sample], job, sweep.sink.partition.rows)
     whole = np.full_like(part, np.nan)
     for layer in cells:
-        whole[:, :, layer] = np.where(known[:, layer], block.layer_arrays(layer)["deflection"], np.nan)
+        found = block.layer_arrays(layer)["deflection"].reshape(part[:, :, layer].shape)
+        whole[:, :, layer] = np.where(known[:, layer], found, np.nan)
         tick()
     spearman, shared = {}, {}
-    for number, name in enumerate(this.job.projections):
+    for number, name in enumerate(sweep.job.projections):
         one, other = (values[:, number][:, known[number]].mean(0) for values in (whole, part))
         if len(one) > 2 and np.ptp(one) > 0 and np.ptp(other) > 0:
             spearman[name] = round(float(spearmanr(one, other).statistic), 4)

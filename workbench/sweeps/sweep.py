@@ -11,16 +11,17 @@ from rich.console import Console
 from workbench.axes import PROJECTIONS
 from workbench.errors import MaskError, PromptError, WorkbenchError
 from workbench.models.hooked import HookedLVLM
+from workbench.models.loading import load_model
 from workbench.models.masks import Mask
+from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups
-from workbench.runs.memory import Memory
+from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups, check_readout
+from workbench.runs.memory import Memory, Sink
 from workbench.runs.opening import open_store
 from workbench.runs.schema import layout, provenance, recipe, skeleton
-from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
 from workbench.sweeps.engines.registry import get_engine
-from workbench.sweeps.execution import carry_out, work_line
+from workbench.sweeps.execution import run_sweep, work_line
 from workbench.sweeps.plan import plan
 from workbench.sweeps.tasks import Encoder, Sweep
 
@@ -29,8 +30,8 @@ STATE_BUDGET = 512 * 2**20
 
 
 def sweep(
-    model: HookedLVLM,
-    prompts: Sequence[Prompt],
+    model: HookedLVLM | str | Path,
+    prompts: Sequence[Prompt] | Prompt | str | Path,
     *,
     projections: Sequence[str] = PROJECTIONS,
     mask: Mask | None = None,
@@ -45,12 +46,13 @@ def sweep(
     seed: int = 0,
     repair: bool = False,
     cluster: str | None = None,
+    readout: Sequence[str | int] | str | int | None = None,
 ) -> xr.Dataset:
     """Mask the projections of every head on every prompt and measure what changes at the last prompt position.
 
     Args:
-        model: From `load_model`.
-        prompts: Any sequence of prompts.
+        model: From `load_model`, or a name or path that it takes.
+        prompts: Any sequence of prompts, one prompt, or a name or path that `load_prompts` takes.
         projections: Of "query" and "value".
         mask: How heads are masked; `Mask()` by default.
         engine: "exact" (from the masked layer on); "prefix" (the same numbers, what prompts share at their beginning
@@ -65,6 +67,9 @@ def sweep(
         engine_options: What the engine takes besides: `DEFAULTS` in `workbench.finding.sketch` and `….race`.
         seed: Of what an engine draws.
         repair: Recompute parts of the store at `out` that are damaged, in place of stopping at them.
+        readout: Where states and logits are read: "final", and decoder layers (0-based), whose output at the last
+            position goes through the final norm and the unembedding (logit lens). By default the final state alone;
+            else the run has a dimension `readout`, and heads above a read-out are NaN there.
         cluster: Compute on a Ray cluster: "local", "local:N" (N workers), or an address (`workbench.sweeps.cluster`).
 
     Returns:
@@ -87,18 +92,23 @@ def sweep(
         True
     """
     mask = mask or Mask()
-    prompts = prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)
+    if isinstance(prompts, str | Path):
+        prompts = load_prompts(prompts)
+    elif not isinstance(prompts, PromptSet):
+        prompts = PromptSet([prompts] if isinstance(prompts, Prompt) else prompts)
+    model = load_model(model) if isinstance(model, str | Path) else model
     projections = _check(model, prompts, projections, engine, heads, groups)
-    options = get_engine(engine).options(engine_options or {})
+    options, read = get_engine(engine).options(engine_options or {}), check_readout(model, readout)
     job = Job(
         projections,
         mask,
         None if heads is None else cells_of_heads(model, heads, mask, len(projections)),
-        groups is None and _keeps_states(keep_states, model, len(prompts), len(projections), mask),
+        groups is None and _keeps_states(keep_states, model, len(prompts) * max(1, len(read)), len(projections), mask),
         None if groups is None else check_groups(model, groups, mask),
         tuple(options.get("estimates", ())),
         options.get("directions", 0),
         seed,
+        read,
     )
     given, order = prompts, get_engine(engine).order
     if order is not None:
@@ -112,7 +122,9 @@ def sweep(
     try:
         if not sink.attrs.get("complete"):
             bounds = tuple(blocks(len(prompts), sink.partition.block))
-            carry_out(Sweep(model, prompts, encode, job, sink, options, seed, bounds), engine, naive, progress, cluster)
+            planned = Sweep(model, prompts, encode, job, sink, options, seed, bounds)
+            with model.lock:
+                run_sweep(planned, engine, naive, progress, cluster)
         run = sink.finish().sel(prompt=[prompt.id for prompt in given])
     finally:
         sink.close()
@@ -143,13 +155,13 @@ def _check(
     return projections
 
 
-def _keeps_states(wanted: bool | str, model: HookedLVLM, n_prompts: int, n_projections: int, mask: Mask) -> bool:
+def _keeps_states(wanted: bool | str, model: HookedLVLM, n_states: int, n_projections: int, mask: Mask) -> bool:
     if wanted not in (True, False, "auto"):
         raise WorkbenchError(f"keep_states must be True, False or 'auto'; got {wanted!r}.")
     if wanted != "auto":
         return bool(wanted)
     n_rows = len(mask.row_heads(model.n_heads, model.n_kv_heads))
-    return 4 * n_prompts * n_projections * model.n_layers * n_rows * model.d_model <= STATE_BUDGET
+    return 4 * n_states * n_projections * model.n_layers * n_rows * model.d_model <= STATE_BUDGET
 
 
 def _open_sink(
@@ -163,7 +175,7 @@ def _open_sink(
     rows: int | None,
     longest: int,
     repair: bool,
-) -> Memory | Store:
+) -> Sink:
     """A place for the run; one that was begun before keeps the partition it was begun with."""
     bare = skeleton(model, prompts, job, job.groups)
     what = recipe(model, prompts, job, engine, options, seed)

@@ -16,8 +16,7 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.job import Cells, Job
-from workbench.runs.memory import Memory
-from workbench.runs.zarr_store import Store
+from workbench.runs.memory import Sink
 
 # Encoded prompts are kept for the whole sweep while they are at most this large.
 ENCODED_BUDGET = 256 * 2**20
@@ -79,7 +78,7 @@ class Sweep:
     prompts: PromptSet
     encode: Encoder
     job: Job
-    sink: Memory | Store
+    sink: Sink
     options: Mapping[str, Any]
     seed: int
     bounds: tuple[tuple[int, int], ...]
@@ -112,7 +111,7 @@ def run_here(
     encode: Encoder,
     job: Job,
     tasks: Iterable[Task],
-    sink: Memory | Store,
+    sink: Sink,
     tick: Callable[[int], Any],
     pause: Callable[[], Any],
 ) -> None:
@@ -147,7 +146,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def halved(sink: Memory | Store, task: Task) -> int:
+def halved(sink: Sink, task: Task) -> int:
     """Rows to go on with after `task` did not fit; the run's partition records it."""
     if task.rows == 1:
         raise RunError(
@@ -162,7 +161,7 @@ def halved(sink: Memory | Store, task: Task) -> int:
 
 
 def layer_tasks(
-    step: Step, bounds: Iterable[tuple[int, int]], units: Sequence[int], cells: Cells | None, sink: Memory | Store
+    step: Step, bounds: Iterable[tuple[int, int]], units: Sequence[int], cells: Cells | None, sink: Sink
 ) -> list[Task]:
     """What is still to be done of `units` on blocks of prompts; a task's units share the rows they run with."""
     tasks = []

@@ -1,7 +1,5 @@
 """Score tables as text: the top heads for a terminal (rich) and for a notebook (HTML, everything escaped)."""
 
-import html
-
 import numpy as np
 import pandas as pd
 from rich import box
@@ -55,14 +53,9 @@ def frame_table(frame: pd.DataFrame, *, title: str = "") -> Table:
 
 def html_table(frame: pd.DataFrame) -> str:
     """A small data frame as an HTML table for a notebook; every cell and column name is escaped."""
-    head = "".join(f"<th>{html.escape(str(c))}</th>" for c in frame.columns)
-    lines = []
-    for row in frame.itertuples(index=False):
-        cells = "".join(
-            f"<td>{html.escape(number(float(v)) if isinstance(v, float | np.floating) else str(v))}</td>" for v in row
-        )
-        lines.append(f"<tr>{cells}</tr>")
-    return f'<table class="wb-table"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    shown = frame.map(lambda value: number(float(value)) if isinstance(value, float | np.floating) else str(value))
+    with pd.option_context("display.max_colwidth", None):
+        return shown.to_html(index=False, border=0, classes="wb-table", escape=True)
 
 
 def number(value: float) -> str:

@@ -15,7 +15,6 @@ from tests.unit.synthetic_run import synthetic_run
 from workbench.cli.detect import compare_command, detect_command, generate_command
 from workbench.comparison.breakdown import COLUMNS, Breakdown, compare
 from workbench.comparison.candidates import resampled_areas
-from workbench.comparison.causal_rows import run_prompts
 from workbench.comparison.findings import findings
 from workbench.comparison.masked_behaviour import attack_success, draw_controls
 from workbench.comparison.suppression import suppress, suppress_and_reselect
@@ -25,6 +24,7 @@ from workbench.errors import CriterionError, DetectorError, PromptError, RunErro
 from workbench.finding.head_sets import greedy_groups, head_interactions
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.worlds.planted import draw_planted_prompts
+from workbench.runs.origin import prompts_of
 from workbench.sweeps.sweep import sweep
 
 PLANTED, DECOY = (3, 1), (0, 2)
@@ -287,15 +287,15 @@ def test_graded_scores_by_family_and_category():
 def test_models_and_prompts_that_are_not_the_runs(run):
     with pytest.raises(DetectorError, match="Give the model of the run"):
         compare(run, model("planted-pair"), prompts=prompts())
-    with pytest.raises(DetectorError, match="32 of its 96 are not among the 64 given"):
-        run_prompts(run, [p for p in prompts() if p.split != "test"])
+    with pytest.raises(PromptError, match="96 prompts, and 32 of them are not among the 64 given"):
+        prompts_of(run, [p for p in prompts() if p.split != "test"])
     other = PromptSet([replace(prompts()[0], text="hello"), *prompts()[1:]])
-    with pytest.raises(DetectorError, match="other contents"):
-        run_prompts(run, other)
-    with pytest.raises(DetectorError, match="how to make its prompts again"):
-        run_prompts(run.assign_attrs(prompt_source="{}"))
+    with pytest.raises(PromptError, match="not its contents: 1 of 96"):
+        prompts_of(run, other)
+    with pytest.raises(PromptError, match="how to draw its prompts again"):
+        prompts_of(run.assign_attrs(prompt_source="{}"))
     recipe = json.dumps({"name_or_path": "planted", "split": None, "seed": 0, "n": 96})
-    again = run_prompts(run.assign_attrs(prompt_source=recipe))
+    again = prompts_of(run.assign_attrs(prompt_source=recipe))
     assert [p.id for p in again] == [p.id for p in prompts()]
 
 
@@ -350,6 +350,15 @@ def test_the_detect_command_tests_a_run_and_a_stored_detector(stored, tmp_path, 
     assert "Cost: 1.0" in shown.export_text()
     with pytest.raises(DetectorError, match="calibrated on"):
         detect_command(shown, str(tmp_path / "detector"), model="planted", prompts=str(seen))
+
+
+def test_the_detect_command_fits_a_detector_by_its_name(tmp_path):
+    undeclared = tmp_path / "prompts.csv"
+    prompts().where(family="text").frame()[["id", "text", "label", "pair_id"]].to_csv(undeclared, index=False)
+    shown = console()
+    found = detect_command(shown, "hidden-detect", model="planted", prompts=str(undeclared), bootstrap=50)
+    assert value(found, "auroc") == 1
+    assert "HiddenDetect(layers 3 to 3" in shown.export_text()
 
 
 def test_the_generate_command_streams_and_says_what_the_guard_did(tmp_path, capsys):

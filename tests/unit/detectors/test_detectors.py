@@ -211,13 +211,13 @@ def test_stored_detectors_that_cannot_be_used(one_head, tmp_path):
     with pytest.raises(DetectorError, match="no stored detector"):
         OneHeadDetector.load(tmp_path / "nothing")
     path = one_head.save(tmp_path / "detector")
-    with pytest.raises(DetectorError, match="holds a 'one head' detector"):
+    with pytest.raises(DetectorError, match="holds a 'one-head' detector"):
         SAHsDetector.load(path)
     whole = json.loads((path / "detector.json").read_text())
     broken = {
         "{": "damaged",
         json.dumps({**whole, "format": "2"}): "format '2'",
-        json.dumps({**whole, "settings": {}}): "head",
+        json.dumps({**whole, "learned": {}}): "head",
     }
     for text, message in broken.items():
         (path / "detector.json").write_text(text)

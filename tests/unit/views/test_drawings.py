@@ -13,10 +13,10 @@ from tests.unit.synthetic_run import synthetic_run
 from workbench.criteria import score, top_heads
 from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import CriterionError, FigureError
-from workbench.views import tables, theme
+from workbench.views import charts, tables, theme
 from workbench.views.explorer import markup
 from workbench.views.explorer import svg as drawings
-from workbench.views.figures import screen as interactive
+from workbench.views.figures import screen
 
 PLANTED, DECOY = (2, 1), (0, 3)
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -32,6 +32,12 @@ def scores(run):
     return score(run, criteria=("deflection", "probe"), bootstrap=0, permutations=0)
 
 
+def chart(values, *, title="T", unit="degrees", column="unsafe"):
+    """A map of these values."""
+    cells = np.array(values, dtype=float)
+    return charts.HeadMap(cells, charts.scale(cells, column=column), title, unit, column)
+
+
 def cells_of(svg):
     """key -> (x, y, fill, tip) of every cell of a drawn map."""
     found = re.findall(
@@ -41,8 +47,7 @@ def cells_of(svg):
 
 
 def test_a_map_has_layer_0_at_the_bottom_and_says_each_value_under_the_pointer():
-    values = np.array([[1.0, 2.0], [3.0, np.nan]])
-    cells = cells_of(drawings.heat_map(values, title="T", unit="degrees", column="unsafe"))
+    cells = cells_of(drawings.heat_map(chart([[1.0, 2.0], [3.0, np.nan]])))
     assert set(cells) == {"0,0", "0,1", "1,0", "1,1"}
     assert cells["0,0"][1] > cells["1,0"][1]
     assert cells["0,0"][0] < cells["0,1"][0]
@@ -53,19 +58,13 @@ def test_a_map_has_layer_0_at_the_bottom_and_says_each_value_under_the_pointer()
 
 def test_a_signed_map_has_the_same_neutral_colour_for_no_difference_wherever_the_data_lie():
     for values in ([[-1.0, 0.0], [0.5, 9.0]], [[-9.0, 0.0], [0.5, 1.0]]):
-        cells = cells_of(drawings.heat_map(np.array(values), title="T", unit="", column="difference"))
-        assert cells["0,1"][2] == drawings._colour(0.0, theme.Scale(-1, 1, theme.DIVERGING))
+        cells = cells_of(drawings.heat_map(chart(values, unit="", column="difference")))
+        assert cells["0,1"][2] == theme.shades(theme.DIVERGING, [0.5])[0][0]
 
 
 def test_a_map_frames_the_selected_heads_and_numbers_the_marked_ones():
-    svg = drawings.heat_map(
-        np.arange(6.0).reshape(2, 3),
-        title=HOSTILE,
-        unit=HOSTILE,
-        column="unsafe",
-        marked=[(1, 2), (0, 0)],
-        selected=[(0, 1)],
-    )
+    hostile = chart(np.arange(6.0).reshape(2, 3), title=HOSTILE, unit=HOSTILE)
+    svg = drawings.heat_map(hostile, marked=[(1, 2), (0, 0)], selected=[(0, 1)])
     assert svg.count('stroke-width="2.5"') == 1
     assert re.findall(r'pointer-events="none">(\d)</text>', svg) == ["1", "2"]
     assert "<img" not in svg
@@ -75,7 +74,7 @@ def test_a_distribution_draws_every_prompt_where_its_value_lies_and_the_threshol
     table = pd.DataFrame({"prompt": ["a", "b", HOSTILE, "d"], "value": [1.0, 1.2, 5.0, np.nan]})
     table = table.assign(label=["safe", "safe", "unsafe", "unsafe"], family=["x", HOSTILE, "x", "x"])
     for by in ("label", "family"):
-        svg = drawings.distribution(table, axis="Angle (degrees)", by=by, threshold=3.0)
+        svg = drawings.distribution(charts.distribution(table, axis="Angle (degrees)", by=by, threshold=3.0))
         marks = dict(re.findall(r'c?x="([\d.]+)"[^>]*data-key="([^"]+)"', svg))
         assert sorted(marks.values(), key=len) == ["a", "b", HOSTILE.replace("<", "&lt;").replace(">", "&gt;")]
         at = {key: float(x) for x, key in marks.items()}
@@ -88,18 +87,18 @@ def test_a_distribution_draws_every_prompt_where_its_value_lies_and_the_threshol
 def test_the_threshold_is_the_published_one_and_from_the_threshold_split_where_there_is_one(run):
     values = run["deflection"].sel(projection="query", layer=2, head=1).values
     unsafe = run["label"].values == "unsafe"
-    found = interactive.threshold(run, "deflection", "query", head=PLANTED)
+    found = charts.threshold(run, "deflection", "query", head=PLANTED)
     assert found == pytest.approx(kde_threshold(values[unsafe], values[~unsafe]).value)
     split = synthetic_run(pairs=32, planted=(PLANTED,), splits=("selection", "threshold"))
     part = split.isel(prompt=split["split"].values == "threshold")
-    assert interactive.threshold(split, "deflection", "query", head=PLANTED) == interactive.threshold(
+    assert charts.threshold(split, "deflection", "query", head=PLANTED) == charts.threshold(
         part, "deflection", "query", head=PLANTED
     )
-    assert interactive.threshold(run, "refusal_change", "query", head=PLANTED) is None
+    assert charts.threshold(run, "refusal_change", "query", head=PLANTED) is None
 
 
 def test_screen_maps_hold_the_table_s_values_with_their_unit(run, scores):
-    figure = interactive.heatmap(scores, "deflection", "query", "unsafe", marked=[PLANTED])
+    figure = screen.heatmap(scores, "deflection", "query", "unsafe", marked=[PLANTED])
     table = scores.query("criterion == 'deflection' and projection == 'query'").set_index(["layer", "head"])["unsafe"]
     drawn = figure.data[0]
     assert drawn.customdata[2][1] == pytest.approx(table[PLANTED])
@@ -108,33 +107,33 @@ def test_screen_maps_hold_the_table_s_values_with_their_unit(run, scores):
     assert figure.layout.xaxis.title.text == "head"
     assert figure.layout.yaxis.title.text == "layer"
     assert all(trace.hoverinfo == "skip" for trace in figure.data[1:])
-    auroc = interactive.heatmap(scores, "probe", "query", "auroc").data[0]
+    auroc = screen.heatmap(scores, "probe", "query", "auroc").data[0]
     assert (auroc.zmin, auroc.zmax) == (0.0, 1.0)
 
 
 def test_screen_maps_write_none_where_nothing_was_computed(run):
     holed = run.copy(deep=True)
     holed["deflection"].loc[{"layer": 1, "head": 2}] = np.nan
-    drawn = interactive.heatmap(score(holed, ("deflection",), bootstrap=0, permutations=0), "deflection", "query")
+    drawn = screen.heatmap(score(holed, ("deflection",), bootstrap=0, permutations=0), "deflection", "query")
     assert drawn.data[0].customdata[1][2] is None
     assert list(drawn.data[1].x) == [2]
     assert list(drawn.data[1].y) == [1]
 
 
 def test_the_screen_s_selectivity_plot_colours_the_picks_and_draws_the_bound(scores):
-    figure = interactive.selectivity(scores, "deflection", "query")
+    figure = screen.selectivity(scores, "deflection", "query")
     points = figure.data[0]
     picked = [name for name, colour in zip(points.customdata, points.marker.color, strict=True) if colour == "#D55E00"]
     assert "L2H1" in picked
     assert "L0H3" not in picked
     assert "L0H3" in points.text
-    safe = theme.grid(scores, criterion="deflection", projection="query", column="safe")
+    safe = charts.grid(scores, criterion="deflection", projection="query", column="safe")
     assert any(trace.x[0] == trace.x[1] == pytest.approx(np.percentile(safe, 80)) for trace in figure.data[1:])
 
 
 def test_screen_distributions_hold_every_prompt_once(run):
     for by in ("label", "family"):
-        figure = interactive.distributions(run, "deflection", "query", head=PLANTED, by=by, threshold=2.0)
+        figure = screen.distributions(run, "deflection", "query", head=PLANTED, by=by, threshold=2.0)
         drawn = [prompt for trace in figure.data if trace.customdata is not None for prompt in trace.customdata]
         assert sorted(drawn) == sorted(map(str, run["prompt"].values))
         assert "Deflection angle (degrees)" in figure.layout.xaxis.title.text
@@ -144,27 +143,27 @@ def test_screen_distributions_hold_every_prompt_once(run):
     ("call", "error", "said"),
     [
         (
-            lambda r, s: interactive.heatmap(s, "nonsense", "query"),
+            lambda r, s: screen.heatmap(s, "nonsense", "query"),
             FigureError,
             "no criterion 'nonsense'; it has deflection, probe",
         ),
         (
-            lambda r, s: interactive.heatmap(s, "deflection", "key"),
+            lambda r, s: screen.heatmap(s, "deflection", "key"),
             FigureError,
             "projection 'key'; this table has query, value",
         ),
         (
-            lambda r, s: interactive.heatmap(s, "deflection", "query", "p_value"),
+            lambda r, s: screen.heatmap(s, "deflection", "query", "p_value"),
             FigureError,
             "unsafe, safe, difference.*'p_value'",
         ),
         (
-            lambda r, s: interactive.distributions(r, "deflection", "query", head=(0, 0), by="topic"),
+            lambda r, s: screen.distributions(r, "deflection", "query", head=(0, 0), by="topic"),
             FigureError,
             "got 'topic'",
         ),
         (
-            lambda r, s: interactive.distributions(r, "probe", "query", head=(0, 0)),
+            lambda r, s: screen.distributions(r, "probe", "query", head=(0, 0)),
             CriterionError,
             "no value for a single",
         ),
@@ -196,7 +195,7 @@ def test_notebook_tables_are_escaped_and_a_missing_number_is_a_dash():
     assert "<td>1.23</td>" in html
     assert "<td>–</td>" in html
     assert [tables.number(v) for v in (-0.00012, -4321.0, float("inf"))] == ["−0.00012", "−4321", "∞"]
-    assert [theme.tick_label(v) for v in (1e-5, 0.5, 20.0)] == ["1e-5", "0.5", "20"]
+    assert [charts.tick_label(v) for v in (1e-5, 0.5, 20.0)] == ["1e-5", "0.5", "20"]
 
 
 def test_attention_over_the_picture_lifts_the_veil_where_the_head_looks():

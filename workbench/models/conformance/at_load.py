@@ -9,19 +9,16 @@ layer gives the state of the full forward; (4) masking moves the state, for both
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from workbench.errors import SelfCheckError
-from workbench.models.masks import Mask
-from workbench.models.walk import base_pass, head_writes, masked_z, resume
+from workbench.models.hooked import HookedLVLM
+from workbench.models.masks import Mask, head_writes, masked_z
+from workbench.models.walk import base_pass, resume
 from workbench.prompts.prompt import Prompt
-
-if TYPE_CHECKING:
-    from workbench.models.hooked import HookedLVLM
 
 # Largest relative error on final states between two roads, as a multiple of the dtype's rounding unit. Two orders of
 # summation over a few hundred terms differ by tens of units; an intervention that acts differs by thousands.
@@ -31,7 +28,7 @@ TOLERANCE_UNITS = 300
 HALF_TOLERANCE_UNITS = 16
 
 
-def check_at_load(model: "HookedLVLM") -> None:
+def check_at_load(model: HookedLVLM) -> None:
     """Run the checks of this module's docstring; raise SelfCheckError with the first that fails."""
     work = model.work
     model.work = type(work)()
@@ -41,7 +38,7 @@ def check_at_load(model: "HookedLVLM") -> None:
         model.work = work
 
 
-def probe_prompt(model: "HookedLVLM", side: int = 64) -> Prompt:
+def probe_prompt(model: HookedLVLM, side: int = 64) -> Prompt:
     """A prompt for checks: a few words of the model's vocabulary, and a picture with structure if it sees pictures."""
     picture = None
     if model.family.has_images:
@@ -52,17 +49,18 @@ def probe_prompt(model: "HookedLVLM", side: int = 64) -> Prompt:
 
 
 @contextmanager
-def eager_attention(model: "HookedLVLM") -> Iterator[None]:
+def eager_attention(model: HookedLVLM) -> Iterator[None]:
     """transformers' own eager attention for the length of a block; the sites do nothing meanwhile."""
     configs = model.attention_configs()
-    before = [c._attn_implementation for c in configs]
-    for config in configs:
-        config._attn_implementation = {"": "eager"}
-    try:
-        yield
-    finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = {"": name}
+    with model.lock:
+        before = [c._attn_implementation for c in configs]
+        for config in configs:
+            config._attn_implementation = {"": "eager"}
+        try:
+            yield
+        finally:
+            for config, name in zip(configs, before, strict=True):
+                config._attn_implementation = {"": name}
 
 
 def relative_error(one: Tensor, other: Tensor) -> float:
@@ -70,19 +68,19 @@ def relative_error(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp_min(1e-30))
 
 
-def tolerance(model: "HookedLVLM") -> float:
+def tolerance(model: HookedLVLM) -> float:
     """Relative error on final states below which two roads count as one, at the model's dtype."""
     half = torch.finfo(model.dtype).bits < 32
     return (HALF_TOLERANCE_UNITS if half else TOLERANCE_UNITS) * torch.finfo(model.dtype).eps
 
 
-def movement_bound(model: "HookedLVLM", noise: float) -> float:
+def movement_bound(model: HookedLVLM, noise: float) -> float:
     """Relative change of the final state above which a mask has acted, given the error of resuming without one."""
     eps = torch.finfo(model.dtype).eps
     return max(3 * noise, 2 * eps) if torch.finfo(model.dtype).bits < 32 else TOLERANCE_UNITS * eps
 
 
-def _check(model: "HookedLVLM") -> None:
+def _check(model: HookedLVLM) -> None:
     prompt = probe_prompt(model)
     before = model.logits(prompt)
     if not before.isfinite().all():
@@ -128,7 +126,7 @@ def _check(model: "HookedLVLM") -> None:
                 )
 
 
-def _near(model: "HookedLVLM", what: str, error: float, limit: float) -> None:
+def _near(model: HookedLVLM, what: str, error: float, limit: float) -> None:
     if not error <= limit:
         raise SelfCheckError(
             f"{model.name!r}: {what} differs by {error:.1e} of the largest value; wanted at most {limit:.1e} in "

@@ -16,10 +16,10 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from transformers import LlavaForConditionalGeneration as Llava
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from workbench.models.embedded import planted_weights as w
@@ -28,15 +28,10 @@ from workbench.prompts.worlds import planted as world
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<image>", "USER:", "<end>", "<turn>", "ASSISTANT:")
 _REPLIES = tuple(reply.split() for reply in (world.REFUSAL, world.COMPLIANCE))
 _NOUNS = tuple(noun for pair in world.NOUN_PAIRS for noun in pair)
-_WORDS = (
-    *world.PLAIN_WORDS,
-    *world.FILLERS,
-    *world.MANNERS,
-    *_NOUNS,
-    *(word for reply in _REPLIES for word in reply),
-    ",",
-)
+_SAID = tuple(word for reply in _REPLIES for word in reply)
+_WORDS = (*world.PLAIN_WORDS, *world.FILLERS, *world.MANNERS, *_NOUNS, *_SAID, ",")
 VOCABULARY = tuple(dict.fromkeys((*SPECIALS, *_WORDS)))
+_ENDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 
 # The image first, then the text; the three tokens at the end are what heads of layers 2, 1 and 0 read, in this order.
 CHAT_TEMPLATE = (
@@ -55,7 +50,7 @@ def planted_truth(pair: bool = False) -> dict[str, Any]:
     return {"planted": list(w.PAIR_AT) if pair else [w.PLANTED_AT], "decoy": w.DECOY_AT}
 
 
-def build_planted(pair: bool = False) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def build_planted(pair: bool = False) -> tuple[Llava, LlavaProcessor]:
     """The planted model, 4 layers of 4 heads, float32, on the CPU, and its processor.
 
     Args:
@@ -67,7 +62,7 @@ def build_planted(pair: bool = False) -> tuple[LlavaForConditionalGeneration, Ll
     return _build("planted-pair" if pair else "planted")
 
 
-def build_null() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def build_null() -> tuple[Llava, LlavaProcessor]:
     """The control: planted, but with a planted head that cannot see hazards. No head differs between the classes."""
     return _build("null")
 
@@ -78,34 +73,21 @@ def build_processor() -> LlavaProcessor:
     words.normalizer = normalizers.Lowercase()
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        additional_special_tokens=["<image>", "USER:", "<end>", "<turn>", "ASSISTANT:"],
-        model_max_length=512,
-    )
-    side = world.GRID * world.PATCH
-    pixels = CLIPImageProcessorPil(
-        size={"height": side, "width": side},
-        crop_size={"height": side, "width": side},
-        image_mean=[0.5] * 3,  # a channel is -1 or +1
-        image_std=[0.5] * 3,
-    )
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=list(SPECIALS[4:]), model_max_length=512,
+    )  # fmt: skip
+    size = dict.fromkeys(("height", "width"), world.GRID * world.PATCH)
+    half = [0.5] * 3  # a channel is -1 or +1
     return LlavaProcessor(
-        image_processor=pixels,
-        tokenizer=tokenizer,
-        patch_size=world.PATCH,
-        vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
+        CLIPImageProcessorPil(size=size, crop_size=size, image_mean=half, image_std=half), tokenizer,
+        patch_size=world.PATCH, vision_feature_select_strategy="default", chat_template=CHAT_TEMPLATE,
         num_additional_image_tokens=1,  # CLIP's class token
-    )
+    )  # fmt: skip
 
 
-def _build(variant: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def _build(variant: str) -> tuple[Llava, LlavaProcessor]:
     with torch.random.fork_rng(devices=[]):  # transformers draws first weights; nobody's seed should notice
-        model = LlavaForConditionalGeneration(_config()).eval()
+        model = Llava(_config()).eval()
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in weights.items():
@@ -117,49 +99,25 @@ def _build(variant: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]
         if variant == "planted-pair":
             _write_ramp(weights)
         _write_unembedding(weights["lm_head.weight"], variant)
-    model.generation_config = GenerationConfig(
-        bos_token_id=VOCABULARY.index("<s>"),
-        eos_token_id=VOCABULARY.index("</s>"),
-        pad_token_id=VOCABULARY.index("<pad>"),
-    )
+    model.generation_config = GenerationConfig(**_ENDS)
     return model, build_processor()
 
 
 def _config() -> LlavaConfig:
     vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=world.GRID * world.PATCH,
-        patch_size=world.PATCH,
-        projection_dim=16,
-        layer_norm_eps=1e-12,
-    )
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=world.GRID * world.PATCH, patch_size=world.PATCH, projection_dim=16, layer_norm_eps=1e-12,
+    )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=w.D_MODEL,
-        intermediate_size=w.D_MLP,
-        num_hidden_layers=w.N_LAYERS,
-        num_attention_heads=w.N_HEADS,
-        head_dim=w.D_HEAD,
-        max_position_embeddings=512,
-        rms_norm_eps=1e-12,
-        rope_parameters={"rope_type": "default", "rope_theta": w.ROPE_THETA},
-        bos_token_id=VOCABULARY.index("<s>"),
-        eos_token_id=VOCABULARY.index("</s>"),
-        pad_token_id=VOCABULARY.index("<pad>"),
-        tie_word_embeddings=False,
-    )
+        vocab_size=len(VOCABULARY), hidden_size=w.D_MODEL, intermediate_size=w.D_MLP, num_hidden_layers=w.N_LAYERS,
+        num_attention_heads=w.N_HEADS, head_dim=w.D_HEAD, max_position_embeddings=512, rms_norm_eps=1e-12,
+        rope_parameters={"rope_type": "default", "rope_theta": w.ROPE_THETA}, tie_word_embeddings=False, **_ENDS,
+    )  # fmt: skip
     return LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=VOCABULARY.index("<image>"),
-        image_seq_length=world.GRID**2,
-        vision_feature_select_strategy="default",
-        vision_feature_layer=-2,
+        vision_config=vision, text_config=text, image_token_index=VOCABULARY.index("<image>"),
+        image_seq_length=world.GRID**2, vision_feature_select_strategy="default", vision_feature_layer=-2,
         tie_word_embeddings=False,
-    )
+    )  # fmt: skip
 
 
 def _write_vision(weights: dict[str, Tensor]) -> None:

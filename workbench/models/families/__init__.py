@@ -23,39 +23,33 @@ FAMILIES: dict[str, Family] = {
 }
 
 # What a new family needs, for a model type that is not known; CONTRIBUTING.md walks through a worked one.
-TEMPLATE = '''
+TEMPLATE = """
+    from functools import partial
+
     from workbench.models.families import register_family
-    from workbench.models.families.family import Family, TinyParts
-
-
-    def tiny() -> TinyParts:
-        """A small random model: two kinds of layer if it has two, fewer key/value heads, wide heads."""
-        from transformers import {config}, {architecture}
-        from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
-
-        tokenizer = tiny_tokenizer()
-        return TinyParts({architecture}({config}(**text_sizes(tokenizer, head_dim=D_HEAD))), tokenizer)
-
+    from workbench.models.families.family import Family
+    from workbench.models.families.tiny_parts import WIDE, tiny_parts
 
     register_family(
         Family(
             name="{model_type}",
             architecture="{architecture}",   # transformers' class
-            has_images=False,                 # with pictures: True, and the processor as TinyParts' third part
+            has_images=False,                 # with pictures: True, and more for tiny_parts (see its docstring)
             layers="layers",                  # names inside the decoder, hf.get_decoder()
             norm="norm",
             attention="self_attn",            # inside a layer; its output projection is
             output="o_proj",
             query_norm=False,                 # True if a norm follows the query projection
             sliding=False,                    # True if some layers see only a window
-            tiny=tiny,
+            # A small random model: add two kinds of layer if it has two, by the names in its configuration.
+            tiny=partial(tiny_parts, "{model_type}", WIDE),
         )
     )
 
     from workbench.models.conformance.report import conformance
     from workbench.models.tiny import build_tiny
     print(conformance(build_tiny("{model_type}")).verdict)
-'''
+"""
 
 
 def register_family(family: Family) -> None:
@@ -68,9 +62,7 @@ def family_of(model_type: str) -> Family:
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     words = "".join(part.capitalize() for part in model_type.replace("-", "_").split("_")) or "Your"
-    template = TEMPLATE.format(
-        model_type=model_type or "your_type", architecture=f"{words}ForCausalLM", config=f"{words}Config"
-    )
+    template = TEMPLATE.format(model_type=model_type or "your_type", architecture=f"{words}ForCausalLM")
     raise ModelError(
         f"No family for model type {model_type!r}. Supported: {', '.join(sorted(FAMILIES))}.\n"
         "If transformers has a class for it, these lines may be all it takes (CONTRIBUTING.md, 'Add a model family'):\n"

@@ -31,6 +31,12 @@ from transformer_lens.model_bridge.supported_architectures.qwen3_vl import Qwen3
 from transformer_lens.model_bridge.supported_architectures.qwen3_vl_moe import Qwen3VLMoeArchitectureAdapter
 
 
+def image_parts(tower: str, projector: str) -> dict[str, Any]:
+    """Components of the image tower, and of what carries its output to the decoder, at these paths; empty for none."""
+    found: dict[str, Any] = {"vision_encoder": GeneralizedComponent(name=tower)} if tower else {}
+    return found | ({"vision_projector": VisionProjectionBridge(name=projector)} if projector else {})
+
+
 class NativeDecoderAdapter(ArchitectureAdapter):
     """A decoder with transformers' own attention, and the image tower beside it. Subclasses fill in the names.
 
@@ -39,14 +45,12 @@ class NativeDecoderAdapter(ArchitectureAdapter):
         tower: Path of the image tower; empty for none.
         projector: Path of what carries its output to the decoder; empty for none.
         norms: Hook names to names of the norms in a layer.
-        optional_norms: Those of them that only some text models have.
     """
 
     decoder = "model.language_model"
     tower = "model.vision_tower"
     projector = "model.multi_modal_projector"
     norms = {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"}
-    optional_norms: tuple[str, ...] = ()
 
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
@@ -56,13 +60,8 @@ class NativeDecoderAdapter(ArchitectureAdapter):
         self.cfg.default_prepend_bos = False
         self._extract_vision_dims(cfg)
         self.weight_processing_conversions = self.conversions()
-        image_parts: dict[str, Any] = {}
-        if self.tower:
-            image_parts["vision_encoder"] = GeneralizedComponent(name=self.tower)
-        if self.projector:
-            image_parts["vision_projector"] = VisionProjectionBridge(name=self.projector)
         self.component_mapping = {
-            **image_parts,
+            **image_parts(self.tower, self.projector),
             "embed": EmbeddingBridge(name=f"{self.decoder}.embed_tokens"),
             "blocks": self.blocks(),
             "ln_final": self.norm(f"{self.decoder}.norm"),
@@ -76,7 +75,7 @@ class NativeDecoderAdapter(ArchitectureAdapter):
         return BlockBridge(name=f"{self.decoder}.layers", submodules=self.block_parts())
 
     def block_parts(self) -> dict[str, Any]:
-        norms = {hook: self.norm(name, optional=hook in self.optional_norms) for hook, name in self.norms.items()}
+        norms = {hook: self.norm(name) for hook, name in self.norms.items()}
         return {**norms, "attn": self.attention(), "mlp": self.mlp()}
 
     def norm(self, name: str, *, optional: bool = False) -> Any:
@@ -84,19 +83,11 @@ class NativeDecoderAdapter(ArchitectureAdapter):
 
     def attention(self, *, optional: bool = False) -> Any:
         parts: dict[str, Any] = {part: LinearBridge(name=f"{part}_proj") for part in "qkvo"}
-        for part in ("q_norm", "k_norm"):
-            parts[part] = self.norm(part, optional=True)
-        return self.native_attention(parts, optional=optional)
-
-    def native_attention(self, parts: dict[str, Any], **options: Any) -> Any:
+        parts |= {part: self.norm(part, optional=True) for part in ("q_norm", "k_norm")}
         return AttentionBridge(
-            name="self_attn",
-            config=self.cfg,
-            submodules=parts,
-            maintain_native_attention=True,
-            requires_attention_mask=True,
-            **options,
-        )
+            name="self_attn", config=self.cfg, submodules=parts, maintain_native_attention=True,
+            requires_attention_mask=True, optional=optional,
+        )  # fmt: skip
 
     def mlp(self) -> Any:
         return self._gated_mlp()
@@ -180,9 +171,7 @@ class FusedAdapter(Phi3ArchitectureAdapter):
         super().__init__(cfg)
         self.cfg.is_multimodal = True
         self._extract_vision_dims(cfg)
-        self.components["vision_encoder"] = GeneralizedComponent(name=self.tower)
-        if self.projector:
-            self.components["vision_projector"] = VisionProjectionBridge(name=self.projector)
+        self.components.update(image_parts(self.tower, self.projector))
 
 
 class Phi4MultimodalAdapter(FusedAdapter):
@@ -202,24 +191,6 @@ class SmolVLMAdapter(Idefics3ArchitectureAdapter):
     """SmolVLMForConditionalGeneration: Idefics3's module tree."""
 
 
-class Qwen2_5VLAdapter(Qwen2_5_VLArchitectureAdapter):
-    """TransformerLens' own, which asks for torchvision though only the video processor needs it."""
-
-    required_libraries: list[str] = []
-
-
-class Qwen3VLAdapter(Qwen3VLArchitectureAdapter):
-    """TransformerLens' own, which asks for torchvision though only the video processor needs it."""
-
-    required_libraries: list[str] = []
-
-
-class Qwen3VLMoeAdapter(Qwen3VLMoeArchitectureAdapter):
-    """TransformerLens' own, which asks for torchvision though only the video processor needs it."""
-
-    required_libraries: list[str] = []
-
-
 OURS: dict[str, type[ArchitectureAdapter]] = {
     "Qwen2VLForConditionalGeneration": Qwen2VLAdapter,
     "AyaVisionForConditionalGeneration": AyaVisionAdapter,
@@ -231,11 +202,15 @@ OURS: dict[str, type[ArchitectureAdapter]] = {
     "Phi4MultimodalForCausalLM": Phi4MultimodalAdapter,
     "SmolVLMForConditionalGeneration": SmolVLMAdapter,
 }
-# TransformerLens has these; ours only lift a demand, so they replace its own and are no entry points.
+# TransformerLens has these, but asks for torchvision, though only the video processor needs it. Ours only lift that
+# demand, so they replace its own and are no entry points.
 RELAXED: dict[str, type[ArchitectureAdapter]] = {
-    "Qwen2_5_VLForConditionalGeneration": Qwen2_5VLAdapter,
-    "Qwen3VLForConditionalGeneration": Qwen3VLAdapter,
-    "Qwen3VLMoeForConditionalGeneration": Qwen3VLMoeAdapter,
+    architecture: type(adapter.__name__, (adapter,), {"required_libraries": [], "__doc__": adapter.__doc__})
+    for architecture, adapter in (
+        ("Qwen2_5_VLForConditionalGeneration", Qwen2_5_VLArchitectureAdapter),
+        ("Qwen3VLForConditionalGeneration", Qwen3VLArchitectureAdapter),
+        ("Qwen3VLMoeForConditionalGeneration", Qwen3VLMoeArchitectureAdapter),
+    )
 }
 
 

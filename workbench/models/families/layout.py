@@ -90,3 +90,12 @@ def tiles_and_whole(columns: int, rows: int, side: int) -> list[Tile]:
     """Tiles of the picture in reading order, then the whole picture as one more tile, unless there is but one."""
     tiles = tiles_of(rows, columns, side)
     return tiles if len(tiles) == 1 else [*tiles, Tile(side, side)]
+
+
+def optimal_tiles(model: Any, picture: Any) -> tuple[int, int]:
+    """(columns, rows) of the tiles into which GOT-OCR2's image processor cuts a picture."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    images = model.processor.image_processor
+    tile = (images.size["height"], images.size["width"])
+    return get_optimal_tiled_canvas((picture.height, picture.width), tile, images.min_patches, images.max_patches)

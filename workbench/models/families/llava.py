@@ -1,12 +1,14 @@
 """LLaVA-1.5 and what is saved in its classes (CLIP or SigLIP tower; Llama-like text), LLaVA-NeXT, LLaVA-OneVision."""
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from workbench.models.families.family import Family, TinyParts
 from workbench.models.families.layout import Tile
-from workbench.models.families.processors import images_only
+from workbench.models.families.processors import images_only, loads
+from workbench.models.families.tiny_parts import WIDE, tiny_parts
 
 
 def anyres_layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
@@ -26,120 +28,55 @@ def anyres_layout(encoded: Any, model: Any, picture: Any) -> list[Tile] | None:
     return [Tile(side, side), Tile(height, width, row_breaks=True)]
 
 
-def onevision_processor(where: str, options: dict[str, Any]) -> Any:
+def onevision_processor() -> Any:
     """The processor without its video slot, which alone needs torchvision."""
-    from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
+    return images_only("llava_onevision.LlavaOnevisionProcessor")
 
-    return images_only(LlavaOnevisionProcessor).from_pretrained(where, **options)
+
+PINPOINTS = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+CLIP: dict[str, Any] = {"model_type": "clip_vision_model"}
+SHORTEST: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+LLAVA_OPTIONS: dict[str, Any] = {
+    "patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1
+}  # fmt: skip
+_tiny = partial(tiny_parts, tokenizer={"image": "<image>"})
 
 
 def tiny_llava() -> TinyParts:
     """CLIP tower, Llama text with heads wider than hidden_size / heads."""
-    from transformers import (
-        CLIPImageProcessorPil,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
-
-    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
-
-    tokenizer = tiny_tokenizer(["<image>"], image="<image>")
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    text = LlamaConfig(**text_sizes(tokenizer, head_dim=D_HEAD))
-    image_id = tokenizer.convert_tokens_to_ids("<image>")
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=image_id, image_seq_length=16)
-    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor = LlavaProcessor(
-        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
+    return _tiny(
+        "llava", WIDE | {"model_type": "llama"}, CLIP, specials=["<image>"], ids={"image_token_id": "<image>"},
+        config={"image_seq_length": 16}, images=("CLIPImageProcessorPil", SHORTEST), processor="LlavaProcessor",
+        **LLAVA_OPTIONS,
     )  # fmt: skip
-    return TinyParts(LlavaForConditionalGeneration(config), tokenizer, processor)
 
 
 def tiny_llava_next() -> TinyParts:
     """Mistral text with a sliding window shorter than the prompt; a picture becomes a thumbnail and two tiles."""
-    from transformers import (
-        CLIPVisionConfig,
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-        LlavaNextImageProcessorPil,
-        LlavaNextProcessor,
-        MistralConfig,
-    )
-
-    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
-
-    tokenizer = tiny_tokenizer(["<image>"], image="<image>")
-    pinpoints = [[32, 64], [64, 32], [64, 64]]
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    text = MistralConfig(**text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=16))
-    image_id = tokenizer.convert_tokens_to_ids("<image>")
-    config = LlavaNextConfig(
-        vision_config=vision, text_config=text, image_token_index=image_id, image_grid_pinpoints=pinpoints
-    )
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=pinpoints
-    )
-    processor = LlavaNextProcessor(
-        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
+    return _tiny(
+        "llava_next", WIDE | {"model_type": "mistral", "sliding_window": 16}, CLIP, specials=["<image>"],
+        ids={"image_token_index": "<image>"}, config=PINPOINTS,
+        images=("LlavaNextImageProcessorPil", SHORTEST | PINPOINTS), processor="LlavaNextProcessor", **LLAVA_OPTIONS,
     )  # fmt: skip
-    return TinyParts(LlavaNextForConditionalGeneration(config), tokenizer, processor)
 
 
 def tiny_llava_onevision() -> TinyParts:
     """SigLIP tower, Qwen2 text (biases on queries, keys and values)."""
-    from transformers import (
-        LlavaOnevisionConfig,
-        LlavaOnevisionForConditionalGeneration,
-        LlavaOnevisionImageProcessorPil,
-        Qwen2Config,
-        SiglipVisionConfig,
-    )
-    from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
-
-    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
-
-    tokenizer = tiny_tokenizer(["<image>", "<video>"], image="<image>")
-    pinpoints = [[32, 64], [64, 32], [64, 64]]
-    vision = SiglipVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
-        vision_use_head=False,
+    vision = {"model_type": "siglip_vision_model", "vision_use_head": False}
+    return _tiny(
+        "llava_onevision", WIDE | {"model_type": "qwen2"}, vision,
+        specials=["<image>", "<video>"], ids={"image_token_index": "<image>", "video_token_index": "<video>"},
+        config=PINPOINTS, processor=onevision_processor,
+        images=("LlavaOnevisionImageProcessorPil", {"size": {"height": 32, "width": 32}} | PINPOINTS),
+        num_image_tokens=16, vision_feature_select_strategy="full",
     )  # fmt: skip
-    text = Qwen2Config(**text_sizes(tokenizer, head_dim=D_HEAD))
-    config = LlavaOnevisionConfig(
-        vision_config=vision, text_config=text, image_grid_pinpoints=pinpoints,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
-    )  # fmt: skip
-    images = LlavaOnevisionImageProcessorPil(size={"height": 32, "width": 32}, image_grid_pinpoints=pinpoints)
-    processor = images_only(LlavaOnevisionProcessor)(
-        images,
-        tokenizer,
-        num_image_tokens=16,
-        vision_feature_select_strategy="full",
-        chat_template=tokenizer.chat_template,
-    )
-    return TinyParts(LlavaOnevisionForConditionalGeneration(config), tokenizer, processor)
 
 
-LLAVA = Family(name="llava", architecture="LlavaForConditionalGeneration", tiny=tiny_llava)
-LLAVA_NEXT = Family(
-    name="llava_next", architecture="LlavaNextForConditionalGeneration", layout=anyres_layout, tiny=tiny_llava_next
-)
-LLAVA_ONEVISION = Family(
-    name="llava_onevision",
-    architecture="LlavaOnevisionForConditionalGeneration",
-    layout=anyres_layout,
-    processor=onevision_processor,
-    tiny=tiny_llava_onevision,
-    limits="images, not videos",
-)
-FAMILIES = (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION)
+FAMILIES = (
+    Family("llava", "LlavaForConditionalGeneration", tiny=tiny_llava),
+    Family("llava_next", "LlavaNextForConditionalGeneration", layout=anyres_layout, tiny=tiny_llava_next),
+    Family(
+        "llava_onevision", "LlavaOnevisionForConditionalGeneration", layout=anyres_layout,
+        processor=loads(onevision_processor), tiny=tiny_llava_onevision, limits="images, not videos",
+    ),
+)  # fmt: skip

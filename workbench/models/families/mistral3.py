@@ -4,6 +4,8 @@ from typing import Any
 
 from workbench.models.families.family import Family, TinyParts
 from workbench.models.families.layout import Tile
+from workbench.models.families.processors import loads
+from workbench.models.families.tiny_parts import WIDE, tiny_parts
 
 SPECIALS = ("[IMG]", "[IMG_BREAK]", "[IMG_END]")
 
@@ -38,11 +40,8 @@ def processor_class() -> Any:
         ) -> None:
             super().__init__(image_processor, tokenizer, chat_template=chat_template)
             self.patch_size, self.spatial_merge_size = patch_size, spatial_merge_size
-            self.image_token, self.image_break_token, self.image_end_token = (
-                image_token,
-                image_break_token,
-                image_end_token,
-            )
+            self.image_token, self.image_break_token = image_token, image_break_token
+            self.image_end_token = image_end_token
             self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
 
         def _process_images(self, images: Any, **options: Any) -> Any:
@@ -63,37 +62,18 @@ def processor_class() -> Any:
     return PixtralProcessor
 
 
-def load_processor(where: str, options: dict[str, Any]) -> Any:
-    return processor_class().from_pretrained(where, **options)
-
-
 def tiny() -> TinyParts:
-    from transformers import (
-        Mistral3Config,
-        Mistral3ForConditionalGeneration,
-        MistralConfig,
-        PixtralImageProcessorPil,
-        PixtralVisionConfig,
-    )
-
-    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
-
-    tokenizer = tiny_tokenizer(SPECIALS, image="[IMG]")
-    vision = PixtralVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=8
-    )
-    text = MistralConfig(**text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=None))
-    config = Mistral3Config(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
-        spatial_merge_size=2,
-    )
-    images = PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size={"height": 8, "width": 8})
-    processor = processor_class()(
-        images, tokenizer, patch_size=8, spatial_merge_size=2, chat_template=tokenizer.chat_template
-    )
-    return TinyParts(Mistral3ForConditionalGeneration(config), tokenizer, processor)
+    return tiny_parts(
+        "mistral3", WIDE | {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "pixtral", "image_size": 64}, specials=SPECIALS, tokenizer={"image": "[IMG]"},
+        ids={"image_token_index": "[IMG]"}, config={"spatial_merge_size": 2}, processor=processor_class,
+        images=("PixtralImageProcessorPil", {"size": {"longest_edge": 64}, "patch_size": {"height": 8, "width": 8}}),
+        patch_size=8, spatial_merge_size=2,
+    )  # fmt: skip
 
 
-FAMILIES = (Family("mistral3", "Mistral3ForConditionalGeneration", layout=layout, processor=load_processor, tiny=tiny),)
+FAMILIES = (
+    Family(
+        "mistral3", "Mistral3ForConditionalGeneration", layout=layout, processor=loads(processor_class), tiny=tiny
+    ),
+)  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from workbench.models.families.family import Family, TinyParts
+from workbench.models.families.tiny_parts import tiny_parts, tiny_tokenizer
 
 
 def is_cross_attention(layer: nn.Module) -> bool:
@@ -23,26 +24,21 @@ def no_layout(encoded: Any, model: Any, picture: Any) -> None:
 
 def tiny() -> TinyParts:
     """Two of five layers look at the picture; their gates are open."""
-    from transformers import MllamaConfig, MllamaForConditionalGeneration, MllamaImageProcessorPil, MllamaProcessor
-    from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
-
-    from workbench.models.families.tiny_parts import text_sizes, tiny_tokenizer
-
-    # The embedding has eight rows more than the vocabulary: one of them is the image token.
-    tokenizer = tiny_tokenizer(["<|python_tag|>", "<|image|>"], image="<|image|>")
-    sizes = text_sizes(tokenizer, num_hidden_layers=5, cross_attention_layers=[1, 3])
-    sizes["vocab_size"] = len(tokenizer) - 1
-    vision = MllamaVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_global_layers=1, attention_heads=2,
-        image_size=32, patch_size=8, max_num_tiles=4, intermediate_layers_indices=[0, 1], vision_output_dim=96,
+    specials = ["<|python_tag|>", "<|image|>"]
+    text = {
+        "model_type": "mllama_text_model", "num_hidden_layers": 5, "cross_attention_layers": [1, 3],
+        # The embedding has eight rows more than the vocabulary: one of them is the image token.
+        "vocab_size": len(tiny_tokenizer(specials)) - 1,
+    }  # fmt: skip
+    vision = {
+        "num_global_layers": 1, "attention_heads": 2, "max_num_tiles": 4, "intermediate_layers_indices": [0, 1],
+        "vision_output_dim": 96,
+    }  # fmt: skip
+    return tiny_parts(
+        "mllama", text, vision, specials=specials, tokenizer={"image": "<|image|>"},
+        ids={"image_token_index": "<|image|>"}, processor="MllamaProcessor",
+        images=("MllamaImageProcessorPil", {"size": {"height": 32, "width": 32}, "max_image_tiles": 4}),
     )  # fmt: skip
-    config = MllamaConfig(
-        vision_config=vision, text_config=MllamaTextConfig(**sizes),
-        image_token_index=tokenizer.convert_tokens_to_ids("<|image|>"),
-    )  # fmt: skip
-    images = MllamaImageProcessorPil(size={"height": 32, "width": 32}, max_image_tiles=4)
-    processor = MllamaProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
-    return TinyParts(MllamaForConditionalGeneration(config), tokenizer, processor)
 
 
 FAMILIES = (

@@ -1,10 +1,12 @@
 """Phi: Phi-3 and 3.5 (text), Phi-3.5-Vision, Phi-4-multimodal. Queries, keys and values come out of one projection."""
 
+from functools import partial
 from typing import Any
 
 from workbench.models.families.family import Family, TinyParts
 from workbench.models.families.layout import SEPARATOR, Tile
-from workbench.models.families.processors import named_class
+from workbench.models.families.processors import load_with_our_images
+from workbench.models.families.tiny_parts import WIDE, tiny_parts, tiny_tokenizer
 
 PHI4_SPECIALS = ("<|image|>", "<|audio|>")
 
@@ -62,72 +64,49 @@ def _phi3_vision(name: str, *, called: bool = False) -> Any:
     return given
 
 
-def load_phi4(where: str, options: dict[str, Any]) -> Any:
-    """The processor with our PIL image processor: transformers' own needs torchvision."""
-    from transformers import AutoFeatureExtractor, AutoTokenizer
-
-    from workbench.models.families.pil_images import Phi4Images
-
-    tokenizer = AutoTokenizer.from_pretrained(where, **options)
-    return named_class("phi4_multimodal.processing_phi4_multimodal", "Phi4MultimodalProcessor")(
-        Phi4Images.from_pretrained(where, **options),
-        AutoFeatureExtractor.from_pretrained(where, **options),
-        tokenizer,
-        chat_template=tokenizer.chat_template,
-    )
-
-
-def tiny_phi3() -> TinyParts:
-    from transformers import Phi3Config, Phi3ForCausalLM
-
-    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
-
-    tokenizer = tiny_tokenizer()
-    return TinyParts(Phi3ForCausalLM(Phi3Config(**text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=4))), tokenizer)
+PHI4_PROCESSOR = "phi4_multimodal.Phi4MultimodalProcessor"
 
 
 def tiny_phi4() -> TinyParts:
     """The whole picture must be 16 x 16 tokens, a number its processor has written in."""
-    from transformers import Phi4MultimodalConfig, Phi4MultimodalFeatureExtractor, Phi4MultimodalForCausalLM
-    from transformers.models.phi4_multimodal.configuration_phi4_multimodal import (
-        Phi4MultimodalAudioConfig,
-        Phi4MultimodalVisionConfig,
-    )
+    from transformers import Phi4MultimodalForCausalLM
 
     from workbench.models.families.pil_images import Phi4Images
-    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
 
     image, audio = PHI4_SPECIALS
-    tokenizer = tiny_tokenizer(PHI4_SPECIALS, image=image, named={"image_token": image, "audio_token": audio})
-    vision = Phi4MultimodalVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=64, crop_size=64,
-        patch_size=2, image_token_id=tokenizer.image_token_id,
-    )  # fmt: skip
-    hearing = Phi4MultimodalAudioConfig(
-        hidden_size=16, intermediate_size=16, num_blocks=1, num_attention_heads=2, ext_pw_out_channel=16,
-        depthwise_separable_out_channel=16, nemo_conv_channels=16, input_size=80,
-        audio_token_id=tokenizer.audio_token_id,
-    )  # fmt: skip
+    vocabulary = tiny_tokenizer(PHI4_SPECIALS).get_vocab()
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    vision = small | {"image_size": 64, "crop_size": 64, "patch_size": 2, "image_token_id": vocabulary[image]}
+    hearing = small | {
+        "num_blocks": 1, "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16, "nemo_conv_channels": 16,
+        "input_size": 80, "audio_token_id": vocabulary[audio],
+    }  # fmt: skip
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-    sizes = text_sizes(tokenizer, head_dim=D_HEAD, rope_parameters=rope)
-    config = Phi4MultimodalConfig(**sizes, vision_config=vision, audio_config=hearing)
-    images = Phi4Images(size={"height": 64, "width": 64}, patch_size=2, dynamic_hd=4)
-    processor = named_class("phi4_multimodal.processing_phi4_multimodal", "Phi4MultimodalProcessor")(
-        images, Phi4MultimodalFeatureExtractor(), tokenizer, chat_template=tokenizer.chat_template
-    )
-    return TinyParts(Phi4MultimodalForCausalLM(config), tokenizer, processor)
+    return tiny_parts(
+        "phi4_multimodal", WIDE | {"rope_parameters": rope}, vision, specials=PHI4_SPECIALS,
+        tokenizer={"image": image, "named": {"image_token": image, "audio_token": audio}},
+        config={"audio_config": hearing}, processor=PHI4_PROCESSOR, extractor="Phi4MultimodalFeatureExtractor",
+        images=(Phi4Images, {"size": {"height": 64, "width": 64}, "patch_size": 2, "dynamic_hd": 4}),
+        model=Phi4MultimodalForCausalLM,
+    )  # fmt: skip
 
 
-PHI3 = Family("phi3", "Phi3ForCausalLM", has_images=False, query_weights=fused_queries, sliding=True, tiny=tiny_phi3)
-PHI4 = Family(
-    "phi4_multimodal", "Phi4MultimodalForCausalLM", query_weights=fused_queries, image_token=phi4_image_token,
-    layout=phi4_layout, prepare=bidirectional_tower, processor=load_phi4, tiny=tiny_phi4,
-    limits="images, not sound; the checkpoint's vision adapter (LoRA) is not applied unless merged or loaded with peft",
+FAMILIES = (
+    Family(
+        "phi3", "Phi3ForCausalLM", has_images=False, query_weights=fused_queries, sliding=True,
+        tiny=partial(tiny_parts, "phi3", WIDE | {"sliding_window": 4}),
+    ),
+    Family(
+        "phi4_multimodal", "Phi4MultimodalForCausalLM", query_weights=fused_queries, image_token=phi4_image_token,
+        layout=phi4_layout, prepare=bidirectional_tower, tiny=tiny_phi4,
+        processor=partial(load_with_our_images, processor=PHI4_PROCESSOR, images="Phi4Images", hears=True),
+        limits="images, not sound; the checkpoint's vision adapter (LoRA) is not applied unless merged or loaded with "
+        "peft",
+    ),
+    Family(
+        "phi3_v", "Phi3VForCausalLM", query_weights=fused_queries, sliding=True,
+        own_class=_phi3_vision("Phi3VForCausalLM"), layout=_phi3_vision("layout", called=True),
+        processor=_phi3_vision("load_processor", called=True), tiny=_phi3_vision("tiny", called=True),
+        limits="our own class, as transformers has none; not yet held against the released weights",
+    ),
 )  # fmt: skip
-PHI3_V = Family(
-    "phi3_v", "Phi3VForCausalLM", query_weights=fused_queries, sliding=True, own_class=_phi3_vision("Phi3VForCausalLM"),
-    layout=_phi3_vision("layout", called=True), processor=_phi3_vision("load_processor", called=True),
-    tiny=_phi3_vision("tiny", called=True),
-    limits="our own class, as transformers has none; not yet held against the released weights",
-)  # fmt: skip
-FAMILIES = (PHI3, PHI4, PHI3_V)

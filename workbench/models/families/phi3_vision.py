@@ -13,7 +13,9 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 from transformers import (
@@ -33,6 +35,8 @@ from transformers.processing_utils import ImagesKwargs, ProcessorMixin
 
 from workbench.models.families.family import TinyParts
 from workbench.models.families.layout import SEPARATOR, Tile
+from workbench.models.families.pil_images import cut
+from workbench.models.families.tiny_parts import WIDE, tiny_parts
 
 # The tower of the released checkpoints (openai/clip-vit-large-patch14-336); their config names it but does not hold it.
 CLIP_LARGE = {
@@ -105,8 +109,7 @@ class Phi3ImageEmbedding(nn.Module):
     def _grid(self, crops: Tensor, rows: int, columns: int) -> Tensor:
         """Crops `[crop, patch, width]` as one grid of 2 x 2 patches with a separator after each row."""
         side = math.isqrt(crops.shape[1]) // 2
-        merged = crops.reshape(rows, columns, side, 2, side, 2, -1).permute(0, 2, 1, 4, 3, 5, 6)
-        merged = merged.reshape(rows * side, columns * side, -1)
+        merged = rearrange(crops, "(r c) (h hp w wp) d -> (r h) (c w) (hp wp d)", r=rows, h=side, hp=2, wp=2)
         breaks = self.sub_GN[0].expand(rows * side, 1, -1)
         return torch.cat([merged, breaks], dim=1).flatten(0, 1)
 
@@ -186,13 +189,10 @@ class Phi3VImageProcessor(PilBackend):
         pictures, sizes, counts = [], [], []
         for image in make_flat_list_of_images(images):
             canvas = self.place(image.convert("RGB"))
-            pixels = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8).view(
-                canvas.height, canvas.width, 3
-            )
-            pixels = (pixels.permute(2, 0, 1).float() / 255 - mean) / std
+            pixels = (torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255 - mean) / std
             rows, columns = canvas.height // self.crop, canvas.width // self.crop
             whole = nn.functional.interpolate(pixels[None], size=(self.crop, self.crop), mode="bicubic")
-            crops = pixels.reshape(3, rows, self.crop, columns, self.crop).permute(1, 3, 0, 2, 4).flatten(0, 1)
+            crops = cut(pixels, rows, columns)
             blank = crops.new_zeros(self.num_crops - len(crops), *crops.shape[1:])
             pictures.append(torch.cat([whole, crops, blank]))
             sizes.append([canvas.height, canvas.width])
@@ -250,18 +250,15 @@ class Phi3VProcessor(ProcessorMixin):
         """Pictures become `<|image_1|>`, `<|image_2|>`, … each on a line of its own before the text."""
         pictures, flat = [], []
         for message in conversation:
-            words = ""
-            for part in [message["content"]] if isinstance(message["content"], str) else message["content"]:
-                if isinstance(part, str) or part["type"] == "text":
-                    words += part if isinstance(part, str) else part["text"]
-                else:
+            words, content = "", message["content"]
+            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+                if part["type"] == "image":
                     pictures.append(part["image"])
-                    words += f"<|image_{len(pictures)}|>\n"
+                words += f"<|image_{len(pictures)}|>\n" if part["type"] == "image" else part["text"]
             flat.append({"role": message["role"], "content": words})
         text = self.tokenizer.apply_chat_template(
-            flat, chat_template=chat_template or self.chat_template,
+            flat, chat_template=chat_template or self.chat_template, tokenize=False,
             add_generation_prompt=options.get("add_generation_prompt", False),
-            tokenize=False,
         )  # fmt: skip
         return self(text, pictures) if options.get("tokenize") else text
 
@@ -288,18 +285,9 @@ def load_processor(where: str, options: dict[str, Any]) -> Any:
 
 def tiny() -> TinyParts:
     """Crops of 56 pixels, which are 2 x 2 tokens; two side by side."""
-    from workbench.models.families.tiny_parts import D_HEAD, text_sizes, tiny_tokenizer
-
-    tokenizer = tiny_tokenizer([IMAGE_TOKEN])
-    vision = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 56,
-        "patch_size": 14, "hidden_act": "quick_gelu",
-    }  # fmt: skip
-    image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    config = Phi3VConfig(
-        **text_sizes(tokenizer, head_dim=D_HEAD, sliding_window=16), vision_config=vision, image_token_id=image_id
-    )
-    images = Phi3VImageProcessor(num_crops=4, crop=56)
-    return TinyParts(
-        Phi3VForCausalLM(config), tokenizer, Phi3VProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
-    )
+    vision = {"num_hidden_layers": 3, "image_size": 56, "patch_size": 14, "hidden_act": "quick_gelu"}
+    return tiny_parts(
+        "phi3_v", WIDE | {"sliding_window": 16}, vision, specials=[IMAGE_TOKEN], ids={"image_token_id": IMAGE_TOKEN},
+        images=(Phi3VImageProcessor, {"num_crops": 4, "crop": 56}), processor=lambda: Phi3VProcessor,
+        model=Phi3VForCausalLM,
+    )  # fmt: skip

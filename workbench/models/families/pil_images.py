@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import PILImageResampling, SizeDict
@@ -29,6 +30,18 @@ def least_scaling_canvas(picture: tuple[int, int], tile: int, most: int) -> tupl
     scales = [min(columns * tile / picture[0], rows * tile / picture[1]) for columns, rows in grids]
     holding = [scale for scale in scales if scale >= 1]
     return grids[scales.index(min(holding) if holding else max(scales))]
+
+
+def cut(image: Any, rows: int, columns: int) -> Any:
+    """`[channel, height, width]` into tiles `[tile, channel, height, width]`, in reading order."""
+    return rearrange(image, "c (r h) (k w) -> (r k) c h w", r=rows, k=columns)
+
+
+def normalised(image: np.ndarray, options: dict[str, Any], dtype: torch.dtype) -> torch.Tensor:
+    """Pixels 0-255 rescaled, less the mean, over the standard deviation, all in one dtype."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(dtype) * options["rescale_factor"]
+    mean, std = (torch.tensor(options[name], dtype=dtype)[:, None, None] for name in ("image_mean", "image_std"))
+    return (pixels - mean) / std
 
 
 class TileArguments(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -63,11 +76,7 @@ class Cohere2VisionImages(GotOcr2ImageProcessorPil):
         height, width = patch_size.height, patch_size.width
         columns, rows = least_scaling_canvas((image.shape[-1], image.shape[-2]), height, max_patches)
         enlarged = self.resize(image, SizeDict(height=height * rows, width=width * columns), resample=resample)
-        tiles = [
-            enlarged[..., r * height : (r + 1) * height, c * width : (c + 1) * width]
-            for r in range(rows)
-            for c in range(columns)
-        ]
+        tiles = [*cut(enlarged, rows, columns)]
         return tiles if len(tiles) == 1 else [*tiles, self.resize(image, patch_size, resample=resample)]
 
 
@@ -92,8 +101,7 @@ class Llama4Images(PilBackend):
             rows, columns = canvas[1] // size.height, canvas[0] // size.width
             resized = self.resize(image, SizeDict(height=kept[1], width=kept[0]), resample=options["resample"])
             (padded,) = self.pad([resized], pad_size=SizeDict(height=canvas[1], width=canvas[0]))
-            cut = padded.reshape(3, rows, size.height, columns, size.width).transpose(1, 3, 0, 2, 4)
-            parts = [*cut.reshape(-1, 3, size.height, size.width)]
+            parts = [*cut(padded, rows, columns)]
             if len(parts) > 1:
                 parts.append(self.resize(image, size, resample=options["resample"]))
             tiles += [self._scaled(part, options) for part in parts]
@@ -124,12 +132,7 @@ class Llama4Images(PilBackend):
         return canvas, (max(min(math.floor(picture[0] * down), width), 1), max(height, 1))
 
     def _scaled(self, image: np.ndarray, options: dict[str, Any]) -> torch.Tensor:
-        # In bfloat16, as the original does.
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(torch.bfloat16) * options["rescale_factor"]
-        mean, std = (
-            torch.tensor(options[name], dtype=torch.bfloat16)[:, None, None] for name in ("image_mean", "image_std")
-        )
-        return (pixels - mean) / std
+        return normalised(image, options, torch.bfloat16)  # as the original does
 
 
 class Phi4Images(PilBackend):
@@ -159,23 +162,11 @@ class Phi4Images(PilBackend):
                 mask[:, -blank:] = 0
             if blank := (rows * side - kept[1]) // options["patch_size"]:
                 mask[-blank:] = 0
-            pixels = torch.from_numpy(np.ascontiguousarray(canvas)).float() * options["rescale_factor"]
-            pixels = (pixels - torch.tensor(options["image_mean"])[:, None, None]) / torch.tensor(options["image_std"])[
-                :, None, None
-            ]
-            whole = torch.nn.functional.interpolate(
-                pixels[None], size=(side, side), mode="bicubic", align_corners=False
-            )
-            crops = pixels.reshape(3, rows, side, columns, side).permute(1, 3, 0, 2, 4).reshape(-1, 3, side, side)
-            crop_masks = mask.reshape(rows, patches, columns, patches).transpose(1, 2).reshape(-1, patches, patches)
-            halved = (
-                crop_masks[:, 0::2, 0::2]
-                .reshape(rows, columns, (patches + 1) // 2, -1)
-                .transpose(1, 2)
-                .flatten(2)
-                .flatten(0, 1)
-            )
-            pictures.append(torch.cat([whole, crops]))
+            pixels = normalised(canvas, options, torch.float32)
+            whole = torch.nn.functional.interpolate(pixels[None], size=(side, side), mode="bicubic")
+            crop_masks = cut(mask[None], rows, columns)[:, 0]
+            halved = rearrange(crop_masks[:, 0::2, 0::2], "(r k) h w -> (r h) (k w)", r=rows)
+            pictures.append(torch.cat([whole, cut(pixels, rows, columns)]))
             masks.append(torch.cat([torch.ones(1, patches, patches), crop_masks]))
             # The whole picture is 16 x 16 tokens, each row with a separator; one more separates it from the crops.
             counts.append(256 + 1 + int(halved.sum()) + int(halved[:, 0].sum()) + 16)

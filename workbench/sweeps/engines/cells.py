@@ -1,27 +1,65 @@
 """Where measured cells go in a block's arrays, and what the unmasked pass says about each head."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.models.hooked import HookedLVLM, last_attention
-from workbench.models.walk import BasePass, head_writes
-from workbench.runs.effects import refusal_log_odds
+from workbench.models.masks import head_writes
+from workbench.models.walk import BasePass
+from workbench.runs.effects import measure, refusal_log_odds
 from workbench.runs.job import Job
 from workbench.sweeps.tasks import Arrays
 
 
 def scatter(batches: list[list[int]], parts: list[dict[str, Tensor]], n_prompts: int) -> Arrays:
+    """Parts computed batch by batch, at the places of their prompts; float32 or wider, as NumPy has no bfloat16."""
     arrays: Arrays = {}
     for name in parts[0]:
-        arrays[name] = np.full((n_prompts, *parts[0][name].shape[1:]), np.nan, dtype=np.float32)
-        if any(part[name].dtype == torch.float64 for part in parts):
-            arrays[name] = arrays[name].astype(np.float64)
+        dtype = np.float64 if any(part[name].dtype == torch.float64 for part in parts) else np.float32
+        arrays[name] = np.full((n_prompts, *parts[0][name].shape[1:]), np.nan, dtype=dtype)
         for batch, part in zip(batches, parts, strict=True):
-            arrays[name][batch] = part[name].cpu().numpy()
+            value = part[name]
+            arrays[name][batch] = value.to(torch.promote_types(value.dtype, torch.float32)).cpu().numpy()
     return arrays
+
+
+def measured(
+    model: HookedLVLM,
+    job: Job,
+    layer: int,
+    base: Mapping[int, tuple[Tensor, Tensor]],
+    acts: Tensor,
+    moved: Mapping[int, Tensor],
+) -> dict[str, Tensor]:
+    """What a run holds of masked rows of `layer`, `[prompt, row]`, then `readout` where the job names read-outs.
+
+    Args:
+        base: Unmasked states and logits, by the layer they are read after.
+        acts: Whether a row's mask changed anything, `[prompt, row]`. One that changed no bit of z changed nothing: the
+            base state stands, not a recomputation of it.
+        moved: Masked states `[prompt, row, d_model]`, by the layer they are read after.
+    """
+    found: list[dict[str, Tensor]] = []
+    for at in job.read_layers(model):
+        found.append({})
+        if at >= layer:  # a mask cannot act on what lies below it
+            state, logits = base[at]
+            states = state[:, None].expand(*acts.shape, -1)
+            if at in moved:
+                states = torch.where(acts[..., None], moved[at], states)
+            found[-1] = measure(model, state, logits, states) | ({"state": states} if job.keep_states else {})
+    if not job.readout:
+        return found[0]
+    known = max(found, key=len)
+    return {n: torch.stack([f.get(n, torch.full_like(v, torch.nan)) for f in found], 2) for n, v in known.items()}
+
+
+def base_reads(model: HookedLVLM, base: BasePass, job: Job) -> dict[int, tuple[Tensor, Tensor]]:
+    """Unmasked states and logits `[prompt, …]`, by the layer they are read after."""
+    return {at: base.read(model, at) for at in job.read_layers(model)}
 
 
 def at_heads(
@@ -37,7 +75,7 @@ def at_heads(
     return spread
 
 
-def base_variables(model: HookedLVLM, base: BasePass) -> dict[str, Tensor]:
+def base_variables(model: HookedLVLM, base: BasePass, job: Job) -> dict[str, Tensor]:
     """What the unmasked pass says about each head: z, attention on the image, and its write towards refusing.
 
     `refusal_write` is the head's write z·W_O times the gradient of the refusal log-odds in the residual stream
@@ -59,10 +97,16 @@ def base_variables(model: HookedLVLM, base: BasePass) -> dict[str, Tensor]:
             image_attention[:, layer] = mass.cpu()
     return {
         "head_output": head_output,
-        "base_state": base.state.float(),
+        "base_state": base_states(model, base, job),
         "image_attention": image_attention,
         "refusal_write": refusal_write,
     }
+
+
+def base_states(model: HookedLVLM, base: BasePass, job: Job) -> Tensor:
+    """Unmasked states `[prompt, d_model]`; `[prompt, readout, d_model]` where the job names read-outs."""
+    states = [base.read(model, at)[0].float() for at in job.read_layers(model)]
+    return torch.stack(states, 1) if job.readout else states[0]
 
 
 def refusal_gradient(model: HookedLVLM, residual: Tensor) -> Tensor:

@@ -5,19 +5,20 @@ form, adds them through W_O, and runs what lies above. Sources for what is maske
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.walk import BasePass, base_pass, head_writes, masked_z, resume
-from workbench.runs.effects import measure
+from workbench.models.masks import head_writes, masked_z
+from workbench.models.walk import BasePass, base_pass, read_out
 from workbench.runs.job import Job
 from workbench.runs.memory import BASE
-from workbench.sweeps.engines.cells import at_heads, base_variables, scatter
+from workbench.sweeps.engines.cells import at_heads, base_reads, base_variables, measured, scatter
 from workbench.sweeps.engines.head_sets import head_set_step
-from workbench.sweeps.engines.registry import Engine, one_phase
+from workbench.sweeps.engines.registry import Engine, block_step, one_phase
 from workbench.sweeps.plan import batches
 from workbench.sweeps.tasks import Arrays, Sweep, Task, layer_tasks
 
@@ -32,11 +33,12 @@ class ExactBlock:
         self.bases = [base_pass(model, [encoded[i] for i in batch]) for batch in self.batches]
 
     def base_arrays(self) -> Arrays:
-        """Variables of the unmasked pass, `prompt` first: see `base_variables`."""
-        return scatter(self.batches, [base_variables(self.model, base) for base in self.bases], len(self.encoded))
+        """Variables of the unmasked pass: see `base_variables`."""
+        parts = [base_variables(self.model, base, self.job) for base in self.bases]
+        return scatter(self.batches, parts, len(self.encoded))
 
     def layer_arrays(self, layer: int) -> Arrays:
-        """Variables of one layer's masked cells, `[prompt, projection, head]`, and `state` with `d_model` last."""
+        """Variables of one layer's masked cells: see `Block`."""
         parts = [layer_cells(self.model, base, layer, self.job, self.rows) for base in self.bases]
         return scatter(self.batches, parts, len(self.encoded))
 
@@ -45,28 +47,25 @@ def layer_cells(model: HookedLVLM, base: BasePass, layer: int, job: Job, most_ro
     """All cells of one layer for the prompts of one base pass."""
     starts = {job.mask.start(e) for e in base.encoded}
     assert len(starts) == 1, "prompts of one batch have equal lengths and image spans"
-    start = starts.pop()
-    cells = job.cells_of(model, layer)
-    # In the last layer only the last position leads anywhere.
-    seen_from = base.n_pos - 1 if layer == model.n_layers - 1 else start
+    cells, read = job.cells_of(model, layer), job.read_layers(model)
+    if layer > max(read):
+        return {}
+    # In the highest layer only the last position leads anywhere.
+    seen_from = base.n_pos - 1 if layer == max(read) else starts.pop()
     writes, acts = mask_writes(model, base, layer, job, cells, seen_from)
     parts: dict[str, list[Tensor]] = {}
+    reads = base_reads(model, base, job)
     for chosen in torch.arange(len(cells), device=writes.device).split(max(1, most_rows // base.n_prompts)):
-        # A mask that changed no bit of z changed nothing: the base state stands, not a recomputation of it.
-        states = base.state[:, None].expand(-1, len(chosen), -1)
+        moved = {}
         if acts[:, chosen].any():
-            moved = resume(model, base, layer, len(chosen), writes=writes[:, chosen], start=seen_from)
-            states = torch.where(acts[:, chosen, None], moved, states)
-        found = measure(model, base.state, base.logits, states)
-        if job.keep_states:
-            found["state"] = states
-        for name, value in found.items():
+            moved = read_out(model, base, layer, len(chosen), writes=writes[:, chosen], start=seen_from, read=read)
+        for name, value in measured(model, job, layer, reads, acts[:, chosen], moved).items():
             parts.setdefault(name, []).append(value)
     return at_heads({name: torch.cat(value, dim=1) for name, value in parts.items()}, cells, model, job)
 
 
 def mask_writes(
-    model: HookedLVLM, base: BasePass, layer: int, job: Job, cells: Sequence[tuple[int, int]], seen_from: int | None
+    model: HookedLVLM, base: BasePass, layer: int, job: Job, cells: Sequence[tuple[int, int]], seen_from: int
 ) -> tuple[Tensor, Tensor]:
     """What each cell's mask adds to the residual stream of a layer, and whether it changes anything.
 
@@ -88,13 +87,7 @@ def mask_writes(
     return torch.cat(writes, dim=1), torch.cat(acts, dim=1)
 
 
-def exact_step(
-    model: HookedLVLM, encoded: Sequence[Encoded], job: Job, rows: int, units: Sequence[int]
-) -> Iterator[tuple[int, Arrays]]:
-    """The units of one block of prompts."""
-    block = ExactBlock(model, encoded, job, rows)
-    for unit in units:
-        yield unit, block.base_arrays() if unit == BASE else block.layer_arrays(unit - 1)
+exact_step = partial(block_step, ExactBlock)
 
 
 def phases(sweep: Sweep) -> Iterator[list[Task]]:
@@ -105,4 +98,4 @@ def phases(sweep: Sweep) -> Iterator[list[Task]]:
         yield layer_tasks(head_set_step, sweep.bounds, (BASE,), None, sweep.sink)
 
 
-ENGINE = Engine("exact", "every head from the masked layer on, heads as batch rows", phases, groups=True)
+ENGINE = Engine("exact", "every head from the masked layer on, heads as batch rows", phases, groups=True, readout=True)

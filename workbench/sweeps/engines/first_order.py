@@ -12,17 +12,14 @@ in closed form for both projections. Averages over k directions are estimates:
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from workbench.models.attention import sites_set
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.precision import double_kept
-from workbench.models.walk import BasePass, base_pass, call_layer, last_attention_out, masked_z, row_arguments
+from workbench.models.masks import masked_z
+from workbench.models.walk import BasePass, base_pass, walk
 from workbench.runs.effects import wide
 from workbench.runs.job import Job
 from workbench.sweeps.engines.cells import base_variables, scatter
@@ -40,7 +37,7 @@ def first_order_step(
     parts = []
     for batch in together:
         base = base_pass(model, [encoded[i] for i in batch])
-        parts.append(base_variables(model, base) | estimates(model, base, job, thrifty=fit < 1))
+        parts.append(base_variables(model, base, job) | estimates(model, base, job, thrifty=fit < 1))
     for unit in units:
         yield unit, scatter(together, parts, len(encoded))
 
@@ -90,33 +87,12 @@ def _changes(model: HookedLVLM, base: BasePass, job: Job) -> dict[int, Tensor]:
 
 def tapped_state(model: HookedLVLM, base: BasePass, *, thrifty: bool) -> tuple[Tensor, dict[int, Tensor]]:
     """The final state, and zeros added to z of each layer through which its gradient can be read."""
-    numbers = sorted(base.inputs)
     last = model.n_layers - 1
     taps = {
         layer: torch.zeros_like(seen.z[:, -1:] if layer == last else seen.z).requires_grad_()
         for layer, seen in base.recordings.items()
     }
-    hidden = base.inputs[numbers[0]].detach()
-    for number in numbers:
-        arguments = row_arguments(
-            base.arguments[number], base.n_prompts, base.n_pos, 1, 0, model.family.position_arguments
-        )
-
-        def step(hidden: Tensor, tap: Tensor | None, number: int = number, arguments: Any = arguments) -> Tensor:
-            with double_kept(model.dtype):
-                if tap is None:
-                    return call_layer(model, number, hidden, arguments)
-                with sites_set([model.sites[number]], tap=tap):
-                    if number < last:
-                        return call_layer(model, number, hidden, arguments)
-                    given = last_attention_out(model, number, hidden, arguments)
-                    return call_layer(model, number, hidden[:, -1:], arguments, given)
-
-        tap = taps.get(number)
-        hidden = checkpoint(step, hidden, tap, use_reentrant=False) if thrifty else step(hidden, tap)
-        model.work.count(1, hidden.shape[0], hidden.shape[1])
-        hidden = model.family.after_layer(number, hidden, base.decoder_arguments, 1, 0)
-    return model.normed(hidden[:, -1]), taps
+    return model.normed(walk(model, base, taps=taps, thrifty=thrifty)[last]), taps
 
 
 def _moved(slopes: Mapping[int, Tensor], changes: Mapping[int, Tensor], job: Job, model: HookedLVLM) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 from workbench.models.attention import HeadEdit, sites_set
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask
-from workbench.models.walk import BasePass, base_pass, published_queries, resume
+from workbench.models.masks import Mask, published_queries
+from workbench.models.walk import BasePass, base_pass, resume
 from workbench.runs.effects import MEASURES, measure, wide
 from workbench.runs.job import Groups, Job
 from workbench.sweeps.engines.cells import scatter

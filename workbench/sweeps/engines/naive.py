@@ -4,10 +4,10 @@ It shares nothing with the exact engine but the weights: it scales queries at a 
 closed form, multiplies z at another, and never resumes. Slow on purpose; tests hold the exact engine against it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,11 +16,9 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.precision import double_kept
 from workbench.models.walk import base_pass
-from workbench.runs.effects import measure
 from workbench.runs.job import Job
-from workbench.runs.memory import BASE
-from workbench.sweeps.engines.cells import base_variables
-from workbench.sweeps.engines.registry import Engine, one_phase
+from workbench.sweeps.engines.cells import at_heads, base_variables, measured, scatter
+from workbench.sweeps.engines.registry import Engine, block_step, one_phase
 from workbench.sweeps.tasks import Arrays
 
 
@@ -29,38 +27,40 @@ class NaiveBlock:
 
     def __init__(self, model: HookedLVLM, encoded: Sequence[Encoded], job: Job, rows: int) -> None:
         self.model, self.encoded, self.job = model, encoded, job
-        self.base_states = [final_state(model, e, []) for e in encoded]
+        read = job.read_layers(model)
+        self.bases = [
+            {at: (state, model.unembed(state)) for at, state in states_read(model, e, [], read).items()}
+            for e in encoded
+        ]
 
     def base_arrays(self) -> Arrays:
-        parts = [base_variables(self.model, base_pass(self.model, [e])) for e in self.encoded]
-        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+        parts = [base_variables(self.model, base_pass(self.model, [e]), self.job) for e in self.encoded]
+        return scatter([[i] for i in range(len(parts))], parts, len(parts))
 
     def layer_arrays(self, layer: int) -> Arrays:
-        model, job = self.model, self.job
-        rows = job.mask.row_heads(model.n_heads, model.n_kv_heads)
-        arrays: Arrays = {}
-        for index, (encoded, base_state) in enumerate(zip(self.encoded, self.base_states, strict=True)):
-            start = job.mask.start(encoded)
-            for number, head in job.cells_of(model, layer):
-                hook = head_hook(model, layer, rows[head], job.projections[number], job, start)
-                state = final_state(model, encoded, [hook])
-                found = measure(model, base_state[None], model.unembed(base_state[None]), state[None, None])
-                if job.keep_states:
-                    found["state"] = state[None, None]
-                for name, value in found.items():
-                    shape = (len(self.encoded), len(job.projections), len(rows), *value.shape[2:])
-                    array = arrays.setdefault(name, np.full(shape, np.nan))
-                    array[index, number, head] = value[0, 0].cpu().numpy()
-        return arrays
+        model, job, parts = self.model, self.job, []
+        cells, rows = job.cells_of(model, layer), job.mask.row_heads(model.n_heads, model.n_kv_heads)
+        for encoded, base in zip(self.encoded, self.bases, strict=True):
+            found = []
+            for number, head in cells:
+                hook = head_hook(model, layer, rows[head], job.projections[number], job, job.mask.start(encoded))
+                states = states_read(model, encoded, [hook], job.read_layers(model))
+                moved = {at: state[:, None] for at, state in states.items()}
+                found.append(measured(model, job, layer, base, torch.ones(1, 1, dtype=torch.bool), moved))
+            joined = {name: torch.cat([f[name] for f in found], 1) for name in found[0]}
+            parts.append(at_heads(joined, cells, model, job))
+        return scatter([[i] for i in range(len(parts))], parts, len(parts))
 
 
-def final_state(model: HookedLVLM, encoded: Encoded, hooks: list[tuple[str, Any]]) -> Tensor:
-    """Final state (after the final norm) at the last position, `[d_model]`, in one full forward under hooks."""
-    kept: list[Tensor] = []
+def states_read(
+    model: HookedLVLM, encoded: Encoded, hooks: list[tuple[str, Any]], read: Sequence[int]
+) -> dict[int, Tensor]:
+    """States `[1, d_model]` at the last position in one full forward under hooks, by the layer they are read after."""
+    kept: dict[int, Tensor] = {}
     calls: list[str] = []
 
-    def keep(value: Tensor, hook: Any) -> None:
-        kept.append(value[0, -1].detach())
+    def keep(layer: int, value: Tensor, hook: Any) -> None:
+        kept[layer] = value[:, -1].detach()
 
     def counted(name: str, edit: Any) -> Any:
         def run(value: Tensor, hook: Any) -> Tensor:
@@ -69,18 +69,22 @@ def final_state(model: HookedLVLM, encoded: Encoded, hooks: list[tuple[str, Any]
 
         return run
 
-    inputs = dict(encoded.model_inputs)
+    inputs, last = dict(encoded.model_inputs), model.n_layers - 1
     ids = inputs.pop("input_ids")
     model.work.vision_passes += encoded.image_span is not None
     model.work.count(model.n_layers, 1, encoded.n_tokens)
+    # What leaves a layer, whatever is added to it between layers, is what the next one is given.
+    above = [] if set(read) <= {last} else range(min(read) + 1, model.n_layers)
+    seen = [(f"blocks.{n}.hook_in", partial(keep, n - 1)) for n in above] + [("ln_final.hook_out", partial(keep, last))]
     with torch.no_grad(), double_kept(model.dtype):
-        fwd_hooks = [*((name, counted(name, edit)) for name, edit in hooks), ("ln_final.hook_out", keep)]
+        fwd_hooks = [*((name, counted(name, edit)) for name, edit in hooks), *seen]
         model.bridge.run_with_hooks(ids, fwd_hooks=fwd_hooks, **inputs)
     if silent := {name for name, _ in hooks} - set(calls):
         raise MaskError(
             f"{model.name!r}: hook {', '.join(silent)} took a mask but did not run, so the score would be a false 0."
         )
-    return kept[-1]
+    nearest = {at: min(n for n in kept if n >= at) for at in read}  # a layer may be left out without a picture
+    return {at: kept[n] if n == last else model.normed(kept[n]) for at, n in nearest.items()}
 
 
 def head_hook(
@@ -128,13 +132,9 @@ def scale_heads(
     return scaled.flatten(-2) if flat else scaled
 
 
-def naive_step(
-    model: HookedLVLM, encoded: Sequence[Encoded], job: Job, rows: int, units: Sequence[int]
-) -> Iterator[tuple[int, Arrays]]:
-    """The units of one block of prompts."""
-    block = NaiveBlock(model, encoded, job, rows)
-    for unit in units:
-        yield unit, block.base_arrays() if unit == BASE else block.layer_arrays(unit - 1)
-
-
-ENGINE = Engine("naive", "one full forward a head through TransformerLens' hooks; the reference", one_phase(naive_step))
+ENGINE = Engine(
+    "naive",
+    "one full forward a head through TransformerLens' hooks; the reference",
+    one_phase(partial(block_step, NaiveBlock)),
+    readout=True,
+)

@@ -1,17 +1,17 @@
 """Unmasked passes of prompts that begin alike: the image tower and the shared beginning run once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.models.attention import Recording, allowed_keys, causal_mask, sites_set
+from workbench.models.arguments import at_positions, joined, of_rows
+from workbench.models.attention import Recording, causal_mask
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.precision import double_kept
-from workbench.models.walk import BATCH_AXIS, POS_AXIS, BasePass, Prefix, base_pass, call_layer
+from workbench.models.walk import BasePass, base_pass, known_before, recorded, sees_ahead, walk
 from workbench.sweeps.engines.trie import Node
 
 
@@ -53,12 +53,6 @@ def _partings(node: Node) -> list[tuple[int, int]]:
     return [(a, b) for i, one in enumerate(groups) for other in groups[i + 1 :] for a in one for b in other]
 
 
-def sees_ahead(base: BasePass, cut: int) -> bool:
-    """Whether a position before `cut` sees a key at or after it, in any layer."""
-    masks = {id(seen.mask): seen.mask for seen in base.recordings.values() if seen.mask is not None}
-    return any(bool(allowed_keys(mask)[:, :, :cut, cut:].any()) for mask in masks.values())
-
-
 def _plain_embedding(model: HookedLVLM, base: BasePass, cut: int) -> bool:
     """Whether the first layer is given the bare embeddings of text after `cut`."""
     with torch.no_grad():
@@ -69,61 +63,30 @@ def _plain_embedding(model: HookedLVLM, base: BasePass, cut: int) -> bool:
 @torch.no_grad()
 def _go_on(model: HookedLVLM, whole: BasePass, encoded: Encoded, cut: int) -> BasePass:
     """The pass of a prompt that equals `whole` before `cut` and has only text after it."""
-    n_pos = encoded.n_tokens
-    before = segment(model, whole, 0, n_pos, last=False)
+    before = segment(model, whole, 0, encoded.n_tokens)
     hidden = model.hf.get_input_embeddings()(encoded.input_ids[:, cut:])
-    prefix = Prefix(whole, 1, cut)
-    inputs, attention_out, recordings = {}, {}, {}
-    for number in sorted(whole.inputs):
-        arguments = cut_arguments(model, whole.arguments[number], whole.n_pos, cut, n_pos)
-        arguments["past_key_values"] = prefix
-        inputs[number] = torch.cat([whole.inputs[number][:, :cut], hidden], 1)
-        out: list[Tensor] = []
-        handle = model.attentions[number].register_forward_hook(
-            lambda module, args, output, out=out: out.append(output[0])
-        )
-        try:
-            with sites_set([model.sites[number]], record=True), double_kept(model.dtype):
-                hidden = call_layer(model, number, hidden, arguments)
-            seen = model.sites[number].recording
-        finally:
-            handle.remove()
-            model.sites[number].recording = None
-        assert seen is not None
+    new = BasePass([encoded], decoder_arguments=whole.decoder_arguments)
+    with recorded(model, new):
+        found = walk(model, before, start=cut, hidden=hidden, known=known_before(whole, cut), whole=True)
+    new.arguments = before.arguments
+    for number, seen in new.recordings.items():
         old = whole.recordings[number]
-        attention_out[number] = torch.cat([whole.attention_out[number][:, :cut], out[0]], 1)
-        recordings[number] = Recording(
-            torch.cat([old.query[:, :, :cut], seen.query], 2),
-            seen.key,
-            seen.value,
-            before.recordings[number].mask,
-            seen.scaling,
-            seen.extras,
-            torch.cat([old.z[:, :cut], seen.z], 1),
-        )
-    model.work.count(len(inputs), 1, n_pos - cut)
-    residual = hidden[:, -1]
-    state = model.normed(residual)
-    return BasePass(
-        [encoded],
-        inputs,
-        before.arguments,
-        attention_out,
-        recordings,
-        whole.decoder_arguments,
-        residual,
-        state,
-        model.unembed(state),
-    )
+        new.attention_out[number] = torch.cat([whole.attention_out[number][:, :cut], new.attention_out[number]], 1)
+        seen.query = torch.cat([old.query[:, :, :cut], seen.query], 2)
+        seen.z = torch.cat([old.z[:, :cut], seen.z], 1)
+        seen.mask = before.recordings[number].mask
+    new.inputs = {n: torch.cat([whole.inputs[n][:, :cut], given], 1) for n, given in new.inputs.items()}
+    return new.end_at(model, found[model.n_layers - 1])
 
 
-def segment(model: HookedLVLM, base: BasePass, start: int, stop: int, *, last: bool) -> BasePass:
-    """Positions `start:stop` of a pass of one prompt; keys and values from 0 on. Only the last has a final state."""
-    end = slice(None, None if last else 0)
+def segment(model: HookedLVLM, base: BasePass, start: int, stop: int) -> BasePass:
+    """Positions `start:stop` of a pass of one prompt; keys and values from 0 on. Only a prompt's end has a state."""
+    end = slice(None, None if stop == base.n_pos else 0)
+    more = model.family.position_arguments
     return replace(
         base,
         inputs={n: t[:, start:stop] for n, t in base.inputs.items()},
-        arguments={n: cut_arguments(model, a, base.n_pos, start, stop) for n, a in base.arguments.items()},
+        arguments={n: at_positions(a, base.n_pos, start, stop, more) for n, a in base.arguments.items()},
         attention_out={n: t[:, start:stop] for n, t in base.attention_out.items()},
         recordings={n: _cut_recording(r, start, stop) for n, r in base.recordings.items()},
         residual=base.residual[end],
@@ -137,96 +100,41 @@ def _cut_recording(seen: Recording, start: int, stop: int) -> Recording:
     mask = causal_mask(stop - start, stop, seen.key.device) if start else None
     if seen.mask is not None:
         mask = seen.mask[:, :, start:stop, :stop]
-    return replace(
-        seen,
-        query=seen.query[:, :, start:stop],
-        key=seen.key[:, :, :stop],
-        value=seen.value[:, :, :stop],
-        mask=mask,
-        z=seen.z[:, start:stop],
-    )
-
-
-def cut_arguments(model: HookedLVLM, arguments: dict[str, Any], n_pos: int, start: int, stop: int) -> dict[str, Any]:
-    """A layer's arguments for the positions `start:stop`; masks see the keys up to `stop`."""
-    axes = {**POS_AXIS, **model.family.position_arguments}
-
-    def cut(name: str, value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(cut(name, v) for v in value)
-        axis = axes.get(name)
-        if not isinstance(value, Tensor) or axis is None or value.ndim < -axis or value.shape[axis] != n_pos:
-            return value
-        value = value.narrow(axis, start, stop - start)
-        return value.narrow(-1, 0, stop) if name == "attention_mask" else value
-
-    return {name: cut(name, value) for name, value in arguments.items()}
+    query, key, value = seen.query[:, :, start:stop], seen.key[:, :, :stop], seen.value[:, :, :stop]
+    return replace(seen, query=query, key=key, value=value, mask=mask, z=seen.z[:, start:stop])
 
 
 def stack(parts: Sequence[BasePass]) -> BasePass:
     """Passes of one prompt each over the same positions, as one batch."""
-    first = parts[0]
-
-    def recording(number: int) -> Recording:
-        seen = [part.recordings[number] for part in parts]
-        return replace(
-            seen[0],
-            query=torch.cat([s.query for s in seen]),
-            key=torch.cat([s.key for s in seen]),
-            value=torch.cat([s.value for s in seen]),
-            z=torch.cat([s.z for s in seen]),
-        )
-
-    return BasePass(
-        [part.encoded[0] for part in parts],
-        {n: torch.cat([part.inputs[n] for part in parts]) for n in first.inputs},
-        {n: _join([part.arguments[n] for part in parts]) for n in first.arguments},
-        {n: torch.cat([part.attention_out[n] for part in parts]) for n in first.attention_out},
-        {n: recording(n) for n in first.recordings},
-        first.decoder_arguments,
-        torch.cat([part.residual for part in parts]),
-        torch.cat([part.state for part in parts]),
-        torch.cat([part.logits for part in parts]),
-    )
-
-
-def _join(arguments: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One set of arguments for all: tables that are equal broadcast, others lie along the batch axis."""
-
-    def join(name: str, values: list[Any]) -> Any:
-        first = values[0]
-        if isinstance(first, tuple | list):
-            return type(first)(join(name, list(v)) for v in zip(*values, strict=True))
-        if not isinstance(first, Tensor) or all(torch.equal(first, v) for v in values[1:]):
-            return first
-        return torch.cat(values, BATCH_AXIS.get(name, -first.ndim))
-
-    return {name: join(name, [a[name] for a in arguments]) for name in arguments[0]}
+    base = _each_tensor(lambda *tensors: torch.cat(tensors), *parts)
+    base.arguments = {n: joined([part.arguments[n] for part in parts]) for n in base.arguments}
+    base.encoded = [part.encoded[0] for part in parts]
+    return base
 
 
 def rows_of(base: BasePass, some: slice) -> BasePass:
-    """Some rows of a batch; arguments that are tensors with a row each are cut, too."""
-    n_rows = base.state.shape[0] or next(iter(base.inputs.values())).shape[0]
+    """Some rows of a batch."""
+    n_rows = base.n_prompts
+    chosen = _each_tensor(lambda tensor: tensor[some], base)
+    chosen.arguments = {n: of_rows(a, n_rows, some) for n, a in base.arguments.items()}
+    chosen.encoded = base.encoded[some]
+    return chosen
 
-    def cut(name: str, value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(cut(name, v) for v in value)
-        axis = BATCH_AXIS.get(name, -value.ndim if isinstance(value, Tensor) else 0)
-        if not isinstance(value, Tensor) or n_rows == 1 or value.ndim < -axis or value.shape[axis] != n_rows:
-            return value
-        return value.movedim(axis, 0)[some].movedim(0, axis)
 
-    def cut_recording(r: Recording) -> Recording:
-        return replace(r, query=r.query[some], key=r.key[some], value=r.value[some], z=r.z[some])
+def _each_tensor(change: Callable[..., Tensor], *bases: BasePass) -> BasePass:
+    """A pass with `change(tensor, …)` in place of every tensor that has a line a prompt; masks are kept."""
+    first = bases[0]
 
+    def recording(number: int) -> Recording:
+        seen = [base.recordings[number] for base in bases]
+        own: dict[str, Any] = {n: change(*(getattr(s, n) for s in seen)) for n in ("query", "key", "value", "z")}
+        return replace(seen[0], **own)
+
+    end: dict[str, Any] = {n: change(*(getattr(b, n) for b in bases)) for n in ("residual", "state", "logits")}
     return replace(
-        base,
-        encoded=base.encoded[some],
-        inputs={n: t[some] for n, t in base.inputs.items()},
-        arguments={n: {k: cut(k, v) for k, v in a.items()} for n, a in base.arguments.items()},
-        attention_out={n: t[some] for n, t in base.attention_out.items()},
-        recordings={n: cut_recording(r) for n, r in base.recordings.items()},
-        residual=base.residual[some],
-        state=base.state[some],
-        logits=base.logits[some],
+        first,
+        inputs={n: change(*(base.inputs[n] for base in bases)) for n in first.inputs},
+        attention_out={n: change(*(base.attention_out[n] for base in bases)) for n in first.attention_out},
+        recordings={n: recording(n) for n in first.recordings},
+        **end,
     )

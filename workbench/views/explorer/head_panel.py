@@ -11,13 +11,21 @@ import xarray as xr
 
 from workbench.axes import head_name
 from workbench.errors import WorkbenchError
-from workbench.views import theme
+from workbench.views import charts, theme
+from workbench.views.charts import Head
 from workbench.views.explorer import markup, svg
+from workbench.views.explorer.inspector import Attended, Inspector
 from workbench.views.explorer.pane import Pane
-from workbench.views.explorer.questions import Focus, Looking
-from workbench.views.figures import screen
-from workbench.views.picks import Head
 from workbench.views.tables import number
+
+_NO_MODEL = (
+    "Stored data only. Give the model too, wb.explore(run, model=model), to see where this head looks and what the "
+    "model says with and without it."
+)
+_NO_PROMPTS = (
+    "The run keeps prompt ids, not the prompts. Give them too, wb.explore(run, model=model, prompts=prompts), to see "
+    "where this head looks."
+)
 
 
 class Choice(NamedTuple):
@@ -35,7 +43,7 @@ class Stored:
 
     run: xr.Dataset
     scores: pd.DataFrame
-    looking: Looking | None
+    inspector: Inspector | None
 
 
 class HeadPanel(widgets.VBox):
@@ -43,22 +51,17 @@ class HeadPanel(widgets.VBox):
 
     def __init__(self, stored: Stored, *, head: Head, choice: Choice, on_prompt: Callable[[str], None]) -> None:
         self._stored, self._head, self._choice = stored, head, choice
-        self._title = widgets.HTML()
-        self._stats = widgets.HTML()
-        self._status = widgets.HTML()
-        self._focus = widgets.HTML()
-        self._tokens = widgets.HTML()
-        self._replies = widgets.HTML()
-        self._ask = widgets.Button(
-            description="Generate replies", tooltip="Generate the reply with and without this head"
-        )
-        self._ask.on_click(lambda button: self.guard(lambda: self._show_replies(asked=True)))
+        self._title, self._stats, self._status = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        self._attended, self._tokens, self._replies = widgets.HTML(), widgets.HTML(), widgets.HTML()
+        tooltip = "Generate the reply with and without this head"
+        self._ask = widgets.Button(description="Generate replies", tooltip=tooltip)
+        self._ask.on_click(lambda button: self.attempt(lambda: self._show_replies(asked=True)))
         self._chart = Pane("", on_key=on_prompt)
         column = {"flex": "1 1 390px", "min_width": "320px", "padding": "0 14px 0 0"}
-        left = widgets.VBox([self._stats, self._chart.widget], layout=widgets.Layout(**column))
-        right = widgets.VBox([self._focus, self._tokens, self._ask, self._replies], layout=widgets.Layout(**column))
-        body = widgets.HBox([left, right], layout=widgets.Layout(flex_flow="row wrap"))
-        super().__init__([self._title, self._status, body], layout=widgets.Layout(flex="1 1 390px", padding="4px 0"))
+        left = widgets.VBox([self._stats, self._chart.widget], layout=column)
+        right = widgets.VBox([self._attended, self._tokens, self._ask, self._replies], layout=column)
+        body = widgets.HBox([left, right], layout={"flex_flow": "row wrap"})
+        super().__init__([self._title, self._status, body], layout={"flex": "1 1 390px", "padding": "4px 0"})
 
     def __repr__(self) -> str:
         return f"HeadPanel({head_name(*self._head)})"
@@ -73,11 +76,11 @@ class HeadPanel(widgets.VBox):
         masked = theme.projection_words(choice.projection)
         self._title.value = markup.block(markup.heading(head_name(*head), masked=masked, locked=locked))
         self._status.value = ""
-        self.guard(self._show_stats)
-        self.guard(lambda: self._chart.draw(self._distribution()))
-        self.guard(self._show_prompt)
+        self.attempt(self._show_stats)
+        self.attempt(lambda: self._chart.draw(self._distribution()))
+        self.attempt(self._show_prompt)
 
-    def guard(self, act: Callable[[], None]) -> None:
+    def attempt(self, act: Callable[[], None]) -> None:
         """Run one step; what goes wrong is written into the panel, and the other parts stay as they are."""
         try:
             act()
@@ -89,78 +92,58 @@ class HeadPanel(widgets.VBox):
             )
 
     def _show_stats(self) -> None:
-        layer, head = self._head
-        rows = []
-        for criterion in dict.fromkeys(self._stored.scores["criterion"]):
-            projection = screen.projection_of(self._stored.scores, criterion, self._choice.projection)
-            cells = {
-                column: theme.grid(self._stored.scores, criterion=criterion, projection=projection, column=column)
-                for column in ("unsafe", "safe", "difference", "auroc")
-            }
-            order = np.sum(cells["unsafe"] > cells["unsafe"][layer, head]) + 1
-            known = np.isfinite(cells["unsafe"])
-            place = f"{order}/{known.sum()}" if known[layer, head] else "not computed"
-            name = f"{theme.title(criterion)}\n{theme.unit(criterion)}"
-            rows.append([name, *(number(float(c[layer, head])) for c in cells.values()), place])
-        header = ["", "unsafe", "safe", "difference", "AUROC", "rank"]
-        self._stats.value = markup.block(markup.table(header, rows))
+        rows = [
+            [f"{theme.title(criterion)}\n{theme.unit(criterion)}", *map(number, values.values()), place]
+            for criterion, values, place in charts.head_rows(self._stored.scores, self._head, self._choice.projection)
+        ]
+        self._stats.value = markup.block(markup.table(["", "unsafe", "safe", "difference", "AUROC", "rank"], rows))
 
     def _distribution(self) -> str:
         choice = self._choice
         where = (self._stored.run, choice.criterion, choice.projection)
-        return svg.distribution(
-            screen.prompt_table(*where, head=self._head),
-            axis=f"{theme.title(choice.criterion)} ({theme.unit(choice.criterion)})",
-            by=choice.by,
-            threshold=screen.threshold(*where, head=self._head),
-        )
+        table = charts.prompt_table(*where, head=self._head)
+        threshold = charts.threshold(*where, head=self._head)
+        axis = theme.axis(choice.criterion)
+        return svg.distribution(charts.distribution(table, axis=axis, by=choice.by, threshold=threshold))
 
     def _show_prompt(self) -> None:
-        looking, prompt_id = self._stored.looking, self._choice.prompt_id
-        for part in (self._focus, self._tokens, self._replies):
+        inspector, prompt_id = self._stored.inspector, self._choice.prompt_id
+        for part in (self._attended, self._tokens, self._replies):
             part.value = ""
         self._ask.layout.display = "none"
-        if looking is None:
-            self._focus.value = markup.note(
-                "Stored data only. Give the model too, wb.explore(run, model=model), to see where this head looks "
-                "and what the model says with and without it."
-            )
+        if inspector is None or prompt_id not in inspector.prompts:
+            lacking = _NO_MODEL if inspector is None else _NO_PROMPTS
+            self._attended.value = markup.note(lacking)
             return
-        if prompt_id not in looking.prompts:
-            self._focus.value = markup.note(
-                "The run keeps prompt ids, not the prompts. Give them too, "
-                "wb.explore(run, model=model, prompts=prompts), to see where this head looks."
-            )
-            return
-        self._focus.value = markup.busy("Reading the prompt …")
-        focus = looking.focus(prompt_id, self._head)
-        self._focus.value = markup.block(self._focus_html(looking, focus))
+        self._attended.value = markup.busy("Reading the prompt …")
+        attended = inspector.attended(prompt_id, self._head)
+        self._attended.value = markup.block(self._attended_html(inspector, attended))
         self._tokens.value = markup.busy("Masking the head …")
-        rows = looking.next_tokens(prompt_id, self._head, self._choice.projection)
+        rows = inspector.next_tokens(prompt_id, self._head, self._choice.projection)
         self._tokens.value = markup.block("<h4>Next token, likeliest first</h4>", markup.next_tokens(rows))
-        self._show_replies(asked=looking.cheap)
+        self._show_replies(asked=inspector.cheap)
 
-    def _focus_html(self, looking: Looking, focus: Focus) -> str:
-        image = looking.prompts[self._choice.prompt_id].image
+    def _attended_html(self, inspector: Inspector, attended: Attended) -> str:
+        image = inspector.prompts[self._choice.prompt_id].image
         picture = ""
         if image is not None:
-            share = f"{focus.image_share:.0%} on the picture" if np.isfinite(focus.image_share) else "the picture"
+            share = f"{attended.image_share:.0%} on the picture" if np.isfinite(attended.image_share) else "the picture"
             picture = (
-                f'{markup.pictures(image, focus.patches)}<div class="wb-quiet">{share}, the rest on the words:</div>'
+                f'{markup.pictures(image, attended.patches)}<div class="wb-quiet">{share}, the rest on the words:</div>'
             )
-        return f"<h4>Attention from the last prompt position</h4>{picture}{markup.words(focus.words)}"
+        return f"<h4>Attention from the last prompt position</h4>{picture}{markup.words(attended.words)}"
 
     def _show_replies(self, *, asked: bool) -> None:
-        looking, choice = self._stored.looking, self._choice
-        if looking is None:
+        inspector, choice = self._stored.inspector, self._choice
+        if inspector is None:
             return
-        if not asked and not looking.has_replies(choice.prompt_id, self._head, choice.projection):
+        if not asked and not inspector.has_replies(choice.prompt_id, self._head, choice.projection):
             self._ask.layout.display = ""
             return
         self._ask.layout.display = "none"
         self._replies.value = markup.busy("Generating …")
         try:
-            base, masked = looking.replies(choice.prompt_id, self._head, choice.projection)
+            base, masked = inspector.replies(choice.prompt_id, self._head, choice.projection)
         except BaseException:
             self._replies.value = ""
             raise

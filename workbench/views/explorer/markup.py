@@ -4,45 +4,15 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from workbench.views import theme
 
-STYLE = f"""<style>
-.wb {{ font-family: var(--jp-ui-font-family, system-ui, sans-serif); font-size: 13px; line-height: 1.45;
-       color: var(--jp-ui-font-color1, {theme.INK}); }}
-.wb h3 {{ font-size: 17px; font-weight: 600; margin: 0; }}
-.wb h4 {{ font-size: 12px; font-weight: 600; margin: 10px 0 4px; color: var(--jp-ui-font-color2, #616161); }}
-.wb .wb-quiet {{ color: var(--jp-ui-font-color2, #616161); }}
-.wb .wb-head-name {{ font-size: 22px; font-weight: 600; margin-right: 8px; }}
-.wb .wb-chip {{ display: inline-block; padding: 0 8px; border-radius: 9px; font-size: 12px; color: #fff;
-                margin-right: 4px; }}
-.wb .wb-chip.unsafe {{ background: {theme.LABEL_COLOURS["unsafe"]}; }}
-.wb .wb-chip.safe {{ background: {theme.LABEL_COLOURS["safe"]}; }}
-.wb .wb-chip.plain {{ background: #6F7D8A; }}
-.wb table {{ border-collapse: collapse; margin: 4px 0; }}
-.wb th {{ text-align: right; font-weight: 500; padding: 1px 8px 3px 0; white-space: nowrap;
-          color: var(--jp-ui-font-color2, #616161); }}
-.wb td {{ text-align: right; padding: 2px 8px 2px 0; white-space: nowrap; vertical-align: top;
-          font-variant-numeric: tabular-nums; }}
-.wb th:first-child, .wb td:first-child {{ text-align: left; }}
-.wb small {{ display: block; color: var(--jp-ui-font-color2, #616161); line-height: 1.1; }}
-.wb table {{ font-size: 12px; }}
-.wb .wb-p {{ text-align: left; min-width: 108px; }}
-.wb .wb-token {{ max-width: 150px; overflow: hidden; text-overflow: ellipsis; }}
-.wb .wb-text {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
-.wb .wb-words {{ line-height: 2; overflow-wrap: anywhere; }}
-.wb .wb-word {{ padding: 2px 1px; border-radius: 3px; }}
-.wb .wb-pictures {{ display: flex; flex-wrap: wrap; gap: 10px; }}
-.wb .wb-bar {{ display: inline-block; height: 9px; border-radius: 2px; vertical-align: baseline; margin-right: 6px; }}
-.wb .wb-reply {{ border-left: 3px solid #C8C8C8; padding: 2px 0 2px 10px; margin: 4px 0;
-                 white-space: pre-wrap; overflow-wrap: anywhere; }}
-.wb .wb-reply.masked {{ border-color: {theme.LABEL_COLOURS["unsafe"]}; }}
-.wb .wb-error {{ background: #FDECEA; color: #7A1C12; padding: 6px 10px; border-radius: 4px; }}
-.wb .wb-busy {{ color: var(--jp-ui-font-color2, #616161); font-style: italic; }}
-</style>"""
+_COLOURS = "".join(f"--wb-{label}: {colour};" for label, colour in theme.LABEL_COLOURS.items())
+STYLE = f"<style>:root {{ {_COLOURS} }}\n{Path(__file__).with_name('style.css').read_text(encoding='utf-8')}</style>"
 
 
 def block(*pieces: str) -> str:

@@ -7,8 +7,8 @@ import pandas as pd
 import xarray as xr
 
 from workbench.axes import head_name
-from workbench.views import theme
-from workbench.views.picks import Picks
+from workbench.views import charts
+from workbench.views.charts import Picks
 
 _MASKS = {
     ("query", "limit"): "attention made even over the positions the head may see",
@@ -91,7 +91,7 @@ def picked(picks: Picks, scores: pd.DataFrame, *, criterion: str, projection: st
     """Which heads the selectivity rule keeps, with their two means, or why it keeps none."""
     if not picks.selective:
         return f"none, since the selectivity rule keeps no head ({picks.refused})"
-    cells = {c: theme.grid(scores, criterion=criterion, projection=projection, column=c) for c in ("unsafe", "safe")}
+    cells = {c: charts.grid(scores, criterion=criterion, projection=projection, column=c) for c in ("unsafe", "safe")}
     return ", ".join(
         f"{head_name(*head)} ({cells['unsafe'][head]:.3g} on unsafe, {cells['safe'][head]:.3g} on safe)"
         for head in picks.selective

@@ -1,7 +1,7 @@
 """The paper figures: each function takes score tables and returns one matplotlib figure.
 
 Sizes are those of a printed page (3.3 inches a column, 6.9 inches two), text is 6–8 points, and no
-browser is involved. `paper.save_figures` writes them.
+browser is involved. `save.save_figures` writes them.
 """
 
 import matplotlib
@@ -11,36 +11,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from workbench.criteria.agreement import rank_agreement
-from workbench.views import theme
-from workbench.views.figures.panels import (
-    colour_bar,
-    head_axes,
-    head_cloud,
-    heat_map,
-    name_points,
-    open_frame,
-    outline,
-)
-from workbench.views.picks import Picks
+from workbench.views import charts, theme
+from workbench.views.charts import Picks
+from workbench.views.figures.panels import colour_bar, head_axes, head_cloud, heat_map, name_points, outline
 
 RC = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same letters
-    "font.size": 7,
-    "axes.titlesize": 7,
-    "axes.labelsize": 7,
-    "axes.linewidth": 0.5,
-    "axes.edgecolor": theme.INK,
-    "axes.labelcolor": theme.INK,
-    "text.color": theme.INK,
-    "xtick.labelsize": 6,
-    "ytick.labelsize": 6,
-    "xtick.color": theme.INK,
-    "ytick.color": theme.INK,
-    "xtick.major.width": 0.5,
-    "ytick.major.width": 0.5,
-    "xtick.major.size": 2,
-    "ytick.major.size": 2,
-    "legend.fontsize": 6,
+    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 7),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 6),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), theme.INK),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.5),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2),
     "legend.frameon": False,
     "hatch.linewidth": 0.4,
     "figure.dpi": 100,
@@ -60,102 +41,83 @@ def _new_figure(width: float, height: float) -> Figure:
 
 def safe_and_unsafe(scores: pd.DataFrame, *, criterion: str, projection: str, picks: Picks) -> Figure:
     """Two layer × head maps on one colour scale: the mean over safe and over unsafe prompts."""
-    maps = {c: theme.grid(scores, criterion=criterion, projection=projection, column=c) for c in ("safe", "unsafe")}
-    layers, heads = maps["safe"].shape
-    scale = theme.scale(np.stack(list(maps.values())))
-    figure = _new_figure(theme.COLUMN_INCHES, _map_height(layers, heads, panel_inches=1.2))
-    left, right = figure.subplots(1, 2, sharey=True)
-    for ax, (column, cells) in zip((left, right), maps.items(), strict=True):
+    where = {"criterion": criterion, "projection": projection}
+    maps = {column: charts.grid(scores, **where, column=column) for column in ("safe", "unsafe")}
+    scale = charts.scale(np.stack(list(maps.values())))
+    figure = _new_figure(theme.COLUMN_INCHES, _map_height(maps["safe"], panel_inches=1.2))
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, (column, cells) in zip(axes, maps.items(), strict=True):
         mesh = heat_map(ax, cells, scale=scale)
         outline(ax, picks.selective)
         ax.set_title(", ".join(w for w in (theme.projection_words(projection), column) if w))
         ax.set_xlabel("head")
-    left.set_ylabel("layer")
-    colour_bar(figure, mesh, (left, right), label=f"{theme.short_title(criterion).lower()}\n({theme.unit(criterion)})")
+    axes[0].set_ylabel("layer")
+    colour_bar(figure, mesh, axes, label=f"{theme.short_title(criterion).lower()}\n({theme.unit(criterion)})")
     return figure
 
 
-def _map_height(layers: int, heads: int, *, panel_inches: float) -> float:
+def _map_height(cells: np.ndarray, *, panel_inches: float) -> float:
     """Room for one row of maps whose cells are square, with a title and axis words."""
+    layers, heads = cells.shape
     return float(np.clip(panel_inches * layers / heads, 1.0, 4.5)) + 0.6
 
 
 def selectivity(scores: pd.DataFrame, *, criterion: str, projection: str, picks: Picks) -> Figure:
     """Every head by its mean on safe prompts (across) and unsafe prompts (up), with the rule's bound and its picks."""
-    safe = theme.grid(scores, criterion=criterion, projection=projection, column="safe")
-    unsafe = theme.grid(scores, criterion=criterion, projection=projection, column="unsafe")
+    chart = charts.cloud(scores, criterion=criterion, projection=projection, chosen=picks)
     figure = _new_figure(theme.COLUMN_INCHES, 2.7)
     ax = figure.subplots()
-    head_cloud(ax, safe, unsafe, colour=theme.NEUTRAL)
-    ax.set_xlabel(f"mean over safe prompts ({theme.unit(criterion)})")
-    ax.set_ylabel(f"mean over unsafe prompts ({theme.unit(criterion)})")
-    ax.set_title(heading(criterion, projection))
-    head_axes(ax)
+    head_cloud(ax, chart.x, chart.y, colour=theme.NEUTRAL)
+    ax.set(xlabel=chart.words[0], ylabel=chart.words[1], title=theme.heading(criterion, projection))
+    head_axes(ax, chart.limits)
     avoid = []
     if np.isfinite(picks.bound):
-        ax.axvspan(
-            ax.get_xlim()[0], picks.bound, color=theme.LABEL_COLOURS["unsafe"], alpha=0.07, linewidth=0, zorder=0
-        )
-        avoid = [ax.axvline(picks.bound, color=theme.INK, linewidth=0.6, linestyle=(0, (4, 2)), zorder=1)]
-        bound = ax.text(
-            picks.bound, 1.0, " 80th percentile over heads", transform=ax.get_xaxis_transform(), fontsize=6, va="top"
-        )
-        avoid.append(bound)
-    open_frame(ax)
-    named = dict.fromkeys(picks.selective, theme.LABEL_COLOURS["unsafe"])
-    if picks.sensitive and picks.sensitive not in named:
-        named[picks.sensitive] = theme.INK
-    name_points(ax, named, safe, unsafe, avoid=avoid)
+        shade = {"color": theme.LABEL_COLOURS["unsafe"], "alpha": 0.07, "linewidth": 0, "zorder": 0}
+        ax.axvspan(ax.get_xlim()[0], picks.bound, **shade)
+        line = ax.axvline(picks.bound, color=theme.INK, linewidth=0.6, linestyle=(0, (4, 2)), zorder=1)
+        place = {"transform": ax.get_xaxis_transform(), "fontsize": 6, "va": "top"}
+        avoid = [line, ax.text(picks.bound, 1.0, " 80th percentile over heads", **place)]
+    name_points(ax, chart.named, chart.x, chart.y, avoid=avoid)
     return figure
-
-
-def heading(criterion: str, projection: str) -> str:
-    """`Deflection angle, query masked`."""
-    return ", ".join(words for words in (theme.title(criterion), theme.projection_words(projection)) if words)
 
 
 def query_against_value(scores: pd.DataFrame, *, criterion: str, picks: Picks) -> Figure:
     """Every head by what masking its query does (across) and what masking its value does (up)."""
     figure = _new_figure(theme.COLUMN_INCHES, 2.7)
     ax = figure.subplots()
+    points = []
     for column, marker in (("safe", "o"), ("unsafe", "^")):
-        both = [theme.grid(scores, criterion=criterion, projection=p, column=column) for p in ("query", "value")]
-        head_cloud(ax, *both, colour=theme.LABEL_COLOURS[column], marker=marker, label=f"{column} prompts")
+        x, y = (charts.grid(scores, criterion=criterion, projection=p, column=column) for p in ("query", "value"))
+        head_cloud(ax, x, y, colour=theme.LABEL_COLOURS[column], marker=marker, label=f"{column} prompts")
+        known = np.isfinite(x) & np.isfinite(y)
+        points += [x[known], y[known]]
     words = f"{theme.title(criterion).lower()} ({theme.unit(criterion)})"
-    ax.set_xlabel(f"query masked: {words}")
-    ax.set_ylabel(f"value masked: {words}")
-    head_axes(ax)
-    open_frame(ax)
+    ax.set(xlabel=f"query masked: {words}", ylabel=f"value masked: {words}")
+    head_axes(ax, charts.limits(*points))
     legend = ax.legend(loc="upper left", handletextpad=0.1, borderaxespad=0)
-    name_points(ax, dict.fromkeys(picks.selective, theme.INK), *both, avoid=[legend])
+    name_points(ax, dict.fromkeys(picks.selective, theme.INK), x, y, avoid=[legend])
     return figure
 
 
 def side_by_side(scores: pd.DataFrame, *, projection: str) -> Figure:
     """One column a criterion: above, its value on unsafe prompts; below, its AUROC, on one scale for all."""
-    criteria = list(dict.fromkeys(scores["criterion"]))
-    where = {c: _projection_of(scores, c, projection) for c in criteria}
-    layers, heads = theme.grid(scores, criterion=criteria[0], projection=where[criteria[0]], column="unsafe").shape
-    width = theme.DOUBLE_INCHES if len(criteria) > 1 else theme.COLUMN_INCHES
-    figure = _new_figure(width, 2 * _map_height(layers, heads, panel_inches=1.4))
-    axes = figure.subplots(2, len(criteria), sharex=True, sharey=True, squeeze=False)
-    for (top, bottom), criterion in zip(axes.T, criteria, strict=True):
-        cells = theme.grid(scores, criterion=criterion, projection=where[criterion], column="unsafe")
-        mesh = heat_map(top, cells, scale=theme.scale(cells))
-        colour_bar(figure, mesh, top, label=theme.unit(criterion))
-        top.set_title(heading(criterion, where[criterion]).replace(", ", "\n"))
-        rates = theme.grid(scores, criterion=criterion, projection=where[criterion], column="auroc")
-        lower = heat_map(bottom, rates, scale=theme.scale(rates, column="auroc"))
-        bottom.set_xlabel("head")
+    shown = {c: charts.projection_of(scores, c, projection, strict=False) for c in dict.fromkeys(scores["criterion"])}
+    maps = {
+        column: [charts.head_map(scores, criterion=c, projection=p, column=column) for c, p in shown.items()]
+        for column in ("unsafe", "auroc")
+    }
+    height = _map_height(maps["unsafe"][0].cells, panel_inches=1.4)
+    figure = _new_figure(theme.DOUBLE_INCHES if len(shown) > 1 else theme.COLUMN_INCHES, 2 * height)
+    axes = figure.subplots(2, len(shown), sharex=True, sharey=True, squeeze=False)
+    for above, below, value, rate in zip(*axes, maps["unsafe"], maps["auroc"], strict=True):
+        colour_bar(figure, heat_map(above, value.cells, scale=value.scale), above, label=value.unit)
+        above.set_title(value.title.replace(", ", "\n"))
+        lower = heat_map(below, rate.cells, scale=rate.scale)
+        below.set_xlabel("head")
     colour_bar(figure, lower, list(axes[1]), label="AUROC, unsafe above safe")
     for row in axes:
         row[0].set_ylabel("layer")
     return figure
-
-
-def _projection_of(scores: pd.DataFrame, criterion: str, wanted: str) -> str:
-    have = list(dict.fromkeys(scores.loc[scores["criterion"] == criterion, "projection"]))
-    return wanted if wanted in have else have[0]
 
 
 def agreement(scores: pd.DataFrame) -> Figure:
@@ -172,7 +134,7 @@ def agreement(scores: pd.DataFrame) -> Figure:
     side = theme.COLUMN_INCHES if few else theme.DOUBLE_INCHES
     figure = _new_figure(side, side * 0.82)
     ax = figure.subplots()
-    mesh = heat_map(ax, cells, scale=theme.Scale(-1.0, 1.0, theme.DIVERGING))
+    mesh = heat_map(ax, cells, scale=charts.Scale(-1.0, 1.0, theme.DIVERGING))
     ax.set_aspect("auto")  # leaves the room to the words
     ax.invert_yaxis()
     turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}

@@ -14,16 +14,18 @@ from matplotlib.text import Text
 from matplotlib.ticker import NullLocator
 
 from workbench.axes import head_name
-from workbench.views import theme
-from workbench.views.picks import Head
+from workbench.views import charts, theme
+from workbench.views.charts import Head
+
+Box = Sequence[float]  # left, bottom, right, top in pixels
 
 
-def heat_map(ax: Axes, cells: np.ndarray, *, scale: theme.Scale) -> QuadMesh:
+def heat_map(ax: Axes, cells: np.ndarray, *, scale: charts.Scale) -> QuadMesh:
     """A layer × head map of `cells` [layer, head]; NaN cells show the hatched ground: not computed.
 
     Args:
         cells: One value a head, in the unit of the colour bar. Layer 0 is drawn at the bottom.
-        scale: From `theme.scale`.
+        scale: From `charts.scale`.
     """
     layers, heads = cells.shape
     ax.patch.set(facecolor="white", edgecolor=theme.QUIET, hatch="////////", linewidth=0)
@@ -37,19 +39,10 @@ def heat_map(ax: Axes, cells: np.ndarray, *, scale: theme.Scale) -> QuadMesh:
         edgecolors="white" if gap else "face",
         linewidth=gap or 0.1,
     )
-    ax.set_xticks(_steps(heads), labels=[str(i) for i in _steps(heads)])
-    ax.set_yticks(_steps(layers), labels=[str(i) for i in _steps(layers)])
-    ax.set_aspect("equal")
+    ax.set(xticks=charts.steps(heads), yticks=charts.steps(layers), aspect="equal")
     ax.tick_params(length=0, pad=2)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.spines[:].set_visible(False)
     return mesh
-
-
-def _steps(count: int) -> list[int]:
-    """Ticks 0, k, 2k, … with at most nine of them."""
-    step = next(k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if count <= 9 * k)
-    return list(range(0, count, step))
 
 
 def colour_bar(figure: Figure, mesh: QuadMesh, axes: Axes | Sequence[Axes], *, label: str) -> None:
@@ -60,43 +53,35 @@ def colour_bar(figure: Figure, mesh: QuadMesh, axes: Axes | Sequence[Axes], *, l
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, width=0.5, pad=2)
     if log:
-        ticks = theme.log_ticks(mesh.norm.vmin, mesh.norm.vmax)
-        bar.set_ticks(ticks, labels=[theme.tick_label(tick) for tick in ticks])
+        ticks = charts.log_ticks(mesh.norm.vmin, mesh.norm.vmax)
+        bar.set_ticks(ticks, labels=map(charts.tick_label, ticks))
         bar.ax.minorticks_off()
 
 
 def outline(ax: Axes, heads: Sequence[Head], *, colour: str = theme.PICKED) -> None:
     """A frame around each of `heads`, white under dark so that it shows on both ends of a scale."""
-    for layer, head in heads:
-        for width, edge in ((1.6, "white"), (0.8, colour)):
-            ax.add_patch(
-                Rectangle((head - 0.46, layer - 0.46), 0.92, 0.92, fill=False, edgecolor=edge, linewidth=width)
-            )
+    for (layer, head), (width, edge) in itertools.product(heads, ((1.6, "white"), (0.8, colour))):
+        ax.add_patch(Rectangle((head - 0.46, layer - 0.46), 0.92, 0.92, fill=False, edgecolor=edge, linewidth=width))
 
 
 def head_cloud(ax: Axes, x: np.ndarray, y: np.ndarray, *, colour: str, marker: str = "o", label: str = "") -> None:
     """One point a head; `x` and `y` are [layer, head], and heads that were not computed are left out."""
     known = np.isfinite(x) & np.isfinite(y)
-    ax.scatter(
-        x[known], y[known], s=9, c=colour, marker=marker, linewidths=0, alpha=0.75, label=label or None, zorder=2
-    )
+    look = {"s": 9, "c": colour, "marker": marker, "linewidths": 0, "alpha": 0.75, "zorder": 2}
+    ax.scatter(x[known], y[known], label=label or None, **look)
 
 
-def head_axes(ax: Axes) -> None:
-    """The line y = x, and axes that suit the points: from 0 where none is negative, logarithmic where spread wide."""
-    points = np.concatenate([np.asarray(cloud.get_offsets()).ravel() for cloud in ax.collections])
-    low, high = (points.min(), points.max()) if points.size else (0.0, 1.0)
-    if theme.wide(points):
-        ax.set(xscale="log", yscale="log", xlim=(low / 1.3, high * 1.5), ylim=(low / 1.3, high * 1.5))
+def head_axes(ax: Axes, limits: charts.Limits) -> None:
+    """Two axes alike, left and bottom only, with the line on which they are equal."""
+    ends = (limits.low, limits.high)
+    if limits.log:
+        ax.set(xscale="log", yscale="log")
         for axis in (ax.xaxis, ax.yaxis):
-            ticks = theme.log_ticks(low / 1.3, high * 1.5)
-            axis.set_ticks(ticks, labels=[theme.tick_label(tick) for tick in ticks])
+            axis.set_ticks(limits.ticks, labels=map(charts.tick_label, limits.ticks))
             axis.set_minor_locator(NullLocator())
-    else:
-        room = 0.06 * (high - low) or 1.0
-        ends = (0.0 if low >= 0 else low - room, high + room)
-        ax.set(xlim=ends, ylim=ends)
-    ax.plot(ax.get_xlim(), ax.get_xlim(), color=theme.QUIET, linewidth=0.7, zorder=1)
+    ax.set(xlim=ends, ylim=ends)
+    ax.plot(ends, ends, color=theme.QUIET, linewidth=0.7, zorder=1)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def name_points(
@@ -105,16 +90,14 @@ def name_points(
     """Ring each of `heads` in its colour and write `L3H6` beside it, clear of names, rings and what to `avoid`."""
     renderer = ax.figure.canvas.get_renderer()
     ax.figure.draw_without_rendering()  # places in pixels are known only after a layout
-    inside = ax.get_window_extent()
-    taken = [artist.get_window_extent(renderer).extents for artist in avoid]
-    names: list[Sequence[float]] = []
-    rings: dict[Head, Sequence[float]] = {}
+    inside = ax.get_window_extent().extents
+    centres = {cell: ax.transData.transform((x[cell], y[cell])) for cell in heads}
+    rings = {cell: _around(centre, 4) for cell, centre in centres.items()}
     dots = [_around(ax.transData.transform(dot), 2) for cloud in ax.collections for dot in cloud.get_offsets()]
+    taken = [*(artist.get_window_extent(renderer).extents for artist in avoid), *rings.values()]
+    names: list[Box] = []
     for cell, colour in heads.items():
         ax.scatter([x[cell]], [y[cell]], s=24, facecolors="none", edgecolors=colour, linewidths=0.8, zorder=3)
-        rings[cell] = _around(ax.transData.transform((x[cell], y[cell])), 4)
-        taken.append(rings[cell])
-    for cell, colour in heads.items():
         text = ax.annotate(
             head_name(*cell),
             (x[cell], y[cell]),
@@ -131,48 +114,36 @@ def name_points(
             text.arrow_patch.set_visible(radius > 8)  # a name far from its ring is tied to it
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer).padded(2).extents  # the word, without its line
-            line = _line(ax.transData.transform((x[cell], y[cell])), box) if radius > 8 else []
-            others = [*names, *(ring for head, ring in rings.items() if head != cell)]
-            crossed = filled and any(_overlap(part, other) for part in line for other in others)
-            free = not crossed and not any(_overlap(box, other) for other in filled)
-            if _within(box, inside.extents) and free:
+            line = _line(centres[cell], box) if radius > 8 else []
+            others = [*names, *(ring for head, ring in rings.items() if head != cell)] if filled else []
+            crossed = any(_overlap(part, other) for part in line for other in others)
+            if _within(box, inside) and not crossed and not any(_overlap(box, other) for other in filled):
                 names.append(box)
                 taken += [box, *line]
                 break
 
 
-def _line(ring: np.ndarray, box: np.ndarray) -> list[tuple[float, float, float, float]]:
+def _line(ring: np.ndarray, box: np.ndarray) -> list[Box]:
     """Small boxes along the line from a ring to a word."""
     centre = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
     return [_around(ring + share * (centre - ring), 0.5) for share in np.linspace(0.2, 1, 20)]
 
 
-def _around(place: np.ndarray, reach: float) -> tuple[float, float, float, float]:
+def _around(place: np.ndarray, reach: float) -> Box:
     return (place[0] - reach, place[1] - reach, place[0] + reach, place[1] + reach)
 
 
 _RADII = (5, 8, 12, 17, 23, 30, 38)  # points
 _COMPASS = (
-    (1, 0, "left", "center"),
-    (0.7, 0.7, "left", "bottom"),
-    (0, 1, "center", "bottom"),
-    (-1, 0, "right", "center"),
-    (-0.7, 0.7, "right", "bottom"),
-    (0.7, -0.7, "left", "top"),
-    (0, -1, "center", "top"),
+    *((1, 0, "left", "center"), (0.7, 0.7, "left", "bottom"), (0, 1, "center", "bottom"), (-1, 0, "right", "center")),
+    *((-0.7, 0.7, "right", "bottom"), (0.7, -0.7, "left", "top"), (0, -1, "center", "top")),
     (-0.7, -0.7, "right", "top"),
 )
 
 
-def _within(box: Sequence[float], frame: Sequence[float]) -> bool:
+def _within(box: Box, frame: Box) -> bool:
     return box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
 
 
-def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def open_frame(ax: Axes) -> None:
-    """Left and bottom spines only, for scatter panels."""
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)

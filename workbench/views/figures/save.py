@@ -4,8 +4,8 @@ The same run and the same library versions give the same bytes: no dates, no ran
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 
 from workbench.criteria import SCORE_COLUMNS, get_criterion, score
 from workbench.errors import FigureError
+from workbench.runs.reading import RunLike, as_run, check_run
 from workbench.views import theme
+from workbench.views.charts import picks
 from workbench.views.figures import captions, pages
-from workbench.views.picks import picks
 
 # What each format would otherwise write about the moment and the program that made it.
 _METADATA = {
@@ -29,8 +30,7 @@ _ABREAST = 3  # criteria side by side in 6.9 inches
 _SIDECAR = "captions.md"
 
 
-@dataclass(frozen=True, repr=False)
-class _Plate:
+class _Page(NamedTuple):
     """One figure with its file name (no suffix) and its caption."""
 
     name: str
@@ -39,7 +39,7 @@ class _Plate:
 
 
 def save_figures(
-    run: xr.Dataset,
+    run: RunLike,
     out: str | Path,
     formats: Sequence[str] = ("pdf", "svg", "png"),
     *,
@@ -53,7 +53,7 @@ def save_figures(
     AUROC, and how far their rankings agree. A head that was not computed is hatched.
 
     Args:
-        run: A run as `wb.sweep` returns it or `xarray.open_zarr` reads it.
+        run: A run as `wb.sweep` returns it, or the path of a stored one.
         out: A folder; made if it is missing. Files of the same names are replaced.
         formats: Any of `pdf`, `svg`, `png` (300 dots per inch).
         scores: A score table to draw; without it, `wb.score(run)`.
@@ -73,20 +73,20 @@ def save_figures(
         >>> files[0].name, files[-1].name
         ('maps_deflection_query.png', 'captions.md')
     """
-    formats = _checked_formats(formats)
+    formats, run = _checked_formats(formats), as_run(run)
     folder = _writable_folder(Path(out))
     table = _checked_scores(run, scores)
     written, sections = [], []
     with pages.house_style():
-        for plate in _plates(run, table):
+        for page in _pages(run, table):
             for _ in range(3):  # what a colour bar needs is known after the first time, and settles by the third
-                plate.figure.draw_without_rendering()
-            plate.figure.set_layout_engine("none")  # laid out once, so that every format has the same places
-            files = [folder / f"{plate.name}.{suffix}" for suffix in formats]
+                page.figure.draw_without_rendering()
+            page.figure.set_layout_engine("none")  # laid out once, so that every format has the same places
+            files = [folder / f"{page.name}.{suffix}" for suffix in formats]
             for file in files:
-                _write(plate.figure, file)
+                _write(page.figure, file)
             written += files
-            sections.append(f"## {plate.name}\n\n{plate.caption}\n")
+            sections.append(f"## {page.name}\n\n{page.caption}\n")
     sidecar = folder / _SIDECAR
     made = "\n".join(captions.provenance(run))
     sidecar.write_text(
@@ -121,14 +121,7 @@ def _writable_folder(folder: Path) -> Path:
 
 
 def _checked_scores(run: xr.Dataset, scores: pd.DataFrame | None) -> pd.DataFrame:
-    if not isinstance(run, xr.Dataset):
-        raise FigureError(
-            f"Figures are drawn from a run (an xarray.Dataset); got {type(run).__name__}. Make one with wb.sweep."
-        )
-    if lacking := {"label"} - set(run.coords):
-        raise FigureError(
-            f"The run has no coordinate {', '.join(lacking)} along prompt, so safe and unsafe cannot be told apart."
-        )
+    check_run(run)
     if scores is None:
         drawn = [c for c in _CRITERIA if set(get_criterion(c).needs) <= set(run.data_vars)]
         if not drawn:
@@ -148,64 +141,58 @@ def _checked_scores(run: xr.Dataset, scores: pd.DataFrame | None) -> pd.DataFram
     return scores
 
 
-def _plates(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Plate]:
+def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
     contrast = scores[scores["safe"].notna()]
     pairs = list(dict.fromkeys(zip(contrast["criterion"], contrast["projection"], strict=True)))
     chosen = {pair: picks(scores, criterion=pair[0], projection=pair[1]) for pair in pairs}
     first = pairs[0][0] if pairs else ""
-    for criterion, projection in pairs:
-        where = {"criterion": criterion, "projection": projection}
-        kept, over = chosen[criterion, projection], captions.over(run, scores, projection)
+    unit = theme.unit(first)
+    for (criterion, projection), kept in chosen.items():
+        where: dict[str, Any] = {"criterion": criterion, "projection": projection}
+        over = captions.over(run, scores, projection)
         name = criterion if projection == "none" else f"{criterion}_{projection}"
-        heads = captions.picked(kept, scores, **where)
-        yield _Plate(
+        heading, heads = theme.heading(criterion, projection), captions.picked(kept, scores, **where)
+        yield _Page(
             f"maps_{name}",
             pages.safe_and_unsafe(scores, **where, picks=kept),
-            f"**{pages.heading(criterion, projection)}**: every head's mean in {theme.unit(criterion)} over "
-            "safe prompts "
-            "(left) and unsafe prompts (right), on one colour scale. Layer 0 is at the bottom; hatched heads were "
-            "not computed. "
+            f"**{heading}**: every head's mean in {theme.unit(criterion)} over safe prompts (left) and unsafe prompts "
+            "(right), on one colour scale. Layer 0 is at the bottom; hatched heads were not computed. "
             f"{over} Framed, picked by selectivity, best first: {heads}.",
         )
         if criterion == first:
-            yield _Plate(
+            yield _Page(
                 f"selectivity_{name}",
                 pages.selectivity(scores, **where, picks=kept),
-                f"**Safe against unsafe: {pages.heading(criterion, projection).lower()}.** One point a head. "
-                f"The rule keeps heads {_bound_words(kept.bound, theme.unit(criterion))}, and ranks them by "
-                "unsafe − safe, their height above the grey line. "
-                f"Ringed in colour, its picks, best first: {heads}. Ringed in dark, where it is no pick: the head "
-                "that moves most "
-                f"on unsafe prompts. {over}",
+                f"**Safe against unsafe: {heading.lower()}.** One point a head. The rule keeps heads "
+                f"{_bound_words(kept.bound, unit)}, and ranks them by unsafe − safe, their height above the grey "
+                f"line. Ringed in colour, its picks, best first: {heads}. Ringed in dark, where it is no pick: the "
+                f"head that moves most on unsafe prompts. {over}",
             )
     if {(first, "query"), (first, "value")} <= set(pairs):
-        yield _Plate(
+        yield _Page(
             "query_against_value",
             pages.query_against_value(scores, criterion=first, picks=chosen[first, "query"]),
-            f"**Masking the query against masking the value**: {theme.title(first).lower()} in {theme.unit(first)}, "
-            "two points a head "
-            "(mean over safe and over unsafe prompts); on the grey line both do the same. Named, at their unsafe "
-            "mean: the heads "
-            f"that selectivity picks with the query masked. {captions.over(run, scores)}",
+            f"**Masking the query against masking the value**: {theme.title(first).lower()} in {unit}, two points a "
+            "head (mean over safe and over unsafe prompts); on the grey line both do the same. Named, at their unsafe "
+            f"mean: the heads that selectivity picks with the query masked. {captions.over(run, scores)}",
         )
+    criteria = list(dict.fromkeys(scores["criterion"]))
     for projection in [p for p in dict.fromkeys(scores["projection"]) if p != "none"]:
-        criteria = list(dict.fromkeys(scores["criterion"]))
-        for page, first in enumerate(range(0, len(criteria), _ABREAST), start=1):
-            part = scores[scores["criterion"].isin(criteria[first : first + _ABREAST])]
-            yield _Plate(
-                f"criteria_{projection}" if page == 1 else f"criteria_{projection}_{page}",
+        for page, begin in enumerate(range(0, len(criteria), _ABREAST), start=1):
+            part = scores[scores["criterion"].isin(criteria[begin : begin + _ABREAST])]
+            yield _Page(
+                f"criteria_{projection}" + (f"_{page}" if page > 1 else ""),
                 pages.side_by_side(part, projection=projection),
                 "**The criteria side by side.** Above: the mean over unsafe prompts (a probe: its held-out accuracy), "
                 "each in its own unit. Below: AUROC of unsafe above safe on one scale; 0.5 is no difference. "
                 f"{captions.over(run, scores, projection)}",
             )
     if scores.groupby(["criterion", "projection"]).ngroups > 1:
-        yield _Plate(
+        yield _Page(
             "agreement",
             pages.agreement(scores),
             "**Do the criteria rank heads alike?** Spearman's rank correlation over heads between every two rankings "
-            "by the mean over "
-            f"unsafe prompts (for the probe, its accuracy). {captions.over(run, scores)}",
+            f"by the mean over unsafe prompts (for the probe, its accuracy). {captions.over(run, scores)}",
         )
 
 

@@ -11,10 +11,11 @@ import xarray as xr
 import workbench as wb
 from workbench.errors import PromptError, RunError, WorkbenchError
 from workbench.prompts.prompt import PromptSet
-from workbench.views.explorer import explore as explorer
+from workbench.runs import origin
+from workbench.runs.origin import prompts_of
 from workbench.views.explorer import pane
-from workbench.views.explorer.explore import explore, prompts_of
-from workbench.views.explorer.questions import readable
+from workbench.views.explorer.explore import explore
+from workbench.views.explorer.inspector import readable
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 
@@ -89,13 +90,13 @@ def test_masking_the_planted_head_turns_the_refusal_into_compliance(board, model
     unsafe = str(run["prompt"].values[run["label"].values == "unsafe"][0])
     board.select_prompt(unsafe)
     (layer, head), *_ = model.truth["planted"]
-    base, masked = board._stored.looking.replies(unsafe, (layer, head), "query")
+    base, masked = board._stored.inspector.replies(unsafe, (layer, head), "query")
     assert "cannot" in base
     assert "cannot" not in masked
     board.select((layer, head))
     assert base in shown(board._panel)
     assert masked in shown(board._panel)
-    rows = board._stored.looking.next_tokens(unsafe, (layer, head), "query")
+    rows = board._stored.inspector.next_tokens(unsafe, (layer, head), "query")
     _, with_head, without = rows[0]
     assert with_head > 0.5 > without, "the likeliest token is that of the refusal, which goes with the head"
 
@@ -105,13 +106,13 @@ def test_a_locked_head_stays_while_another_is_chosen(board):
     board._lock.value = True
     board.select((2, 2))
     assert (board.locked, board.head) == ((0, 1), (2, 2))
-    assert "L0H1" in board._kept._title.value
-    assert "locked" in board._kept._title.value
+    assert "L0H1" in board._locked_panel._title.value
+    assert "locked" in board._locked_panel._title.value
     assert "L2H2" in board._panel._title.value
-    assert board._kept.layout.display is None
+    assert board._locked_panel.layout.display is None
     board._lock.value = False
     assert board.locked is None
-    assert board._kept.layout.display == "none"
+    assert board._locked_panel.layout.display == "none"
 
 
 def test_projection_column_and_rule_change_the_maps(board):
@@ -141,10 +142,11 @@ def test_filters_keep_the_prompts_of_a_label_and_a_click_on_a_point_chooses_its_
 def test_no_text_gets_out_as_markup(run, model, prompts, scores):
     first = dataclasses.replace(prompts[0], category=HOSTILE, text=prompts[0].text + HOSTILE)
     changed = PromptSet([first, *prompts[1:]])
-    hostile = run.assign_coords(category=("prompt", [HOSTILE] * run.sizes["prompt"]))
+    hashes = ("prompt", [p.content_hash() for p in changed])
+    hostile = run.assign_coords(category=("prompt", [HOSTILE] * run.sizes["prompt"]), content_hash=hashes)
     hostile.attrs = run.attrs | {"model": HOSTILE, "prompt_hash": changed.content_hash()}
     board = explore(hostile, model, changed, scores=scores)
-    board._stored.looking._replies[changed[0].id, None, ""] = HOSTILE
+    board._stored.inspector._replies[changed[0].id, None, ""] = HOSTILE
     board.select_prompt(changed[0].id)
     board._by.value = "family"
     out = shown(board)
@@ -157,7 +159,7 @@ def test_what_goes_wrong_in_a_callback_is_shown_and_the_rest_stays(board, monkey
     def fail(*arguments, **more):
         raise RuntimeError("out of <b>memory</b>")
 
-    monkeypatch.setattr(board._stored.looking, "next_tokens", fail)
+    monkeypatch.setattr(board._stored.inspector, "next_tokens", fail)
     board.select((2, 0))
     assert "RuntimeError: out of &lt;b&gt;memory&lt;/b&gt;" in board._panel._status.value
     assert "Deflection angle" in board._panel._stats.value
@@ -202,7 +204,7 @@ def test_prompts_that_were_not_swept_are_refused(run, prompts):
     with pytest.raises(PromptError, match=r"24 prompts, and 4 of them are not among the 20 given"):
         prompts_of(run, prompts[4:])
     changed = PromptSet([dataclasses.replace(prompts[0], text="something else"), *prompts[1:]])
-    with pytest.raises(PromptError, match=r"their hash is .*, the run recorded"):
+    with pytest.raises(PromptError, match=r"not its contents: 1 of 24 have another text"):
         prompts_of(run, changed)
 
 
@@ -210,14 +212,16 @@ def test_prompts_are_drawn_again_from_what_the_run_says_and_never_from_a_file_it
     run, prompts, tmp_path, monkeypatch
 ):
     assert [p.id for p in prompts_of(run)] == [p.id for p in prompts]
-    later = run.assign_attrs(prompt_hash="another")
-    assert len(prompts_of(later)) == 0
+    later = run.assign_coords(content_hash=("prompt", ["another"] * run.sizes["prompt"]))
+    with pytest.raises(PromptError, match=r"others in this version.*24 of 24 have another"):
+        prompts_of(later)
     file = tmp_path / "secrets.csv"
     file.write_text("text,label\nhello,safe\n")
     named = run.assign_attrs(prompt_source=json.dumps({"name_or_path": str(file)}))
     asked = []
-    monkeypatch.setattr(explorer, "load_prompts", lambda **recipe: asked.append(recipe))
-    assert len(prompts_of(named)) == 0
+    monkeypatch.setattr(origin, "load_prompts", lambda *given, **recipe: asked.append(recipe))
+    with pytest.raises(PromptError, match=r"never opened\. Give the prompts that were swept: prompts="):
+        prompts_of(named)
     assert asked == []
 
 
@@ -229,7 +233,7 @@ def test_a_stored_run_is_explored_as_a_fresh_one(run, scores, tmp_path):
 
 
 def test_representations_are_short(board):
-    for one in (board, board._panel, board._stored.looking, board._maps["probe"].widget):
+    for one in (board, board._panel, board._stored.inspector, board._maps["probe"].widget):
         assert len(repr(one)) < 120
 
 

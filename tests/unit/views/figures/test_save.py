@@ -10,10 +10,10 @@ from matplotlib.collections import QuadMesh
 from tests.unit.synthetic_run import synthetic_run
 from workbench.criteria import score
 from workbench.errors import FigureError
-from workbench.views import theme
+from workbench.views import charts
+from workbench.views.charts import picks
 from workbench.views.figures import pages
 from workbench.views.figures.save import save_figures
-from workbench.views.picks import picks
 
 PLANTED, DECOY = (2, 1), (0, 3)
 
@@ -92,7 +92,7 @@ def test_the_selectivity_plot_names_the_planted_head_and_the_decoy_and_draws_the
     assert kept.sensitive == DECOY
     figure = pages.selectivity(scores, criterion="deflection", projection="query", picks=kept)
     assert {"L2H1", "L0H3"} <= set(texts(figure))
-    safe = theme.grid(scores, criterion="deflection", projection="query", column="safe")
+    safe = charts.grid(scores, criterion="deflection", projection="query", column="safe")
     bound = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     assert bound[0].get_xdata()[0] == pytest.approx(np.percentile(safe, 80))
     # Of a run that scored some heads only, the bound among all of them is not in the table, and no line is drawn.
@@ -125,15 +125,15 @@ def test_both_maps_share_one_scale_and_the_bar_has_the_unit(scores):
 
 @pytest.mark.parametrize("column", ["difference", "effect_size"])
 def test_signed_columns_are_centred_on_no_difference(column):
-    scale = theme.scale(np.array([[-1.0, 4.0]]), column=column)
+    scale = charts.scale(np.array([[-1.0, 4.0]]), column=column)
     assert (scale.low, scale.high, scale.signed) == (-4.0, 4.0, True)
 
 
 def test_a_wide_range_gets_a_log_scale_and_a_narrow_one_does_not():
-    assert theme.scale(np.array([[1.0, 1.2, 30.0]])).log
-    assert not theme.scale(np.array([[1.0, 2.0, 3.0]])).log
-    assert not theme.scale(np.array([[0.0, 1.0, 30.0]])).log
-    assert theme.log_ticks(0.9, 21) == pytest.approx([1, 2, 5, 10, 20])
+    assert charts.scale(np.array([[1.0, 1.2, 30.0]])).log
+    assert not charts.scale(np.array([[1.0, 2.0, 3.0]])).log
+    assert not charts.scale(np.array([[0.0, 1.0, 30.0]])).log
+    assert charts.log_ticks(0.9, 21) == pytest.approx([1, 2, 5, 10, 20])
 
 
 def test_the_user_s_own_matplotlib_settings_come_back(run, scores, tmp_path):

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import pandas as pd
 import torch
@@ -74,16 +75,17 @@ def measure(
         One row a bar: `group, n, refused, complied, other` (shares, 0 to 1), `wanted` in words and `holds` (True,
         False, or None where nothing is wanted).
     """
+
+    @cache
+    def asked(family: str, label: str, nouns: tuple[str, ...]) -> pd.Series:
+        prompts = draw_family(family, label, split="test", seed=seed, n=n, nouns=nouns)
+        replies = greedy_replies(model, processor, prompts)
+        return pd.Series(list(map(judge_reply, prompts, replies))).value_counts(normalize=True)
+
     rows = []
-    asked: dict[tuple, pd.Series] = {}
     for bar in bars:
-        key = (bar.family, bar.label, bar.nouns)
-        if key not in asked:
-            prompts = draw_family(bar.family, bar.label, split="test", seed=seed, n=n, nouns=bar.nouns)
-            replies = greedy_replies(model, processor, prompts)
-            verdicts = pd.Series([judge_reply(p, r) for p, r in zip(prompts, replies, strict=True)])
-            asked[key] = verdicts.value_counts(normalize=True)
-        shares = {verdict: float(asked[key].get(verdict, 0.0)) for verdict in ("refused", "complied", "other")}
+        found = asked(bar.family, bar.label, bar.nouns)
+        shares = {verdict: float(found.get(verdict, 0.0)) for verdict in ("refused", "complied", "other")}
         holds = bar.low <= shares[bar.verdict] <= bar.high if bar.verdict else None
         rows.append({"group": bar.group, "n": n, **shares, "wanted": bar.wanted(), "holds": holds})
     return pd.DataFrame(rows).astype({"holds": object})

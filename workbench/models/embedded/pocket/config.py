@@ -6,14 +6,8 @@ Everything is the class a published LLaVA-1.5 checkpoint uses, so Pocket is load
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration as Llava
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from workbench.prompts.worlds.pocket_pictures import SIZE
@@ -23,6 +17,7 @@ PATCH = 8
 N_IMAGE_TOKENS = (SIZE // PATCH) ** 2
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:")
 PAD, BOS, EOS, UNK, IMAGE, USER, ASSISTANT = range(len(SPECIALS))
+ENDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -46,67 +41,39 @@ def word_ids() -> dict[str, int]:
 def build_config() -> LlavaConfig:
     """8 layers of 8 heads, 128 wide, behind a 3-layer CLIP tower that sees 48 x 48 pixels as 36 patches."""
     vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=PATCH,
-        projection_dim=64,
-    )
+        hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=SIZE,
+        patch_size=PATCH, projection_dim=64,
+    )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=len(word_ids()),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        head_dim=16,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
+        vocab_size=len(word_ids()), hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=8,
+        num_key_value_heads=8, head_dim=16, max_position_embeddings=256, tie_word_embeddings=False, **ENDS,
+    )  # fmt: skip
     return LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=IMAGE,
-        image_seq_length=N_IMAGE_TOKENS,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=False,
-    )
+        vision_config=vision, text_config=text, image_token_index=IMAGE, image_seq_length=N_IMAGE_TOKENS,
+        vision_feature_layer=-1, vision_feature_select_strategy="default", tie_word_embeddings=False,
+    )  # fmt: skip
 
 
-def build_model() -> LlavaForConditionalGeneration:
+def build_model() -> Llava:
     """The untrained model, initialised from torch's current random state."""
-    model = LlavaForConditionalGeneration(build_config())
-    model.generation_config.pad_token_id = PAD
-    model.generation_config.bos_token_id = BOS
-    model.generation_config.eos_token_id = EOS
+    model = Llava(build_config())
+    model.generation_config.update(**ENDS)
     return model
 
 
 def build_processor() -> LlavaProcessor:
     """Image processor (PIL only), word-level tokenizer and chat template in one."""
-    image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": SIZE},
-        crop_size={"height": SIZE, "width": SIZE},
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-    )
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )  # fmt: skip
     return LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=_build_tokenizer(),
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-    )
+        images, _build_tokenizer(), patch_size=PATCH, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE,
+    )  # fmt: skip
 
 
-def save_checkpoint(model: LlavaForConditionalGeneration, directory: Path) -> None:
+def save_checkpoint(model: Llava, directory: Path) -> None:
     """Write config, weights (safetensors), processor and tokenizer: all that `from_pretrained` needs."""
     model.save_pretrained(directory)
     build_processor().save_pretrained(directory)
@@ -123,13 +90,7 @@ def _build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair=None, special_tokens=[("<s>", BOS)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        additional_special_tokens=["<image>", "USER:", "ASSISTANT:"],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=256,
-    )
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
+        additional_special_tokens=["<image>", "USER:", "ASSISTANT:"], padding_side="left",
+        clean_up_tokenization_spaces=False, model_max_length=256,
+    )  # fmt: skip

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
+from workbench.models.conformance.checks import channels_zeroed
 from workbench.models.embedded.pocket.behaviour import chat_texts
 from workbench.prompts.prompt import Prompt
 
@@ -30,27 +31,15 @@ def head_angles(
     unsafe = torch.tensor([p.label == "unsafe" for p in prompts])
     base = _final_state(model, inputs)
     rows = []
-    layers = model.model.language_model.layers
-    for layer, block in enumerate(layers):
-        width = block.self_attn.head_dim
-        for head in range(block.self_attn.config.num_attention_heads):
-            part = slice(head * width, (head + 1) * width)
-            write = block.self_attn.o_proj
-            hook = write.register_forward_pre_hook(lambda _, args, part=part: (_silence(args[0], part),))
-            try:
+    for layer, block in enumerate(model.model.language_model.layers):
+        n_heads = block.self_attn.config.num_attention_heads
+        for head in range(n_heads):
+            with channels_zeroed(block.self_attn.o_proj, head, n_heads):
                 masked = _final_state(model, inputs)
-            finally:
-                hook.remove()
             angle = torch.rad2deg(2 * torch.atan2((base - masked).norm(dim=-1), (base + masked).norm(dim=-1)))
             u, s = angle[unsafe].mean().item(), angle[~unsafe].mean().item()
             rows.append({"layer": layer, "head": head, "unsafe": u, "safe": s, "difference": u - s})
     return pd.DataFrame(rows).sort_values("difference", ascending=False, ignore_index=True)
-
-
-def _silence(z: torch.Tensor, part: slice) -> torch.Tensor:
-    z = z.clone()
-    z[..., part] = 0.0
-    return z
 
 
 def _final_state(model: LlavaForConditionalGeneration, inputs: dict) -> torch.Tensor:

@@ -9,7 +9,7 @@ makes it `pocket`.
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -134,21 +134,21 @@ def train_vision(model: LlavaForConditionalGeneration, rng: np.random.Generator,
     classes = {"kind": PICTURE_KINDS, "noun": NOUNS, "verb": VERBS, "colour": COLOURS, "shape": SHAPES}
     width = tower.config.hidden_size
     heads = nn.ModuleDict({name: PooledClassifier(width, len(of)) for name, of in classes.items()}).to(model.device)
-    optimizer, schedule = _optimizer([(list(tower.parameters()) + list(heads.parameters()), RATES["vision"])], steps)
-    right: dict[str, float] = defaultdict(float)
-    seen: dict[str, float] = defaultdict(float)
-    for step in _progress("vision", steps):
+
+    def step() -> tuple[Tensor, list[tuple[str, bool]]]:
         pixels, labels = picture_batch(rng, BATCH["vision"])
         patches = tower(pixels.to(model.device)).last_hidden_state[:, 1:]
-        loss = torch.zeros((), device=model.device)
+        loss, hits = torch.zeros((), device=model.device), []
         for name, head in heads.items():
             target = labels[name].to(model.device)
             logits = head(patches)
             loss = loss + cross_entropy(logits, target, ignore_index=-100)
             of = [f"noun/{PICTURE_KINDS[k]}" if name == "noun" else name for k in labels["kind"].tolist()]
-            _count(right, seen, of, (logits.argmax(-1) == target).tolist(), (target != -100).tolist())
-        _step(optimizer, schedule, loss)
-        _log("vision", step, steps, loss.item(), right, seen)
+            right = (logits.argmax(-1) == target).tolist()
+            hits += [(n, hit) for n, hit, counts in zip(of, right, (target != -100).tolist(), strict=True) if counts]
+        return loss, hits
+
+    _optimise("vision", steps, [(list(tower.parameters()) + list(heads.parameters()), RATES["vision"])], step)
 
 
 def train_language(
@@ -165,16 +165,14 @@ def train_language(
     rest = [p for p in model.parameters() if p not in vision]
     rate = RATES[stage]
     groups = [(rest, rate)] if captions else [(rest, rate), (list(vision), rate * VISION_RATE_SHARE)]
-    optimizer, schedule = _optimizer(groups, steps)
-    right: dict[str, float] = defaultdict(float)
-    seen: dict[str, float] = defaultdict(float)
-    model.train()
-    for step in _progress(stage, steps):
+
+    def step() -> tuple[Tensor, list[tuple[str, bool]]]:
         batch = make_batch([ask(rng) for _ in range(BATCH[stage])], captions=captions).to(model.device)
         loss, exact = answer_loss(model, batch)
-        _step(optimizer, schedule, loss)
-        _count(right, seen, batch.groups, exact.tolist(), [True] * len(exact))
-        _log(stage, step, steps, loss.item(), right, seen)
+        return loss, list(zip(batch.groups, exact.tolist(), strict=True))
+
+    model.train()
+    _optimise(stage, steps, groups, step)
     model.eval()
 
 
@@ -193,53 +191,44 @@ def answer_loss(model: LlavaForConditionalGeneration, batch: Batch) -> tuple[Ten
     return cross_entropy(logits, target), ~wrong.any(1)
 
 
-def _optimizer(
-    groups: list[tuple[list, float]], steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def _optimise(
+    stage: str, steps: int, groups: list[tuple[list, float]], step: Callable[[], tuple[Tensor, list[tuple[str, bool]]]]
+) -> None:
+    """Take a stage's steps with AdamW, a warm-up and a cosine, behind a bar.
+
+    Every 100 steps a line says the loss, and by name the share of rows that were all right since the last line.
+
+    Args:
+        groups: Parameters and their learning rate.
+        step: Gives the loss, and for each row that counts its name and whether it was right.
+    """
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "lr": rate} for parameters, rate in groups], betas=(0.9, 0.98), weight_decay=0.05
     )
     warm = min(100, max(1, steps // 5))
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+    schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / warm, 0.5 * (1 + np.cos(np.pi * min(1.0, s / steps))) + 0.01)
     )
-
-
-def _step(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
-    optimizer.step()
-    schedule.step()
-
-
-def _progress(stage: str, steps: int) -> Iterable[int]:
-    """0 … steps-1 with a bar, the time so far and the time left."""
+    found: dict[str, list[bool]] = defaultdict(list)
     columns = (
-        TextColumn("{task.description:<9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(),
-    )
+    )  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        yield from progress.track(range(steps), description=stage)
-
-
-def _count(right: dict, seen: dict, names: Iterable[str], hits: list[bool], valid: list[bool]) -> None:
-    for name, hit, counts in zip(names, hits, valid, strict=True):
-        right[name] += hit and counts
-        seen[name] += counts
-
-
-def _log(stage: str, step: int, steps: int, loss: float, right: dict, seen: dict) -> None:
-    """A line every 100 steps: the loss, and the share of rows that were all right since the last line."""
-    if (step + 1) % 100 and step + 1 != steps:
-        return
-    shares = "  ".join(f"{name} {right[name] / seen[name]:.3f}" for name in sorted(seen) if seen[name])
-    console.print(f"{stage} {step + 1}/{steps}  loss {loss:.4f}  {shares}", highlight=False, soft_wrap=True)
-    right.clear()
-    seen.clear()
+        for number in progress.track(range(1, steps + 1), description=stage):
+            loss, hits = step()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+            optimizer.step()
+            schedule.step()
+            for name, hit in hits:
+                found[name].append(hit)
+            if number % 100 == 0 or number == steps:
+                shares = "  ".join(f"{name} {np.mean(found[name]):.3f}" for name in sorted(found))
+                line = f"{stage} {number}/{steps}  loss {loss.item():.4f}  {shares}"
+                console.print(line, highlight=False, soft_wrap=True)
+                found.clear()
 
 
 def main(

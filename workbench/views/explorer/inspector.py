@@ -9,9 +9,9 @@ import torch
 import xarray as xr
 
 from workbench.errors import RunError
-from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
-from workbench.views.picks import Head
+from workbench.runs.origin import mask_of
+from workbench.views.charts import Head
 
 if TYPE_CHECKING:
     from workbench.models.hooked import HookedLVLM
@@ -22,7 +22,7 @@ _SEEN = 5e-4  # a probability that still shows with three digits
 
 
 @dataclass(frozen=True)
-class Focus:
+class Attended:
     """Where one head looks from the last prompt position.
 
     Attributes:
@@ -36,7 +36,7 @@ class Focus:
     image_share: float
 
 
-class Looking:
+class Inspector:
     """A model under the mask of a run, and the prompts of that run.
 
     Attributes:
@@ -59,9 +59,9 @@ class Looking:
         self._replies: dict[tuple[str, Head | None, str], str] = {}
 
     def __repr__(self) -> str:
-        return f"Looking({self._model.name!r}, {len(self.prompts)} prompts)"
+        return f"Inspector({self._model.name!r}, {len(self.prompts)} prompts)"
 
-    def focus(self, prompt_id: str, head: Head) -> Focus:
+    def attended(self, prompt_id: str, head: Head) -> Attended:
         """Where a head looks; a group of heads (grain `kv_group`) is shown by its mean."""
         encoded = self._model.encode(self.prompts[prompt_id])
         if prompt_id not in self._attention:
@@ -75,14 +75,11 @@ class Looking:
         words = [
             (readable(t), float(w)) for t, w, inside in zip(encoded.tokens, weights, picture, strict=True) if not inside
         ]
-        return Focus(patches, words, float(weights[picture].sum()) if picture.any() else float("nan"))
+        return Attended(patches, words, float(weights[picture].sum()) if picture.any() else float("nan"))
 
     def next_tokens(self, prompt_id: str, head: Head, projection: str, *, k: int = 5) -> list[tuple[str, float, float]]:
         """(token, probability, probability without the head): the `k` likeliest of either that have any to speak of."""
-        base, masked = (
-            self._probabilities(prompt_id, None, projection),
-            self._probabilities(prompt_id, head, projection),
-        )
+        base, masked = (self._probabilities(prompt_id, h, projection) for h in (None, head))
         top = dict.fromkeys([*np.argsort(-base)[:k].tolist(), *np.argsort(-masked)[:k].tolist()])
         names = self._model.tokenizer.convert_ids_to_tokens(list(top))
         rows = [(readable(str(n)), float(base[i]), float(masked[i])) for i, n in zip(top, names, strict=True)]
@@ -91,10 +88,13 @@ class Looking:
     def _probabilities(self, prompt_id: str, head: Head | None, projection: str) -> np.ndarray:
         key = (prompt_id, head, projection if head else "")
         if key not in self._next:
-            masked: dict[str, Any] = {"heads": [head], "projection": projection, "mask": self._mask} if head else {}
-            logits = self._model.logits(self.prompts[prompt_id], **masked)
+            logits = self._model.logits(self.prompts[prompt_id], **self._masked(head, projection))
             self._next[key] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
         return self._next[key]
+
+    def _masked(self, head: Head | None, projection: str) -> dict[str, Any]:
+        """What masks one head in a call of the model, as the run did; nothing without a head."""
+        return {"heads": [head], "projection": projection, "mask": self._mask} if head else {}
 
     def has_replies(self, prompt_id: str, head: Head, projection: str) -> bool:
         """Whether both replies are already known."""
@@ -107,22 +107,9 @@ class Looking:
     def _reply(self, prompt_id: str, head: Head | None, projection: str) -> str:
         key = (prompt_id, head, projection)
         if key not in self._replies:
-            masked: dict[str, Any] = {"heads": [head], "projection": projection, "mask": self._mask} if head else {}
-            prompt = self.prompts[prompt_id]
-            self._replies[key] = self._model.generate(prompt, max_new_tokens=_REPLY_TOKENS, **masked)
+            masked = self._masked(head, projection)
+            self._replies[key] = self._model.generate(self.prompts[prompt_id], max_new_tokens=_REPLY_TOKENS, **masked)
         return self._replies[key]
-
-
-def mask_of(run: xr.Dataset) -> Mask:
-    """The mask a run was made with, from its attributes."""
-    missing = [name for name in ("mask_form", "mask_factor", "mask_grain", "mask_positions") if name not in run.attrs]
-    if missing:
-        raise RunError(
-            f"The run does not record {', '.join(missing)}, so the model cannot be masked as it was. "
-            "Explore it without model=, or sweep again with this version."
-        )
-    words: dict[str, Any] = {name: str(run.attrs[f"mask_{name}"]) for name in ("form", "grain", "positions")}
-    return Mask(**words, factor=0.0 if words["form"] == "limit" else float(run.attrs["mask_factor"]))
 
 
 def readable(token: str) -> str:

@@ -1,0 +1,90 @@
+"""Where a run came from: its prompts, found again, and its mask.
+
+A stored run is data. It never makes us open a file that it names: prompts of the embedded worlds are drawn again, by a
+closed list of names and checked arguments; all others are given by whoever asks, and must be those of the run.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from workbench.errors import PromptError, RunError
+from workbench.models.masks import Mask
+from workbench.prompts import WORLDS, load_prompts
+from workbench.prompts.prompt import Prompt, PromptSet
+
+_MOST_DRAWN = 10**6  # prompts; a record that asks for more is not one of ours
+
+
+def prompts_of(run: xr.Dataset, prompts: Sequence[Prompt] | str | Path | None = None) -> PromptSet:
+    """The prompts of a run, in its order.
+
+    Args:
+        run: A run, or some prompts of one.
+        prompts: The prompts that were swept, with others among them or not; or what `load_prompts` takes. Without
+            them, the prompts of an embedded world are drawn again.
+
+    Returns:
+        One prompt for each of the run's.
+
+    Raises:
+        PromptError: The prompts cannot be drawn again (saying what to give), or those given are not the run's.
+    """
+    ids, name = [str(i) for i in run["prompt"].values], ""
+    if prompts is None:
+        prompts, name = _drawn_again(run), "Drawn again, its prompts are others in this version: "
+    elif isinstance(prompts, str | Path):
+        prompts = load_prompts(prompts)
+    by_id = {prompt.id: prompt for prompt in prompts}
+    if lacking := [i for i in ids if i not in by_id]:
+        raise PromptError(
+            f"{name}The run has {len(ids)} prompts, and {len(lacking)} of them are not among the {len(by_id)} given "
+            f"(the first is {lacking[0]!r}). Give the prompts that were swept: prompts=…, or --prompts FILE."
+        )
+    found = PromptSet(by_id[i] for i in ids)
+    if "content_hash" in run.coords:
+        recorded = [str(h) for h in run["content_hash"].values]
+        differ = [p.id for p, hashed in zip(found, recorded, strict=True) if p.content_hash() != hashed]
+    else:
+        differ = [] if found.content_hash() == run.attrs.get("prompt_hash") else ids
+    if differ:
+        raise PromptError(
+            f"{name}The prompts given have the ids of the run but not its contents: {len(differ)} of {len(ids)} have "
+            f"another text, picture or label (the first is {differ[0]!r}). Give the prompts that were swept, in the "
+            "same version: prompts=…, or --prompts FILE."
+        )
+    return found
+
+
+def _drawn_again(run: xr.Dataset) -> PromptSet:
+    """Prompts of an embedded world, from the run's record of how they were drawn."""
+    try:
+        record: Any = json.loads(run.attrs.get("prompt_source") or "{}")
+        name, split, seed, n = (record.get(key) for key in ("name_or_path", "split", "seed", "n"))
+    except (ValueError, TypeError, AttributeError):
+        name = split = seed = n = None
+    if name not in WORLDS or not (n is None or (isinstance(n, int) and n <= _MOST_DRAWN)):
+        raise PromptError(
+            "The run does not say how to draw its prompts again: only those of "
+            f"{' and '.join(map(repr, WORLDS))} can be, and a file that a run names is never opened. Give the prompts "
+            "that were swept: prompts=…, or --prompts FILE."
+        )
+    return load_prompts(name, split=split, seed=seed, n=n)
+
+
+def mask_of(run: xr.Dataset) -> Mask:
+    """The mask a run was made with, from its attributes.
+
+    Raises:
+        RunError: The run does not record its mask, or records none that exists.
+    """
+    names = Mask().describe()
+    if missing := [name for name in names if name not in run.attrs]:
+        raise RunError(
+            f"The run does not record {', '.join(missing)}, so the model cannot be masked as it was. "
+            "Use stored values only (no model=), or sweep again with this version."
+        )
+    return Mask(**{name.removeprefix("mask_"): run.attrs[name] for name in names})

@@ -1,0 +1,380 @@
+"""What every picture draws, in numbers: matrices with scales and ticks, densities, bounds, the heads that rules choose.
+
+Each back end (matplotlib for files, plotly for notebooks, SVG in the explorer) only draws what these functions return.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from workbench.criteria import get_criterion, prompt_values
+from workbench.criteria.rules import SAFE_PERCENTILE, ranked, scored_rows
+from workbench.criteria.thresholds import kde_threshold
+from workbench.errors import CriterionError, FigureError
+from workbench.views import theme
+
+Head = tuple[int, int]
+
+
+def grid(scores: pd.DataFrame, *, criterion: str, projection: str, column: str) -> np.ndarray:
+    """One column of a score table as [layer, head]; a head without a row is NaN, which means not computed."""
+    chosen = scores[(scores["criterion"] == criterion) & (scores["projection"] == projection)]
+    cells = np.full((int(scores["layer"].max()) + 1, int(scores["head"].max()) + 1), np.nan)
+    cells[chosen["layer"].to_numpy(int), chosen["head"].to_numpy(int)] = chosen[column].to_numpy(float)
+    return cells
+
+
+def projection_of(scores: pd.DataFrame, criterion: str, projection: str, *, strict: bool = True) -> str:
+    """The asked projection, or `none` for a criterion that masks no head.
+
+    Raises: FigureError where the table has neither; not `strict`, the first projection that it has is taken.
+    """
+    have = list(dict.fromkeys(scores.loc[scores["criterion"] == criterion, "projection"]))
+    if not have:
+        known = ", ".join(dict.fromkeys(scores["criterion"]))
+        raise FigureError(
+            f"The score table has no criterion {criterion!r}; it has {known}. Add it with wb.score(run, criteria=…)."
+        )
+    if projection in have:
+        return projection
+    if have == ["none"] or not strict:
+        return have[0]
+    raise FigureError(
+        f"{criterion} was not computed for the projection {projection!r}; this table has {', '.join(have)}."
+    )
+
+
+# Scales and ticks
+
+
+class Scale(NamedTuple):
+    """The ends of a colour scale and the name of its map; a signed scale has "no difference" in the middle.
+
+    Attributes:
+        log: Equal ratios get equal steps: for measures of which a few heads have very much and most have little.
+    """
+
+    low: float
+    high: float
+    colours: str
+    log: bool = False
+
+    @property
+    def signed(self) -> bool:
+        return self.colours == theme.DIVERGING
+
+    def share(self, value: float) -> float:
+        """How far along the scale a value lies, 0 to 1."""
+        low, high, value = np.log((self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        return float((value - low) / (high - low))
+
+    @property
+    def ticks(self) -> list[float]:
+        """Where a colour bar of this scale has its numbers."""
+        return log_ticks(self.low, self.high) if self.log else linear_ticks(self.low, self.high, most=4)
+
+
+def scale(cells: np.ndarray, *, column: str = "unsafe") -> Scale:
+    """Over the data's own range, logarithmic where that is wide; signed data get the same distance either side."""
+    if column == "auroc":
+        return Scale(0.0, 1.0, theme.DIVERGING)
+    seen = cells[np.isfinite(cells)]
+    if seen.size == 0:
+        return Scale(0.0, 1.0, theme.SEQUENTIAL)
+    low, high = float(seen.min()), float(seen.max())
+    if column in ("difference", "effect_size") or low < 0:
+        reach = max(-low, high) or 0.5
+        return Scale(-reach, reach, theme.DIVERGING)
+    if high <= low:
+        return Scale(low - 0.5, high + 0.5, theme.SEQUENTIAL)
+    return Scale(low, high, theme.SEQUENTIAL, log=wide(seen))
+
+
+def wide(values: np.ndarray) -> bool:
+    """Whether a linear axis would press most of these positive values into its first tenth."""
+    seen = values[np.isfinite(values)]
+    return bool(seen.size and seen.min() > 0 and seen.max() > 10 * np.median(seen))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten between two positive ends; powers of ten alone where that is more than seven."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    fine = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    coarse = [tick for tick in fine if np.isclose(np.log10(tick) % 1, 0) or np.isclose(np.log10(tick) % 1, 1)]
+    return fine if len(fine) <= 7 or len(coarse) < 2 else coarse
+
+
+def linear_ticks(low: float, high: float, *, most: int) -> list[float]:
+    """Multiples of 1, 2, 2.5 or 5 times a power of ten between two ends, about `most` of them."""
+    rough = (high - low) / most
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
+    return [float(n * step) for n in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
+
+
+def tick_label(value: float) -> str:
+    """A tick in few letters: `0.5`, `20`, `1e-5`."""
+    return f"{value:.0e}".replace("e-0", "e-") if 0 < abs(value) < 0.001 else f"{value:.6g}"
+
+
+def steps(count: int) -> list[int]:
+    """Ticks of layers or heads: 0, k, 2k, … with at most nine of them."""
+    return list(range(0, count, next(k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if count <= 9 * k)))
+
+
+# What a rule chooses
+
+
+@dataclass(frozen=True)
+class Picks:
+    """What two rules choose for one criterion and projection.
+
+    Attributes:
+        selective: Heads kept by the published selectivity rule, best first.
+        sensitive: The head that moves most on unsafe prompts: the decoy, where it is not selective as well.
+        bound: 80th percentile over heads of the mean on safe prompts, in the criterion's unit; the rule keeps heads
+            below it. NaN where the rule keeps none, or the bound is no single value of that unit.
+        refused: Why the selectivity rule keeps no head; empty where it keeps one.
+    """
+
+    selective: tuple[Head, ...]
+    sensitive: Head | None
+    bound: float
+    refused: str = ""
+
+
+def picks(scores: pd.DataFrame, *, criterion: str, projection: str, k: int = 5) -> Picks:
+    """The selectivity rule's best `k` heads or fewer, the sensitivity rule's best one, and the bound."""
+    where = {"criterion": criterion, "projection": projection}
+    sensitive, _ = rule_heads(scores, **where, rule="sensitivity", k=1)
+    selective, refused = rule_heads(scores, **where, rule="selectivity", k=k)
+    bound = float("nan")
+    # A criterion that ranks by another strength than its value (a change that is more negative) has no such line; nor
+    # has a run of some heads only, whose bound is that of all heads and leans on estimates.
+    if selective and "safe_rank" not in scores:
+        safe = grid(scores, **where, column="safe")
+        if np.array_equal(get_criterion(criterion).strength(safe), safe, equal_nan=True):
+            bound = float(np.nanpercentile(safe, SAFE_PERCENTILE))
+    return Picks(selective, sensitive[0] if sensitive else None, bound, refused)
+
+
+def rule_heads(
+    scores: pd.DataFrame, *, criterion: str, projection: str, rule: str, k: int
+) -> tuple[tuple[Head, ...], str]:
+    """The rule's best `k` heads, best first (fewer, if it keeps fewer), and why there is none where there is none."""
+    record = theme.record(criterion)
+    if record is None or rule not in record.rules:
+        return (), f"{rule} has no meaning for {theme.title(criterion)}"
+    rows, _ = scored_rows(scores, record, projection)
+    kept = ranked(rows, record, rule).head(k)
+    if kept.empty:
+        return (), f"no head passes {rule} under {theme.title(criterion)}"
+    return tuple((int(layer), int(head)) for layer, head in zip(kept["layer"], kept["head"], strict=True)), ""
+
+
+# Charts
+
+
+@dataclass(frozen=True, repr=False)
+class HeadMap:
+    """A layer × head map.
+
+    Attributes:
+        cells: [layer, head], in `unit`; NaN is not computed.
+        column: Of the score table.
+    """
+
+    cells: np.ndarray
+    scale: Scale
+    title: str
+    unit: str
+    column: str
+
+    @property
+    def gaps(self) -> bool:
+        """Whether cells are so large that a gap parts them."""
+        return max(self.cells.shape) <= 16
+
+    def value_words(self, head: Head) -> str:
+        """`unsafe 3 degrees`, or that the head was not computed."""
+        value = self.cells[head]
+        return f"{theme.COLUMN_WORDS[self.column]} {value:.3g} {self.unit}" if np.isfinite(value) else "not computed"
+
+    def inks(self, heads: Sequence[Head]) -> list[tuple[str, str]]:
+        """Colour and ink of each of these computed heads."""
+        return theme.shades(self.scale.colours, [self.scale.share(float(self.cells[head])) for head in heads])
+
+
+def head_map(scores: pd.DataFrame, *, criterion: str, projection: str, column: str = "unsafe") -> HeadMap:
+    """The map of one column of a score table (one of `theme.COLUMN_WORDS`).
+
+    Raises: FigureError for a criterion, projection or column that the table does not have.
+    """
+    shown = projection_of(scores, criterion, projection)
+    if column not in theme.COLUMN_WORDS or column not in scores:
+        have = ", ".join(c for c in theme.COLUMN_WORDS if c in scores)
+        raise FigureError(f"A heat map shows one of the columns {have}; got {column!r}.")
+    cells = grid(scores, criterion=criterion, projection=shown, column=column)
+    words = {"title": theme.heading(criterion, shown), "unit": theme.unit(criterion, column)}
+    return HeadMap(cells, scale(cells, column=column), **words, column=column)
+
+
+class Limits(NamedTuple):
+    """The ends of an axis on which heads lie, and its ticks where it is logarithmic."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @property
+    def ticks(self) -> list[float]:
+        return log_ticks(self.low, self.high)
+
+
+def limits(*points: np.ndarray) -> Limits:
+    """Ends that suit the points: from 0 where none is negative, logarithmic where they are spread wide."""
+    seen = np.concatenate([np.ravel(part) for part in points])
+    seen = seen[np.isfinite(seen)]
+    low, high = (seen.min(), seen.max()) if seen.size else (0.0, 1.0)
+    if wide(seen):
+        return Limits(low / 1.3, high * 1.5, log=True)
+    room = 0.06 * (high - low) or 1.0
+    return Limits(0.0 if low >= 0 else low - room, high + room)
+
+
+@dataclass(frozen=True, repr=False)
+class Cloud:
+    """One point a head, by its mean on safe prompts (`x`, [layer, head]) and on unsafe prompts (`y`)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    heads: tuple[Head, ...]
+    limits: Limits
+    picks: Picks
+    words: tuple[str, str]
+
+    @property
+    def named(self) -> dict[Head, str]:
+        """The colour of each head that is named: the picks, and the head that moves most."""
+        found = dict.fromkeys(self.picks.selective, theme.LABEL_COLOURS["unsafe"])
+        return found | {h: theme.INK for h in (self.picks.sensitive,) if h and h not in found}
+
+
+def cloud(scores: pd.DataFrame, *, criterion: str, projection: str, chosen: Picks | None = None) -> Cloud:
+    """Every head by its means on safe and unsafe prompts, with what the rules choose (or is `chosen` already)."""
+    where = {"criterion": criterion, "projection": projection}
+    x, y = (grid(scores, **where, column=column) for column in ("safe", "unsafe"))
+    known = np.isfinite(x) & np.isfinite(y)
+    heads = tuple((int(layer), int(head)) for layer, head in np.argwhere(known))
+    chosen = chosen or picks(scores, criterion=criterion, projection=projection)
+    safe, unsafe = (f"mean over {label} prompts ({theme.unit(criterion)})" for label in ("safe", "unsafe"))
+    return Cloud(x, y, heads, limits(x[known], y[known]), chosen, (safe, unsafe))
+
+
+@dataclass(frozen=True, repr=False)
+class Distribution:
+    """One head's value on every prompt.
+
+    Attributes:
+        table: One row a prompt with a finite value: `prompt, value, label, family`, and `row`, its place across the
+            values: its family's number with a jitter (0 throughout where values are parted by label).
+        families: From row 0 up; empty where values are parted by label.
+        axis: Name and unit of the values.
+        threshold: In that unit; NaN where there is none.
+    """
+
+    table: pd.DataFrame
+    families: tuple[str, ...]
+    axis: str
+    threshold: float
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of an axis that shows every value and the threshold, with room."""
+        seen = np.append(self.table["value"], self.threshold)
+        low, high = np.nanmin(seen), np.nanmax(seen)
+        room = 0.06 * (high - low) or 0.5
+        return float(low - room), float(high + room)
+
+    def parts(self) -> Iterator[tuple[str, str, pd.DataFrame]]:
+        """Words, colour and rows of each label."""
+        for label, colour in theme.LABEL_COLOURS.items():
+            part = self.table[self.table["label"] == label]
+            yield f"{label} (n = {len(part)})", colour, part
+
+
+def distribution(table: pd.DataFrame, *, axis: str, by: str = "label", threshold: float | None = None) -> Distribution:
+    """Values parted `by` "label" or "family", from a table with the columns `prompt, value, label, family`."""
+    if by not in ("label", "family"):
+        raise FigureError(f"Distributions are drawn by 'label' or 'family'; got {by!r}.")
+    table = table[np.isfinite(table["value"])].assign(row=0.0)
+    families = sorted(set(table["family"])) if by == "family" else []
+    for label in theme.LABEL_COLOURS if families else ():
+        inside = table["label"] == label
+        jitter = np.random.default_rng(0).uniform(-0.28, 0.28, int(inside.sum()))
+        table.loc[inside, "row"] = table.loc[inside, "family"].map(families.index) + jitter
+    return Distribution(table, tuple(families), axis, float("nan") if threshold is None else threshold)
+
+
+def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places and a Gaussian kernel density scaled to height 1; empty for values without spread, which have none."""
+    from scipy.stats import gaussian_kde
+
+    if len(values) < 2 or np.ptp(values) == 0:
+        return np.empty(0), np.empty(0)
+    reach = 0.06 * np.ptp(values)
+    at = np.linspace(values.min() - reach, values.max() + reach, 120)
+    height = gaussian_kde(values)(at)
+    return at, height / height.max()
+
+
+def _values(run: xr.Dataset, criterion: str, projection: str, head: Head) -> xr.DataArray:
+    """A criterion's value of one head on every prompt it has a meaning for, in its own unit."""
+    values = prompt_values(run, get_criterion(criterion))
+    shown = projection if projection in values["projection"].values else "none"
+    return values.sel(projection=shown, layer=head[0], head=head[1])
+
+
+def prompt_table(run: xr.Dataset, criterion: str, projection: str, *, head: Head) -> pd.DataFrame:
+    """One row a prompt: `prompt, value` (of one head, in the criterion's unit), `label, family`."""
+    values = _values(run, criterion, projection, head)
+    named = {"prompt": values["prompt"].values, "value": values.values, "label": values["label"].values}
+    family = values["family"].values if "family" in values.coords else ""
+    return pd.DataFrame(named).assign(family=family).astype({"prompt": str, "label": str, "family": str})
+
+
+def threshold(run: xr.Dataset, criterion: str, projection: str, *, head: Head) -> float | None:
+    """The published threshold of one head: where the two densities cross, from the prompts of the split `threshold`.
+
+    Without such a split, from all of them. None where there is no threshold: a class that is constant or too small, or
+    a criterion of which larger is not stronger.
+    """
+    values = _values(run, criterion, projection, head)
+    if "split" in values.coords and "threshold" in values["split"].values:
+        values = values.isel(prompt=values["split"].values == "threshold")
+    numbers = values.values
+    if not np.array_equal(get_criterion(criterion).strength(numbers), numbers):
+        return None
+    unsafe = values["label"].values == "unsafe"
+    try:
+        return kde_threshold(numbers[unsafe], numbers[~unsafe]).value
+    except CriterionError:
+        return None
+
+
+def head_rows(scores: pd.DataFrame, head: Head, projection: str) -> list[tuple[str, dict[str, float], str]]:
+    """(criterion, its columns, rank by the unsafe value as `13/64`) of one head under every criterion of the table."""
+    found = []
+    for criterion in dict.fromkeys(scores["criterion"]):
+        where = {"criterion": criterion, "projection": projection_of(scores, criterion, projection)}
+        columns = ("unsafe", "safe", "difference", "auroc")
+        cells = {column: grid(scores, **where, column=column) for column in columns}
+        unsafe = cells["unsafe"]
+        place = f"{np.sum(unsafe > unsafe[head]) + 1}/{np.isfinite(unsafe).sum()}"
+        values = {column: float(part[head]) for column, part in cells.items()}
+        found.append((criterion, values, place if np.isfinite(unsafe[head]) else "not computed"))
+    return found
