@@ -41,7 +41,7 @@ def fingerprint(model: HookedLVLM) -> str:
     readers = [model.processor, model.tokenizer, *(getattr(model.processor, name, None) for name in _READERS)]
     for reader in {id(r): r for r in readers if r is not None}.values():
         digest.update(_plain(_described(reader)))
-    digest.update(_plain([model.hf.config.to_dict(), model.family.name, model.family.chat_template]))
+    digest.update(_plain([model.hf.config.to_dict(), model.family.name, model.family.chat_template, model.template]))
     return digest.hexdigest()[:16]
 
 
