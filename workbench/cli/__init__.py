@@ -14,6 +14,7 @@ from rich.text import Text
 
 from workbench import __version__
 from workbench.errors import RunError, WorkbenchError
+from workbench.plain import plain
 from workbench.sweeps.process import settle_process
 
 
@@ -41,6 +42,8 @@ app = typer.Typer(
     help="Mask every attention head of a vision-language model, and find those that carry safety. "
     "Begin with [bold]workbench demo[/bold].",
 )
+data_app = typer.Typer(help="Published prompt sets, read by name.")
+app.add_typer(data_app, name="data")
 console = Console()
 
 ModelName = Annotated[
@@ -51,7 +54,10 @@ Template = Annotated[
     str, typer.Option(help="chat (the model's own), raw (no template), a Jinja template, or a file with one.")
 ]
 PromptsName = Annotated[
-    str, typer.Option("--prompts", "-p", help="pocket or planted, or a .jsonl, .csv or .parquet file.")
+    str,
+    typer.Option(
+        "--prompts", "-p", help="pocket or planted; a .jsonl, .csv or .parquet file; NAME:DIR of a published set."
+    ),
 ]
 RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
 Form = Annotated[
@@ -61,6 +67,8 @@ Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form s
 Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]
 
 
@@ -185,6 +193,8 @@ def score(
     rule: Annotated[str, typer.Option(help="How heads are ranked: {rules}.")] = "selectivity",
     top: Annotated[int, typer.Option(help="How many heads to print for each criterion and projection.")] = 5,
     out: Table = None,
+    json: Json = False,
+    quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
     """Score every head of a stored run, and print the first under a rule."""
@@ -200,6 +210,9 @@ def figures(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
     formats: Annotated[Any, _listed("Of pdf, svg and png, comma-separated.")] = "pdf,svg,png",
+    only: Annotated[Any, _listed("Figures to draw, comma-separated; * stands for anything: maps_*.")] = "*",
+    width: Annotated[str, typer.Option(help="column, page, or inches; each figure's own by default.")] = "own",
+    quiet: Quiet = False,
 ) -> None:
     """Draw a stored run's figures for a paper; needs no browser and no model."""
     given = dict(locals())
@@ -300,6 +313,28 @@ def generate(
     generate_command(console, **given)
 
 
+@data_app.callback(invoke_without_command=True)
+def data(context: typer.Context) -> None:
+    """List the published prompt sets that are read by name from a folder; check what lies in one."""
+    if context.invoked_subcommand is None:
+        from workbench.cli.data import show_readers
+
+        show_readers(console)
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="Of the set, as workbench data lists it.")],
+    root: Annotated[str, typer.Argument(help="The folder it was unpacked in.")],
+    part: Annotated[str | None, typer.Option(help="Only this part of it.")] = None,
+    images: Annotated[list[Path], typer.Option(help="More folders, .zip or .tar with its pictures.")] = [],  # noqa: B006
+) -> None:
+    """Count what a folder holds of a set: labels, families, missing and repeated rows, what differs as published."""
+    from workbench.cli.data import check_command
+
+    check_command(console, name, root, part=part, images=images)
+
+
 @app.command()
 def lab() -> None:
     """Open JupyterLab on the notebook in which heads can be clicked."""
@@ -315,7 +350,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except WorkbenchError as error:
-        errors.print(Text("Error: ", "red") + Text(str(error), ""), soft_wrap=True)
+        errors.print(Text("Error: ", "red") + Text(plain(error, keep="\n\t"), ""), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Stopped.", highlight=False)

@@ -234,10 +234,7 @@ class HookedLVLM(Decoder):
 
 def last_attention(base: BasePass, layer: int) -> Float[Tensor, "prompt head key"]:
     """Attention weights of the last position of each prompt of a base pass."""
-    seen = base.recordings[layer]
-    mask = seen.mask[:, :, -1:] if seen.mask is not None else None
-    pattern = attention_pattern(seen.query[:, :, -1:], seen.key, mask, seen.scaling, softcap=seen.extras.get("softcap"))
-    return pattern[:, :, 0]
+    return attention_pattern(base.recordings[layer].at_last())[:, :, 0]
 
 
 def _span(layers: Sequence[int]) -> str:

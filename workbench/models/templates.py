@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
 from types import GeneratorType
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -131,7 +131,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):
             said = sum(len(data.data) for data in loop.find_all(nodes.TemplateData))
-            loop.iter = _filter("bounded_rounds", loop.iter, nodes.Const(said))
+            loop.iter = _filter("bounded_rounds", cast(nodes.Expr, loop.iter), nodes.Const(said))
         return _sums(tree)
 
 
