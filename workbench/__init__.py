@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench import plot
     from workbench.criteria import score, top_heads
     from workbench.models.hooked import HookedLVLM
     from workbench.models.loading import load_model
@@ -49,6 +50,7 @@ __all__ = [
     "load_prompts",
     "mix",
     "open_run",
+    "plot",
     "save_figures",
     "score",
     "sweep",
@@ -57,6 +59,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":
+        return import_module("workbench.plot")
     if name not in _HOME:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)

@@ -1,5 +1,6 @@
 """The command line: help that teaches, one message for a mistake, and the status a script can rely on."""
 
+import json
 import subprocess
 import sys
 
@@ -123,6 +124,16 @@ def test_the_demo_finds_the_planted_head_and_leaves_figures_and_a_run(monkeypatc
     status, out, _ = run(monkeypatch, capsys, "score", tmp_path / "demo-run.zarr", "--top", "1")
     assert status == 0
     assert f"L{layer}H{head}" in out
+    status, out, _ = run(monkeypatch, capsys, "score", tmp_path / "demo-run.zarr", "--top", "1", "--json")
+    assert status == 0
+    assert {(row["layer"], row["head"]) for row in json.loads(out)} >= {(layer, head)}
+    words = ("--quiet", "--out", tmp_path / "scores.csv")
+    assert run(monkeypatch, capsys, "score", tmp_path / "demo-run.zarr", *words)[:2] == (0, "")
+    assert (tmp_path / "scores.csv").is_file()
+    words = ("--only", "maps_ships_*", "--formats", "svg", "--width", "6.9", "--out", tmp_path / "few")
+    status, out, _ = run(monkeypatch, capsys, "figures", tmp_path / "demo-run.zarr", *words)
+    assert status == 0
+    assert {file.stem for file in (tmp_path / "few").glob("*.svg")} == {"maps_ships_query", "maps_ships_value"}
 
 
 def test_another_seed_gives_slightly_other_numbers(tmp_path):
