@@ -1,5 +1,7 @@
 """`score`: every head under every criterion, as one tidy table."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -11,7 +13,7 @@ from workbench.criteria.redraws import REDRAWS, Drawn, Redraws, redrawn
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.reading import (
     as_run,
     check_run,
@@ -22,6 +24,8 @@ from workbench.runs.reading import (
 )
 
 STATISTICS = ("unsafe", "safe", "difference", "auroc", "effect_size", "ci_low", "ci_high", "p_value", "q_value")
+log = logging.getLogger(__name__)
+
 SCORE_COLUMNS = ("criterion", "projection", "layer", "head", *STATISTICS)
 
 
@@ -87,6 +91,8 @@ def score(
     chosen = _chosen(run, tuple(criteria))
     run = one_readout(run)
     part, split = selection_part(run)
+    if repeated := told_repeats(part):
+        log.info("%s.", repeated)
     unsafe = unsafe_mask(part)
     tables: list[pd.DataFrame] = []
     drawn: dict[tuple[str, str], Drawn] = {}
