@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from workbench.models.hooked import HookedLVLM
     from workbench.models.loading import load_model
     from workbench.models.masks import Mask
-    from workbench.prompts import load_prompts
+    from workbench.prompts import load_prompts, mix
     from workbench.prompts.prompt import Prompt, PromptSet
     from workbench.replies import generate
     from workbench.runs.opening import open_run
@@ -30,6 +30,7 @@ _HOME = {
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
     "load_prompts": "workbench.prompts",
+    "mix": "workbench.prompts",
     "open_run": "workbench.runs.opening",
     "save_figures": "workbench.views.figures.save",
     "score": "workbench.criteria",
@@ -47,6 +48,7 @@ __all__ = [
     "generate",
     "load_model",
     "load_prompts",
+    "mix",
     "open_run",
     "plot",
     "save_figures",

@@ -61,7 +61,7 @@ def check_writable(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix not in WRITERS:
-        raise ArgumentError(f"A table is written as {', '.join(WRITERS)}; got {plain(path.name)!r}.")
+        raise ArgumentError(f"A table is written as {', '.join(WRITERS)}; got '{plain(path.name)}'.")
     return path
 
 

@@ -11,7 +11,7 @@ from workbench import cli
 from workbench.errors import WorkbenchError
 from workbench.runs.opening import open_run
 
-COMMANDS = ("demo", "sweep", "score", "figures", "models", "check", "compare", "detect", "generate", "lab")
+COMMANDS = ("demo", "sweep", "score", "figures", "models", "check", "compare", "detect", "generate", "data", "lab")
 
 
 def run(monkeypatch, capsys, *words):
@@ -47,6 +47,9 @@ def test_the_list_of_commands_is_whole(monkeypatch, capsys):
         (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "key"), "query, value"),
         (("demo", "--factor", "0.5"), "form='scale'"),
         (("compare", "nowhere.zarr", "--n-heads", "one"), "1,3,5"),
+        (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--columns", "image"), "image=image_path"),
+        (("sweep", "-m", "planted", "-p", "figstep:nowhere", "--out", "x.zarr"), "nowhere is no folder"),
+        (("data", "check", "figstep", "nowhere"), "nowhere is no folder"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_1(monkeypatch, capsys, tmp_path, words, said):

@@ -42,14 +42,22 @@ app = typer.Typer(
     help="Mask every attention head of a vision-language model, and find those that carry safety. "
     "Begin with [bold]workbench demo[/bold].",
 )
+data_app = typer.Typer(help="Published prompt sets, read by name.")
+app.add_typer(data_app, name="data")
 console = Console()
 
 ModelName = Annotated[
     str,
     typer.Option("--model", "-m", help="pocket, pocket-base, planted, planted-pair; a checkpoint directory; a Hub id."),
 ]
+Template = Annotated[
+    str, typer.Option(help="chat (the model's own), raw (no template), a Jinja template, or a file with one.")
+]
 PromptsName = Annotated[
-    str, typer.Option("--prompts", "-p", help="pocket or planted, or a .jsonl, .csv or .parquet file.")
+    str,
+    typer.Option(
+        "--prompts", "-p", help="pocket or planted; a .jsonl, .csv or .parquet file; NAME:DIR of a published set."
+    ),
 ]
 RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
 Form = Annotated[
@@ -154,6 +162,7 @@ def sweep(
     ] = "raise",
     split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    template: Template = "chat",
     dtype: Dtype = "float32",
     device: Device = None,
     device_map: Annotated[
@@ -229,11 +238,12 @@ def check(
     tiny: Annotated[bool, typer.Option("--tiny", help="A random model from a small configuration; offline.")] = False,
     dtype: Dtype = "",
     device: Device = None,
+    template: Template = "chat",
 ) -> None:
     """Prove that masks act on a model as they should; status 1 if it does not conform."""
     from workbench.cli.models import check_model
 
-    raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, console=console))
+    raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, template=template, console=console))
 
 
 @app.command(cls=Registered)
@@ -253,6 +263,7 @@ def compare(
         Any, _listed("Of exact, phrases and ships-2025, one or two; two print their agreement.")
     ] = "exact",
     out: Table = None,
+    template: Template = "chat",
     seed: Seed = 0,
 ) -> None:
     """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds."""
@@ -273,6 +284,7 @@ def detect(
     rule: Annotated[str, typer.Option(help="How the head is chosen: {rules}.")] = "selectivity",
     k: Annotated[int, typer.Option(help="Candidate heads, one of which is drawn.")] = 1,
     save: Annotated[Path | None, typer.Option(help="Store the fitted detector in this folder.")] = None,
+    template: Template = "chat",
     seed: Seed = 0,
 ) -> None:
     """Test a detector by family and category, with graded scores."""
@@ -289,6 +301,7 @@ def generate(
     model: ModelName = "pocket",
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
+    template: Template = "chat",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
     on_error: Annotated[Literal["raise", "refuse"], typer.Option(help="When detection itself fails.")] = "raise",
     show_unguarded: Annotated[bool, typer.Option("--show-unguarded", help="The plain reply beside it.")] = False,
@@ -298,6 +311,28 @@ def generate(
     from workbench.cli.detect import generate_command
 
     generate_command(console, **given)
+
+
+@data_app.callback(invoke_without_command=True)
+def data(context: typer.Context) -> None:
+    """List the published prompt sets that are read by name from a folder; check what lies in one."""
+    if context.invoked_subcommand is None:
+        from workbench.cli.data import show_readers
+
+        show_readers(console)
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="Of the set, as workbench data lists it.")],
+    root: Annotated[str, typer.Argument(help="The folder it was unpacked in.")],
+    part: Annotated[str | None, typer.Option(help="Only this part of it.")] = None,
+    images: Annotated[list[Path], typer.Option(help="More folders, .zip or .tar with its pictures.")] = [],  # noqa: B006
+) -> None:
+    """Count what a folder holds of a set: labels, families, missing and repeated rows, what differs as published."""
+    from workbench.cli.data import check_command
+
+    check_command(console, name, root, part=part, images=images)
 
 
 @app.command()
@@ -315,7 +350,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except WorkbenchError as error:
-        errors.print(Text("Error: ", "red") + Text(plain(error, keep="\n"), ""), soft_wrap=True)
+        errors.print(Text("Error: ", "red") + Text(plain(error, keep="\n\t"), ""), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Stopped.", highlight=False)

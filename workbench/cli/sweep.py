@@ -30,6 +30,7 @@ def sweep_command(
     split: str | None = None,
     n: int | None = None,
     seed: int = 0,
+    template: str = "chat",
     dtype: str = "float32",
     device: str | None = None,
     device_map: str | None = None,
@@ -45,7 +46,7 @@ def sweep_command(
     chosen = load_prompts(
         prompts, columns=column_map(columns), images=images, missing=missing, split=split, seed=seed, n=n
     )
-    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map)
+    loaded = load_model(model, template=template, dtype=dtype, device=device, device_map=device_map)
     run = sweep(
         loaded,
         chosen,
