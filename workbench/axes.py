@@ -24,7 +24,7 @@ import numpy as np
 
 PROJECTIONS = ("query", "value")
 HEAD_DIMS = ("prompt", "projection", "layer", "head")
-PROMPT_COORDS = ("label", "source", "family", "category", "pair_id", "split", "variant", "has_image")
+PROMPT_COORDS = ("label", "source", "family", "category", "pair_id", "split", "variant", "has_image", "content")
 LABELS = ("safe", "unsafe")
 SPLITS = ("selection", "threshold", "test")
 

@@ -13,13 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from workbench.axes import head_name
-from workbench.criteria import score, top_heads
+from workbench.criteria import score
 from workbench.criteria.detection import detection_table
-from workbench.errors import CriterionError
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.prompts import load_prompts
 from workbench.sweeps.sweep import sweep
+from workbench.views.charts import rule_heads
 from workbench.views.figures.save import save_figures
 
 CRITERIA = ("deflection", "ships", "probe")
@@ -90,30 +90,20 @@ def heads_table(scores: pd.DataFrame, detected: pd.DataFrame, *, runners_up: boo
         for rule, part in parts.groupby("rule", sort=False):
             first = part.iloc[0]
             head = head_name(int(first["layer"]), int(first["head"]))
+            kept, _ = rule_heads(scores, criterion=criterion, rule=rule, projection=projection, k=3)
+            named = [head_name(*cell) for cell in kept]
             rates = {(row.measure, row.family): row for row in part.itertuples()}
             matched = [row.value for row in part.itertuples() if row.measure == "auroc_matched"]
             table.add_row(
                 f"  {rule}",
                 f"[bold]{head}[/bold]",
-                *([" ".join(_next(scores, criterion, rule, projection, first=head))] if runners_up else []),
+                *([" ".join(name for name in named if name != head)] if runners_up else []),
                 *(_percent(rates.get(("detection_rate", family))) for family in families),
                 _percent(rates.get(("false_positive_rate", "all"))),
                 f"{sum(matched) / len(matched):.2f}" if matched else "–",
             )
         table.add_section()
     return table
-
-
-def _next(scores: pd.DataFrame, criterion: str, rule: str, projection: str, *, first: str) -> list[str]:
-    """The two heads after the first; fewer where the rule keeps fewer."""
-    for k in (3, 2):
-        try:
-            top = top_heads(scores, criterion=criterion, rule=rule, projection=projection, k=k)
-        except CriterionError:
-            continue
-        named = [head_name(int(row.layer), int(row.head)) for row in top.itertuples()]
-        return [name for name in named if name != first][: k - 1]
-    return []
 
 
 def _percent(row: Any) -> str:

@@ -18,6 +18,7 @@ import typer.main
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from typer.testing import CliRunner
 
 import workbench
 
@@ -211,18 +212,25 @@ def test_the_walk_through_to_a_criterion_works(monkeypatch):
     assert sorted(scores["unsafe"]) == pytest.approx(sorted(by_hand), rel=1e-5)
 
 
-def test_the_walk_through_to_an_engine_works(monkeypatch):
-    from workbench.sweeps.engines import registry
+def test_the_walk_through_to_a_rule_works(monkeypatch):
+    from tests.unit.synthetic_run import synthetic_run
+    from workbench.cli import app
+    from workbench.criteria import registry, score, top_heads
+    from workbench.criteria.ranking import rule_values
 
-    engine = walk_through("the engine")["ENGINE"]
-    monkeypatch.setitem(sys.modules, "the_late_engine", SimpleNamespace(ENGINE=engine))
-    monkeypatch.setitem(registry._HOMES, "late", "the_late_engine")
-    model, prompts = workbench.load_model("planted", check=False), workbench.load_prompts("planted", n=4)
-    late = workbench.sweep(model, prompts, engine="late", engine_options={"layers": 1}, progress=False)
-    every = workbench.sweep(model, prompts, progress=False)
-    np.testing.assert_array_equal(late.deflection[..., -1, :], every.deflection[..., -1, :])
-    assert every.deflection[..., -1, :].max() > 20
-    assert late.deflection[..., :-1, :].isnull().all()
+    monkeypatch.setattr(registry, "_rules", dict(registry._rules))
+    walk_through("the rule")
+    run = synthetic_run(projections=("query",))
+    scores = score(run, criteria=("deflection",), bootstrap=0, permutations=0)
+    top = top_heads(scores, criterion="deflection", rule="contrast", k=3)
+    by_hand = (scores["unsafe"] - scores["safe"]) / (scores["unsafe"] + scores["safe"])
+    assert top["value"].tolist() == sorted(by_hand, reverse=True)[:3]
+    # An engine that chooses while it runs ranks by the same record.
+    values = rule_values(run["deflection"].values, run["label"].values == "unsafe", "contrast")
+    np.testing.assert_allclose(values.ravel(), by_hand, rtol=1e-6)
+    shown = CliRunner().invoke(app, ["score", "--help"], terminal_width=500).output
+    assert "contrast" in shown
+    assert "image_attention" in shown
 
 
 def test_the_walk_through_to_a_detector_works(monkeypatch, tmp_path):
@@ -235,6 +243,20 @@ def test_the_walk_through_to_a_detector_works(monkeypatch, tmp_path):
     assert (detector.predict(model(), split("test")) == labels(split("test"))).all()
     stored = detectors.load_detector(detector.save(tmp_path / "detector"))
     assert (stored.name, stored.threshold) == ("refusal-odds", detector.threshold)
+
+
+def test_the_walk_through_to_an_engine_works(monkeypatch):
+    from workbench.sweeps.engines import registry
+
+    engine = walk_through("the engine")["ENGINE"]
+    monkeypatch.setitem(sys.modules, "the_late_engine", SimpleNamespace(ENGINE=engine))
+    monkeypatch.setitem(registry._HOMES, "late", "the_late_engine")
+    model, prompts = workbench.load_model("planted", check=False), workbench.load_prompts("planted", n=4)
+    late = workbench.sweep(model, prompts, engine="late", engine_options={"layers": 1}, progress=False)
+    every = workbench.sweep(model, prompts, progress=False)
+    np.testing.assert_array_equal(late.deflection[..., -1, :], every.deflection[..., -1, :])
+    assert every.deflection[..., -1, :].max() > 20
+    assert late.deflection[..., :-1, :].isnull().all()
 
 
 def test_the_walk_through_to_a_family_works(monkeypatch):

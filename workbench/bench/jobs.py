@@ -15,9 +15,9 @@ from workbench.bench import peers
 from workbench.bench.operations import Counts, matmul_rate
 from workbench.bench.synthetic import Shape, build, questions
 from workbench.bench.timing import Row, in_turn, rows
-from workbench.criteria.array_rules import SAFE_PERCENTILE, best_cells, rule_values
+from workbench.criteria.ranking import best_cells, ranked, rule_values, scored_rows
 from workbench.criteria.registry import get_criterion
-from workbench.criteria.rules import ranked, scored_rows
+from workbench.criteria.rules import SAFE_PERCENTILE
 from workbench.criteria.score import score
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM

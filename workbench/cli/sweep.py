@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -23,9 +24,13 @@ def sweep_command(
     engine: str = "exact",
     options: Sequence[str] = (),
     mask: Mask | None = None,
+    columns: Sequence[str] = (),
+    images: Sequence[Path] = (),
+    missing: Literal["raise", "drop"] = "raise",
     split: str | None = None,
     n: int | None = None,
     seed: int = 0,
+    template: str = "chat",
     dtype: str = "float32",
     device: str | None = None,
     device_map: str | None = None,
@@ -38,8 +43,10 @@ def sweep_command(
     Raises:
         WorkbenchError: As `sweep`, `load_model` and `load_prompts` do.
     """
-    chosen = load_prompts(prompts, split=split, seed=seed, n=n)
-    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map)
+    chosen = load_prompts(
+        prompts, columns=column_map(columns), images=images, missing=missing, split=split, seed=seed, n=n
+    )
+    loaded = load_model(model, template=template, dtype=dtype, device=device, device_map=device_map)
     run = sweep(
         loaded,
         chosen,
@@ -57,6 +64,14 @@ def sweep_command(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
     )
     console.print(f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}", highlight=False, markup=False)
+
+
+def column_map(columns: Sequence[str]) -> dict[str, str | None]:
+    """`OURS=THEIRS` as `load_prompts` takes it; nothing after the sign says that no column is meant."""
+    pairs = [text.partition("=") for text in columns]
+    if wrong := [ours + equals + theirs for ours, equals, theirs in pairs if not (ours and equals)]:
+        raise WorkbenchError(f"--columns takes OURS=THEIRS, such as image=image_path; got {wrong[0]!r}.")
+    return {ours.strip(): theirs.strip() or None for ours, _, theirs in pairs}
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -19,6 +19,7 @@ from workbench.criteria.thresholds import kde_threshold
 from workbench.detectors.detector import head_pairs
 from workbench.detectors.sahs import features
 from workbench.errors import CriterionError
+from workbench.runs.pairs import unit_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 
@@ -67,7 +68,7 @@ def candidates(
     scores = score(run, tuple(criteria), bootstrap=0, permutations=0, seed=seed)
     test, calibration = in_split(run, "test"), in_split(run, "threshold")
     unsafe = prompt_coord(run, "label") == "unsafe"
-    family, pairs = prompt_coord(run, "family")[test], prompt_coord(run, "pair_id")[test]
+    family, pairs = prompt_coord(run, "family")[test], unit_names(run)[test]
     weights = statistics.bootstrap_weights(unsafe[test], pairs, resamples=bootstrap, seed=seed)
     weights = np.concatenate([np.ones((1, len(pairs))), weights])  # the prompts as they are, then the resamples
     for name in criteria:

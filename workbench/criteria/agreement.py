@@ -1,22 +1,27 @@
 """Do criteria agree on heads, and does a head keep its rank when the prompts are drawn again?"""
 
 from itertools import combinations
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.criteria.registry import get_criterion
-from workbench.criteria.rules import anchor_rule, ranked, scored_rows
+from workbench.checking import Whole, checked
+from workbench.criteria.arguments import HowMany, Run, Seed
+from workbench.criteria.ranking import anchor_rule, ranked, scored_rows
+from workbench.criteria.registry import get_criterion, get_rule
 from workbench.criteria.score import score
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
 from workbench.errors import CriterionError
-from workbench.runs.reading import RunLike, as_run, check_run, prompt_coord, selection_part, unsafe_mask
+from workbench.runs.pairs import unit_names
+from workbench.runs.reading import as_run, check_run, selection_part, unsafe_mask
 
 PERSISTENCE = 0.9  # of rank-biased overlap: the first ten ranks carry 86 % of the weight
 
 
-def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: int = 5) -> pd.DataFrame:
+@checked
+def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: HowMany = 5) -> pd.DataFrame:
     """How alike the heads are that different criteria, and masks of different projections, put first.
 
     Args:
@@ -36,6 +41,8 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: int = 5)
     """
     from scipy.stats import kendalltau, spearmanr
 
+    if rule is not None:
+        get_rule(rule)
     rankings = _rankings(scores, rule)
     if len(rankings) < 2:
         raise CriterionError(
@@ -50,10 +57,7 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: int = 5)
         top_a, top_b = set(first.index[:k]), set(second.index[:k])
         rows.append(
             {
-                "criterion_a": a[0],
-                "projection_a": a[1],
-                "criterion_b": b[0],
-                "projection_b": b[1],
+                **dict(zip(("criterion_a", "projection_a", "criterion_b", "projection_b"), (*a, *b), strict=True)),
                 "heads": len(common),
                 "spearman": float(spearmanr(x, y).statistic) if varied else np.nan,
                 "kendall": float(kendalltau(x, y).statistic) if varied else np.nan,
@@ -77,23 +81,24 @@ def rank_biased_overlap(first: list, second: list, *, p: float = PERSISTENCE) ->
     seen_a: set = set()
     seen_b: set = set()
     total, agreement = 0.0, 0.0
-    for rank in range(1, depth + 1):
-        seen_a.add(first[rank - 1])
-        seen_b.add(second[rank - 1])
+    for rank, (a, b) in enumerate(zip(first[:depth], second[:depth], strict=True), 1):
+        seen_a.add(a)
+        seen_b.add(b)
         agreement = len(seen_a & seen_b) / rank
         total += agreement * p**rank
     return agreement * p**depth + (1 - p) / p * total
 
 
+@checked
 def head_stability(
-    run: RunLike,
+    run: Run,
     *,
     criterion: str,
     rule: str,
     projection: str | None = None,
-    k: int = 5,
-    resamples: int = 200,
-    seed: int = 0,
+    k: HowMany = 5,
+    resamples: Annotated[int, Whole(1)] = 200,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """How often each head is among the first k when the selection prompts are drawn again.
 
@@ -106,14 +111,14 @@ def head_stability(
         `rank_high` (the middle 95 % of its ranks where the rule kept it), `kept` (share of resamples in which it did).
     """
     run, record = as_run(run), get_criterion(criterion)
-    if rule not in record.rules or rule in ("random", "layer_matched", "magnitude_matched"):
+    if get_rule(rule).is_control or rule not in record.rules:
         raise CriterionError(
             f"Rule {rule!r} does not rank the heads of {criterion!r}; its rules are {', '.join(record.rules)}."
         )
     check_run(run, record.needs, wanted_by=f"Criterion {criterion!r}")
     part, _ = selection_part(run)
     part = part[list(record.needs)].load()
-    unsafe, pairs = unsafe_mask(part), prompt_coord(part, "pair_id")
+    unsafe, pairs = unsafe_mask(part), unit_names(part)
     heads, baseline = _ranks(part, criterion, rule, projection, seed)
     ranks = np.full((resamples, len(baseline)), np.nan)
     unit = np.where(pairs == "", np.array([f"alone {i}" for i in range(len(pairs))], dtype=object), pairs)

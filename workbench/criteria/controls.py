@@ -9,11 +9,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from workbench.criteria.registry import TRAINED, Criterion
+from workbench.criteria.registry import TRAINED, Criterion, get_rule, list_rules
+from workbench.criteria.rules import difference
 from workbench.errors import CriterionError
 
-CONTROLS = ("random", "layer_matched", "magnitude_matched")
-NEAREST = 5  # magnitude_matched draws among this many heads of the closest safe value
+CONTROLS = tuple(rule.name for rule in list_rules() if rule.is_control)
 
 
 def control_heads(
@@ -27,8 +27,7 @@ def control_heads(
 ) -> pd.DataFrame:
     """k control heads with a column `value`, in the order of the heads they are matched to.
 
-    `random` draws from all other heads. `layer_matched` draws, for each picked head, another head of its layer.
-    `magnitude_matched` draws, for each, one of the five heads whose safe value is closest.
+    `random` draws from all other heads; the others draw, for each picked head, one that resembles it.
 
     Args:
         rows: Scored heads of one criterion and projection, as strengths.
@@ -41,14 +40,13 @@ def control_heads(
     Raises:
         CriterionError: Where there are not enough heads to draw from.
     """
-    anchors = pick(k)
-    value = rows["unsafe"] if criterion.kind == TRAINED else rows["unsafe"] - rows["safe"]
+    anchors, candidates, rng = pick(k), get_rule(control).candidates, np.random.default_rng(seed)
+    value = rows["unsafe"] if criterion.kind == TRAINED else difference(rows)
     rest = rows.assign(value=value).drop(index=anchors.index)
-    rng = np.random.default_rng(seed)
-    if control == "random":
+    if candidates is None:
         if len(rest) < k:
             raise CriterionError(
-                f"random: {len(rest)} heads are left beside the {len(anchors)} picked ones, and {k} were asked for."
+                f"{control}: {len(rest)} heads are left beside the {len(anchors)} picked ones, and {k} were asked for."
             )
         return rest.loc[rng.permutation(rest.index.to_numpy())[:k]]
     if len(anchors) < k:
@@ -57,21 +55,13 @@ def control_heads(
             f"{len(anchors)}. Ask for fewer, or use the control random."
         )
     drawn = []
-    for layer, safe in zip(anchors["layer"], anchors["safe"], strict=True):
-        if control == "layer_matched":
-            candidates = rest.index[rest["layer"] == layer]
-            if candidates.empty:
-                raise CriterionError(
-                    f"layer_matched: layer {layer} has no head left beside the {k} picked ones and those "
-                    "drawn already. Ask for fewer heads, or use magnitude_matched or random."
-                )
-        else:
-            candidates = (rest["safe"] - safe).abs().sort_values(kind="stable").index[:NEAREST]
-            if candidates.empty:
-                raise CriterionError(
-                    f"magnitude_matched: no head is left beside the {k} picked ones. Ask for fewer heads."
-                )
-        chosen = rng.choice(candidates.to_numpy())
-        drawn.append(rest.loc[[chosen]])
-        rest = rest.drop(index=chosen)
+    for anchor in anchors.itertuples():
+        alike = candidates(rest, anchor)
+        if alike.empty:
+            raise CriterionError(
+                f"{control}: layer {anchor.layer} has no head left beside the {k} picked ones and those drawn already. "
+                "Ask for fewer heads, or use another control."
+            )
+        drawn.append(rest.loc[[rng.choice(alike.to_numpy())]])
+        rest = rest.drop(index=drawn[-1].index)
     return pd.concat(drawn)

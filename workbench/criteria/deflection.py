@@ -1,9 +1,8 @@
 """How far masking a head moves the model's final state: the angle, and the distances beside it."""
 
 import numpy as np
-import xarray as xr
 
-from workbench.criteria.registry import PER_PROMPT, Criterion
+from workbench.criteria.registry import Criterion
 
 
 def angle_deg(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -12,63 +11,40 @@ def angle_deg(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     Kahan's form, 2·atan2(|û − v̂|, |û + v̂|), in float64: accurate at every angle, where the arc cosine of a dot product
     loses half the digits near 0.
     """
-    u, v = np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64)
-    u_length = np.linalg.norm(u, axis=-1, keepdims=True)
-    v_length = np.linalg.norm(v, axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        u, v = u / u_length, v / v_length
+    u, v = unit_vectors(u), unit_vectors(v)
     return np.rad2deg(2 * np.arctan2(np.linalg.norm(u - v, axis=-1), np.linalg.norm(u + v, axis=-1)))
 
 
-def _deflection(run: xr.Dataset) -> xr.DataArray:
-    return run["deflection"]
-
-
-def _l2(run: xr.Dataset) -> xr.DataArray:
-    return run["l2"]
-
-
-def _norm_ratio(run: xr.Dataset) -> xr.DataArray:
-    return run["norm_ratio"]
-
-
-def _distance_from_one(ratio: np.ndarray) -> np.ndarray:
-    return np.abs(ratio - 1)
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """The vectors along the last axis over their length, in float64; NaN where that is zero."""
+    vectors = np.asarray(vectors, dtype=np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 CRITERIA = (
-    Criterion(
-        name="deflection",
-        kind=PER_PROMPT,
-        values=_deflection,
-        needs=("deflection",),
+    Criterion.stored(
+        "deflection",
         unit="degrees",
         label="Deflection angle",
         direction="0-180; larger = masking the head turns the final state further",
         source="Oh Defense, 'One Head to Rule Them All' (NeurIPS 2025), per-sample angle; cirteo/Oh-Defense",
         quirks="The released code takes the arc cosine in float32, which resolves about 0.02 degrees near 0.",
     ),
-    Criterion(
-        name="l2",
-        kind=PER_PROMPT,
-        values=_l2,
-        needs=("l2",),
+    Criterion.stored(
+        "l2",
         unit="state units",
         label="State distance",
         direction="0 or more; larger = masking the head moves the final state further",
         source="this project, beside the angle",
         quirks="Its scale is the model's own: compare heads of one model, not models.",
     ),
-    Criterion(
-        name="norm_ratio",
-        kind=PER_PROMPT,
-        values=_norm_ratio,
-        needs=("norm_ratio",),
-        unit="",
+    Criterion.stored(
+        "norm_ratio",
         label="Norm ratio",
         direction="0 or more; 1 = unchanged; the rules read its distance from 1, shorter and longer alike",
         source="this project, beside the angle",
         quirks="After a final norm nearly every state has the same length, so that little of a change is left to see.",
-        strength=_distance_from_one,
+        strength=lambda ratio: np.abs(ratio - 1),
     ),
 )

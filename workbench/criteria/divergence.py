@@ -1,41 +1,13 @@
 """How far masking a head moves the next-token distribution at the last prompt position."""
 
 import numpy as np
-import xarray as xr
 
-from workbench.criteria.registry import PER_PROMPT, Criterion
-
-
-def _ships(run: xr.Dataset) -> xr.DataArray:
-    return run["kl"]
-
-
-def _js(run: xr.Dataset) -> xr.DataArray:
-    return run["js"]
-
-
-def _tv(run: xr.Dataset) -> xr.DataArray:
-    return run["tv"]
-
-
-def _top1_change(run: xr.Dataset) -> xr.DataArray:
-    return run["top1_change"]
-
-
-def _refusal_change(run: xr.Dataset) -> xr.DataArray:
-    return run["refusal_change"]
-
-
-def _help_to_refuse(change: np.ndarray) -> np.ndarray:
-    return -change
-
+from workbench.criteria.registry import Criterion
 
 CRITERIA = (
-    Criterion(
+    Criterion.stored(
+        "kl",
         name="ships",
-        kind=PER_PROMPT,
-        values=_ships,
-        needs=("kl",),
         unit="nats",
         label="Ships (KL divergence)",
         direction="0 or more; KL(unmasked ‖ masked); larger = masking the head changes the answer more",
@@ -44,45 +16,31 @@ CRITERIA = (
         quirks="Published with harmful prompts only (the sensitivity rule) and 1e-12 added to both probabilities; "
         "here the exact divergence, and safe prompts beside.",
     ),
-    Criterion(
-        name="js",
-        kind=PER_PROMPT,
-        values=_js,
-        needs=("js",),
+    Criterion.stored(
+        "js",
         unit="nats",
         label="Jensen-Shannon divergence",
         direction="0 to ln 2; larger = masking the head changes the answer more",
         source="this project, beside Ships",
     ),
-    Criterion(
-        name="tv",
-        kind=PER_PROMPT,
-        values=_tv,
-        needs=("tv",),
-        unit="",
+    Criterion.stored(
+        "tv",
         label="Total variation",
         direction="0 to 1; larger = masking the head moves more of the probability",
         source="this project, beside Ships",
     ),
-    Criterion(
-        name="top1_change",
-        kind=PER_PROMPT,
-        values=_top1_change,
-        needs=("top1_change",),
-        unit="",
+    Criterion.stored(
+        "top1_change",
         label="First token changed",
         direction="0 or 1 a prompt, a share over prompts; 1 = masking the head changes the most likely first token",
         source="this project, beside Ships",
     ),
-    Criterion(
-        name="refusal_change",
-        kind=PER_PROMPT,
-        values=_refusal_change,
-        needs=("refusal_change",),
+    Criterion.stored(
+        "refusal_change",
         unit="log-odds",
         label="Change of refusal log-odds",
         direction="masked − unmasked; negative = the head was helping to refuse, which the rules read as stronger",
         source="this project, beside Ships",
-        strength=_help_to_refuse,
+        strength=np.negative,
     ),
 )

@@ -80,8 +80,8 @@ def fit_logistic(
 
 
 def _check(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> None:
-    n = features.shape[-2] if features.ndim >= 2 else None
-    if labels.shape != (n,) or weights.shape[-1:] != (n,) or weights.ndim > 2:
+    n = features.shape[-2:-1]
+    if not n or labels.shape != n or weights.shape[-1:] != n or weights.ndim > 2:
         raise CriterionError(
             "A logistic regression needs features [..., n, d], labels [n] and weights [n] or [fold, n]; "
             f"got features {features.shape}, labels {labels.shape}, weights {weights.shape}."

@@ -6,28 +6,34 @@ A probe says what can be decoded, which need not be what the model uses.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from workbench.axes import head_name
 from workbench.criteria.logistic import fit_logistic
-from workbench.criteria.registry import TRAINED, Criterion, get_criterion
+from workbench.criteria.registry import TRAINED, Criterion
 from workbench.errors import CriterionError
-from workbench.runs.pairs import strata
+from workbench.prompts.ties import repeats, strata
+from workbench.runs.pairs import unit_names
 from workbench.runs.reading import check_run, prompt_coord, unsafe_mask
 
 Features = Callable[[xr.Dataset], np.ndarray]
 FOLDS = 5
 REPEATS = 20  # draws of the few shots
 SHOTS = 2  # prompts of each category, of each class
+SAHS = (
+    "SAHs, 'Spot Risks Before Speaking' (arXiv 2501.02029), one logistic regression a head; protocol of LVLM-LP "
+    "(2403.09037)"
+)
 
 
 def fold_numbers(unsafe: np.ndarray, pairs: np.ndarray, *, folds: int = FOLDS, seed: int = 0) -> np.ndarray:
-    """The fold in which each prompt is held out, [prompt]: balanced over labels, the prompts of a pair in one fold.
+    """The fold in which each prompt is held out, [prompt]: balanced over labels, the prompts of a unit in one fold.
 
-    `pairs` holds empty strings where a prompt has no twin. There are fewer folds where a class has fewer prompts or
-    pairs.
+    `pairs` names the unit of each prompt (a pair, or prompts that ask the same), an empty string where it is alone.
+    There are fewer folds where a class has fewer units.
     """
     groups = strata(pairs, unsafe.tolist())
     for side in (True, False):
@@ -121,16 +127,6 @@ def _as_array(run: xr.Dataset, decisions: np.ndarray, computed: np.ndarray) -> x
     )
 
 
-def _full(features_of: Features, name: str) -> Callable[..., xr.DataArray]:
-    def values(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
-        unsafe = unsafe_mask(run)
-        features, computed = _computed(run, features_of, name)
-        fold = fold_numbers(unsafe, prompt_coord(run, "pair_id"), seed=seed)
-        return _as_array(run, cross_validated(features, unsafe, fold)[:, None], computed)
-
-    return values
-
-
 def _few_shot(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
     unsafe = unsafe_mask(run)
     features, computed = _computed(run, _output, "probe_few_shot")
@@ -138,7 +134,10 @@ def _few_shot(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
     if set(category) == {""}:
         category = prompt_coord(run, "family")
     masks = few_shot_masks(unsafe, category, shots=SHOTS, repeats=REPEATS, seed=seed)
-    rest = ~masks
+    seen = masks.copy()
+    for members in repeats(prompt_coord(run, "content")):  # who trained on a question cannot be tested on it
+        seen[:, members] = masks[:, members].any(1, keepdims=True)
+    rest = ~seen
     if not (rest[:, unsafe].any(1) & rest[:, ~unsafe].any(1)).all():
         raise CriterionError(
             f"Criterion 'probe_few_shot' trains on {SHOTS} prompts of each category and tests on the others, and with "
@@ -147,61 +146,57 @@ def _few_shot(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
         )
     coef, intercept = fit_logistic(features, unsafe, weight=masks.astype(float))
     decisions = np.einsum("hnd,hrd->hrn", features, coef) + intercept[..., None]
-    decisions[:, masks] = np.nan
+    decisions[:, seen] = np.nan
     return _as_array(run, decisions, computed)
 
 
-def _decide(features_of: Features, name: str) -> Callable[[xr.Dataset, np.ndarray], xr.DataArray]:
+def _probe(name: str, features_of: Features, label: str, source: str = SAHS, **about: Any) -> Criterion:
+    """The criterion of probes on some features, held out by folds; `about` are other parts of its record."""
+
+    def values(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
+        unsafe = unsafe_mask(run)
+        features, computed = _computed(run, features_of, name)
+        fold = fold_numbers(unsafe, unit_names(run), seed=seed)
+        return _as_array(run, cross_validated(features, unsafe, fold)[:, None], computed)
+
     def decide(run: xr.Dataset, train: np.ndarray) -> xr.DataArray:
-        check_run(run, get_criterion(name).needs, wanted_by=f"Criterion {name!r}")
+        check_run(run, record.needs, wanted_by=f"Criterion {name!r}")
         features, computed = _computed(run, features_of, name)
         unsafe = prompt_coord(run, "label") == "unsafe"
         coef, intercept = fit_logistic(features, unsafe, weight=np.asarray(train, dtype=float))
         decisions = np.einsum("hnd,hd->hn", features, coef) + intercept[:, None]
         return _as_array(run, decisions[:, None], computed).isel(repeat=0)
 
-    return decide
+    common = {"kind": TRAINED, "values": values, "needs": ("head_output",), "unit": "share correct", "decide": decide}
+    record = Criterion(**{"name": name, "label": label, "source": source, **common, **about})
+    return record
 
-
-_SOURCE = "SAHs, 'Spot Risks Before Speaking' (arXiv 2501.02029), one logistic regression a head; protocol of "
-"LVLM-LP (2403.09037)"
 
 CRITERIA = (
-    Criterion(
-        name="probe",
-        kind=TRAINED,
-        values=_full(_output, "probe"),
-        needs=("head_output",),
-        unit="share correct",
-        label="Probe accuracy",
+    _probe(
+        "probe",
+        _output,
+        "Probe accuracy",
         direction="0 to 1, held-out (5 folds); 0.5 is chance for balanced classes; larger = the head's output tells "
         "the classes apart",
-        source=_SOURCE,
         quirks="Which tensor SAHs probes was not found; z before W_O is the usual reading. On easy pairs accuracy "
         "saturates and cannot rank heads: read AUROC, or test on harder negatives.",
-        decide=_decide(_output, "probe"),
     ),
-    Criterion(
-        name="probe_few_shot",
-        kind=TRAINED,
+    _probe(
+        "probe_few_shot",
+        _output,
+        "Few-shot probe accuracy",
+        SAHS + "; one or two shots a category",
         values=_few_shot,
-        needs=("head_output",),
-        unit="share correct",
-        label="Few-shot probe accuracy",
         direction=f"0 to 1, on the prompts not trained on; {SHOTS} shots a category, mean over {REPEATS} seeded draws",
-        source=_SOURCE + "; one or two shots a category",
-        decide=_decide(_output, "probe_few_shot"),
     ),
-    Criterion(
-        name="probe_write",
-        kind=TRAINED,
-        values=_full(_write, "probe_write"),
+    _probe(
+        "probe_write",
+        _write,
+        "Probe accuracy on the write",
+        "this project, beside SAHs",
         needs=("head_output", "write_root"),
-        unit="share correct",
-        label="Probe accuracy on the write",
         direction="0 to 1, held-out (5 folds); as probe, on what the head writes to the residual stream, z·W_O",
-        source="this project, beside SAHs",
         quirks="The same logistic regression, on z·R with the inner products of z·W_O (R is the run's write_root).",
-        decide=_decide(_write, "probe_write"),
     ),
 )

@@ -1,6 +1,8 @@
-"""The registry of criteria: what can be measured for a head, each described by one record.
+"""The registries of criteria (what can be measured for a head) and of rules (how heads are ranked by it).
 
-A criterion is added in one file, and then appears in every table, figure and widget under its name:
+Each is described by one record; tables, help texts, the explorer and error messages read the records.
+
+A rule is added as `workbench.criteria.rules` adds its own. A criterion is added in one file, and then appears in every table, figure and widget under its name:
 
     import numpy as np
     import xarray as xr
@@ -34,8 +36,10 @@ What `values` is called with, and what it returns, depends on the kind:
 """  # noqa: E501
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -47,21 +51,6 @@ PER_PROMPT = "per prompt"
 PER_DATA_SET = "per data set"
 TRAINED = "per head, trained"
 KINDS = (PER_PROMPT, PER_DATA_SET, TRAINED)
-
-RULES_OF_KIND = {
-    PER_PROMPT: (
-        "sensitivity",
-        "selectivity",
-        "auroc",
-        "effect_size",
-        "ratio",
-        "random",
-        "layer_matched",
-        "magnitude_matched",
-    ),
-    PER_DATA_SET: ("sensitivity", "selectivity", "ratio", "random", "layer_matched", "magnitude_matched"),
-    TRAINED: ("sensitivity", "auroc", "random", "layer_matched"),
-}
 
 
 def as_is(values: np.ndarray) -> np.ndarray:
@@ -100,6 +89,14 @@ class Criterion:
     strength: Callable[[np.ndarray], np.ndarray] = as_is
     decide: Callable[[xr.Dataset, np.ndarray], xr.DataArray] | None = None
 
+    @classmethod
+    def stored(cls, variable: str, **about: Any) -> "Criterion":
+        """The criterion, one value a prompt, that a variable of the run is; by its name where `about` has no other."""
+        values = itemgetter(variable)
+        return cls(
+            **{"name": variable, "kind": PER_PROMPT, "values": values, "needs": (variable,), "unit": "", **about}
+        )
+
     @property
     def axis_title(self) -> str:
         """Label and unit as a plot's axis says them."""
@@ -108,10 +105,57 @@ class Criterion:
     @property
     def rules(self) -> tuple[str, ...]:
         """The rules that have a meaning for this criterion."""
-        return RULES_OF_KIND[self.kind]
+        return tuple(rule.name for rule in list_rules() if self.kind in rule.kinds)
 
 
+Columns = Mapping[str, Any]  # by name, an array or a column each: unsafe, safe, safe_rank, auroc, effect_size
+
+
+def all_heads(of: Columns, percentile: float) -> Any:
+    """What a rule keeps that leaves no head out."""
+    return np.full(np.shape(of["unsafe"]), True)
+
+
+def no_value(rows: pd.DataFrame, unit: str, percentile: float) -> str:
+    """Why a rule that leaves no head out keeps too few."""
+    return "The others have no value (NaN): both classes are constant, or the head was not swept. Ask for fewer."
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One way to rank heads under a criterion, largest value first.
+
+    A rule ranks by a value that it computes from a head's statistics: the columns of a score table, as strengths, or
+    arrays of any shape by the same names, so that engines, which have no table yet, rank by the same code. A control
+    draws its heads instead.
+
+    Attributes:
+        name: What it answers to in `wb.top_heads`, unique.
+        kinds: The kinds of criteria for which it has a meaning.
+        says: What it ranks by, or draws, in a line.
+        source: Paper or repository; "this project" where it is ours; "control" for what a claim has to beat.
+        value: From the columns to the value that ranks.
+        keeps: From the columns, and the percentile of the bound on safe values, to which heads it does not leave out.
+        why_few: From scored rows, the criterion's unit and the percentile, why it keeps so few heads, and what to do.
+        is_control: Whether it draws heads at random, for a claim about others to be held against.
+        candidates: Controls only: from the scored rows left, and the row of a picked head, to the index of those that
+            may stand in for it. Default: any, whatever was picked.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    says: str
+    source: str
+    value: Callable[[Columns], Any] = lambda of: of["unsafe"]
+    keeps: Callable[[Columns, float], Any] = all_heads
+    why_few: Callable[[pd.DataFrame, str, float], str] = no_value
+    is_control: bool = False
+    candidates: Callable[[pd.DataFrame, Any], pd.Index] | None = None
+
+
+Record = TypeVar("Record", Criterion, Rule)
 _criteria: dict[str, Criterion] = {}
+_rules: dict[str, Rule] = {}
 
 
 def register_criterion(criterion: Criterion) -> Criterion:
@@ -120,16 +164,16 @@ def register_criterion(criterion: Criterion) -> Criterion:
     Raises:
         CriterionError: If its kind is unknown, or another criterion already has the name.
     """
-    if criterion.kind not in KINDS:
-        kinds = ", ".join(repr(kind) for kind in KINDS)
-        raise CriterionError(f"Criterion {criterion.name!r} is of kind {criterion.kind!r}; a kind is one of {kinds}.")
-    known = _criteria.get(criterion.name)
-    if known is not None and known != criterion:
-        raise CriterionError(
-            f"There already is a criterion {criterion.name!r} ({known.label}; {known.source}). Give yours another name."
-        )
-    _criteria[criterion.name] = criterion
-    return criterion
+    return _register(_criteria, criterion, (criterion.kind,))
+
+
+def register_rule(rule: Rule) -> Rule:
+    """Make a rule known under its name and return it.
+
+    Raises:
+        CriterionError: If one of its kinds is unknown, or another rule already has the name.
+    """
+    return _register(_rules, rule, rule.kinds)
 
 
 def get_criterion(name: str) -> Criterion:
@@ -138,11 +182,16 @@ def get_criterion(name: str) -> Criterion:
     Raises:
         CriterionError: If there is none; it names the close matches and all that exist.
     """
-    if name in _criteria:
-        return _criteria[name]
-    close = difflib.get_close_matches(str(name), _criteria, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    raise CriterionError(f"There is no criterion {name!r}. {hint}Those that exist: {', '.join(_criteria)}.")
+    return _get(_criteria, name, "criterion")
+
+
+def get_rule(name: str) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        CriterionError: If there is none; it names the close matches and all that exist.
+    """
+    return _get(_rules, name, "rule")
 
 
 def list_criteria() -> tuple[Criterion, ...]:
@@ -150,20 +199,48 @@ def list_criteria() -> tuple[Criterion, ...]:
     return tuple(_criteria.values())
 
 
+def list_rules() -> tuple[Rule, ...]:
+    """Every registered rule, in the order of registration (ours first, the controls last)."""
+    return tuple(_rules.values())
+
+
 def criteria_table() -> pd.DataFrame:
     """One row a criterion: name, kind, unit, label, direction, rules, needs, source, quirks."""
-    rows = [
-        {
-            "name": c.name,
-            "kind": c.kind,
-            "unit": c.unit,
-            "label": c.label,
-            "direction": c.direction,
-            "rules": ", ".join(c.rules),
-            "needs": ", ".join(c.needs),
-            "source": c.source,
-            "quirks": c.quirks,
-        }
-        for c in list_criteria()
-    ]
-    return pd.DataFrame(rows)
+    columns = ["name", "kind", "unit", "label", "direction", "rules", "needs", "source", "quirks"]
+    return _table(list_criteria(), columns)
+
+
+def rules_table() -> pd.DataFrame:
+    """One row a rule: name, says, kinds (of the criteria for which it has a meaning), source."""
+    return _table(list_rules(), ["name", "says", "kinds", "source"])
+
+
+def _register(known: dict[str, Record], record: Record, kinds: tuple[str, ...]) -> Record:
+    what = type(record).__name__
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise CriterionError(
+            f"{what} {record.name!r} is of kind {unknown[0]!r}; a kind is one of {', '.join(map(repr, KINDS))}."
+        )
+    other = known.get(record.name)
+    if other is not None and other != record:
+        told = other.label if isinstance(other, Criterion) else other.says
+        raise CriterionError(
+            f"There already is a {what.lower()} {record.name!r} ({told}; {other.source}). Give yours another name."
+        )
+    known[record.name] = record
+    return record
+
+
+def _get(known: Mapping[str, Record], name: str, what: str) -> Record:
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    raise CriterionError(f"There is no {what} {name!r}. {hint}Those that exist: {', '.join(known)}.")
+
+
+def _table(records: tuple[Any, ...], columns: list[str]) -> pd.DataFrame:
+    rows = [[getattr(record, name) for name in columns] for record in records]
+    return pd.DataFrame(
+        [[", ".join(cell) if isinstance(cell, tuple) else cell for cell in row] for row in rows], columns=columns
+    )

@@ -1,17 +1,20 @@
 """`score`: every head under every criterion, as one tidy table."""
 
-from collections.abc import Sequence
+import logging
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.checking import checked
 from workbench.criteria import statistics
+from workbench.criteria.arguments import Names, Resamples, Run, Seed
+from workbench.criteria.redraws import REDRAWS, Drawn, Redraws, redrawn
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
+from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.reading import (
-    RunLike,
     as_run,
     check_run,
     one_readout,
@@ -20,31 +23,20 @@ from workbench.runs.reading import (
     unsafe_mask,
 )
 
-SCORE_COLUMNS = (
-    "criterion",
-    "projection",
-    "layer",
-    "head",
-    "unsafe",
-    "safe",
-    "difference",
-    "auroc",
-    "effect_size",
-    "ci_low",
-    "ci_high",
-    "p_value",
-    "q_value",
-)
-STATISTICS = SCORE_COLUMNS[4:]
+STATISTICS = ("unsafe", "safe", "difference", "auroc", "effect_size", "ci_low", "ci_high", "p_value", "q_value")
+log = logging.getLogger(__name__)
+
+SCORE_COLUMNS = ("criterion", "projection", "layer", "head", *STATISTICS)
 
 
+@checked
 def score(
-    run: RunLike,
-    criteria: Sequence[str] | str = ("deflection", "ships", "probe"),
+    run: Run,
+    criteria: Names = ("deflection", "ships", "probe"),
     *,
-    bootstrap: int = 1000,
-    permutations: int | None = None,
-    seed: int = 0,
+    bootstrap: Resamples = 1000,
+    permutations: Resamples | None = None,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """Score every head of a run under each criterion.
 
@@ -54,7 +46,8 @@ def score(
     Args:
         run: As `wb.sweep` returns it, or the path of a stored one.
         criteria: Names (see `criteria_table`), one name, or `"all"` for every criterion whose variables the run holds.
-        bootstrap: Resamples behind `ci_low` and `ci_high`; 0 leaves them NaN.
+        bootstrap: Resamples behind `ci_low` and `ci_high`; 0 leaves them NaN. Also, up to 200, redraws of the prompts
+            behind the `stability` of `top_heads` (they are kept in `.attrs["redraws"]`, in memory only).
         permutations: Shuffles behind `p_value`; 0 leaves it NaN. Default: 20 a head, at least 2000, which is
             what lets a single head pass a false-discovery rate of 5 %.
         seed: Of the resamples, the shuffles and the folds of probes.
@@ -95,20 +88,26 @@ def score(
         (3, 1)
     """  # noqa: E501
     run = as_run(run)
-    chosen = _chosen(run, criteria)
+    chosen = _chosen(run, tuple(criteria))
     run = one_readout(run)
     part, split = selection_part(run)
+    if repeated := told_repeats(part):
+        log.info("%s.", repeated)
     unsafe = unsafe_mask(part)
-    tables = []
+    tables: list[pd.DataFrame] = []
+    drawn: dict[tuple[str, str], Drawn] = {}
     for criterion in chosen:
         if criterion.kind == PER_PROMPT:
-            tables.append(_score_prompts(part, criterion, bootstrap, permutations, seed))
+            tables.append(_score_prompts(part, criterion, bootstrap, permutations, seed, drawn))
         elif criterion.kind == PER_DATA_SET:
             tables.append(_score_sets(part, criterion, unsafe))
         else:
             tables.append(_score_trained(part, criterion, unsafe, seed))
     scores = pd.concat(tables, ignore_index=True)
-    scores = scores[[*SCORE_COLUMNS, *(name for name in ("safe_rank",) if name in scores)]]
+    scores = scores.reindex(columns=[*SCORE_COLUMNS, *scores.columns.difference(SCORE_COLUMNS)])
+    scores["difference"] = scores["unsafe"] - scores["safe"]
+    by_ranking = scores.groupby(["criterion", "projection"], sort=False)["p_value"]
+    scores["q_value"] = by_ranking.transform(lambda p: statistics.false_discovery(p.to_numpy()))
     scores.attrs = {
         "split": split,
         "n_unsafe": int(unsafe.sum()),
@@ -117,14 +116,15 @@ def score(
         "bootstrap": bootstrap,
         "model": str(run.attrs.get("model", "")),
     }
+    if drawn:
+        scores.attrs["redraws"] = Redraws.of(drawn, seed)
     return scores
 
 
-def _chosen(run: xr.Dataset, criteria: Sequence[str] | str) -> list[Criterion]:
+def _chosen(run: xr.Dataset, names: tuple[str, ...]) -> list[Criterion]:
     check_run(run)
-    if isinstance(criteria, str) and criteria == "all":
+    if names == ("all",):
         return [c for c in list_criteria() if all(name in run.data_vars for name in c.needs)]
-    names = [criteria] if isinstance(criteria, str) else list(dict.fromkeys(criteria))
     if not names:
         raise CriterionError(f"No criterion was named. Those that exist: {', '.join(c.name for c in list_criteria())}.")
     chosen = [get_criterion(name) for name in names]
@@ -134,80 +134,75 @@ def _chosen(run: xr.Dataset, criteria: Sequence[str] | str) -> list[Criterion]:
 
 
 def _score_prompts(
-    run: xr.Dataset, criterion: Criterion, bootstrap: int, permutations: int | None, seed: int
+    run: xr.Dataset,
+    criterion: Criterion,
+    bootstrap: int,
+    permutations: int | None,
+    seed: int,
+    drawn: dict[tuple[str, str], Drawn],
 ) -> pd.DataFrame:
+    """The criterion's rows; `drawn` gets what redraws of the prompts make of them, by (criterion, projection)."""
     values = prompt_values(run, criterion)
     prompts = prompts_of(run, values)
-    unsafe, pairs = unsafe_mask(prompts), prompt_coord(prompts, "pair_id")
+    unsafe, pairs = unsafe_mask(prompts), unit_names(prompts)
     flat = values.values.reshape(len(unsafe), -1)
     computed = ~np.isnan(flat[0])
     raw = flat[:, computed]
     strength = criterion.strength(raw)
-    columns = {name: np.full(flat.shape[1], np.nan) for name in STATISTICS}
-    columns["unsafe"][computed] = raw[unsafe].mean(0)
-    columns["safe"][computed] = raw[~unsafe].mean(0)
-    columns["difference"] = columns["unsafe"] - columns["safe"]
-    columns["auroc"][computed] = statistics.auroc(strength, unsafe)
-    columns["effect_size"][computed] = statistics.effect_size(strength, unsafe)
-    if bootstrap:
-        low, high = statistics.bootstrap_difference(raw, unsafe, pairs, resamples=bootstrap, seed=seed)
-        columns["ci_low"][computed], columns["ci_high"][computed] = low, high
-    heads = values.sizes["layer"] * values.sizes["head"]
-    shuffles = max(2000, 20 * heads) if permutations is None else permutations
-    if shuffles:
-        columns["p_value"][computed] = statistics.permutation_p(
-            strength, unsafe, pairs, permutations=shuffles, seed=seed
-        )
-        by_projection = columns["p_value"].reshape(values.sizes["projection"], heads)
-        columns["q_value"] = np.concatenate([statistics.false_discovery(p) for p in by_projection])
-    ranks = safe_ranks(run, criterion)
-    if ranks is not None:
-        columns["safe_rank"] = np.where(computed, ranks.ravel(), np.nan)
-    return _table(criterion, values.isel(prompt=0), columns)
+    columns = {
+        "unsafe": raw[unsafe].mean(0),
+        "safe": raw[~unsafe].mean(0),
+        "auroc": statistics.auroc(strength, unsafe),
+        "effect_size": statistics.effect_size(strength, unsafe),
+    }
+    low_high = statistics.bootstrap_difference(raw, unsafe, pairs, resamples=bootstrap, seed=seed)
+    columns["ci_low"], columns["ci_high"] = low_high
+    if permutations is None:
+        permutations = max(2000, 20 * values.sizes["layer"] * values.sizes["head"])
+    columns["p_value"] = statistics.permutation_p(
+        strength, unsafe, pairs, contents=prompt_coord(prompts, "content"), permutations=permutations, seed=seed
+    )
+    if (ranks := safe_ranks(run, criterion)) is not None:
+        columns["safe_rank"] = ranks.ravel()[computed]
+    table = _table(criterion, values, computed, columns)
+    if redraws := min(bootstrap, REDRAWS):
+        weights = statistics.bootstrap_weights(unsafe, pairs, resamples=redraws, seed=seed)
+        drawn |= redrawn(table[computed], raw, unsafe, weights, criterion)
+    return table
 
 
 def _score_sets(run: xr.Dataset, criterion: Criterion, unsafe: np.ndarray) -> pd.DataFrame:
-    on_unsafe = criterion.values(run.isel(prompt=np.flatnonzero(unsafe))).transpose("projection", "layer", "head")
-    on_safe = criterion.values(run.isel(prompt=np.flatnonzero(~unsafe))).transpose("projection", "layer", "head")
-    columns = {name: np.full(on_safe.size, np.nan) for name in STATISTICS}
-    columns["unsafe"], columns["safe"] = on_unsafe.values.ravel(), on_safe.values.ravel()
-    columns["difference"] = columns["unsafe"] - columns["safe"]
-    if np.isnan(columns["unsafe"]).all():
+    parts = [criterion.values(run.isel(prompt=np.flatnonzero(side))) for side in (unsafe, ~unsafe)]
+    of_unsafe, of_safe = (part.transpose("projection", "layer", "head").values.ravel() for part in parts)
+    if np.isnan(of_unsafe).all():
         raise CriterionError(
             f"Criterion {criterion.name!r} has no value for any head: were the masked states ever computed?"
         )
-    return _table(criterion, on_unsafe, columns)
+    return _table(criterion, parts[0], np.full(len(of_safe), True), {"unsafe": of_unsafe, "safe": of_safe})
 
 
 def _score_trained(run: xr.Dataset, criterion: Criterion, unsafe: np.ndarray, seed: int) -> pd.DataFrame:
     decisions = criterion.values(run, seed=seed).transpose("repeat", "prompt", "layer", "head")
-    repeats, _, layers, heads = decisions.shape
-    flat = decisions.values.reshape(repeats, len(unsafe), layers * heads)
+    flat = decisions.values.reshape(*decisions.shape[:2], -1)
     computed = ~np.isnan(flat).all((0, 1))
-    columns = {name: np.full(layers * heads, np.nan) for name in STATISTICS}
     accuracy, area = [], []
     for repeat in flat[:, :, computed]:
         held_out = ~np.isnan(repeat[:, 0])
         accuracy.append(((repeat[held_out] > 0) == unsafe[held_out, None]).mean(0))
         area.append(statistics.auroc(repeat[held_out], unsafe[held_out]))
-    columns["unsafe"][computed] = np.mean(accuracy, 0)
-    columns["auroc"][computed] = np.mean(area, 0)
-    if repeats == 1:
-        hits = np.rint(columns["unsafe"][computed] * len(unsafe))
-        columns["ci_low"][computed], columns["ci_high"][computed] = statistics.rate_interval(hits, len(unsafe))
-    return _table(criterion, decisions.isel(repeat=0, prompt=0).expand_dims(projection=["none"]), columns)
+    columns = {"unsafe": np.mean(accuracy, 0), "auroc": np.mean(area, 0)}
+    if len(flat) == 1:
+        hits = np.rint(columns["unsafe"] * len(unsafe))
+        columns["ci_low"], columns["ci_high"] = statistics.rate_interval(hits, len(unsafe))
+    return _table(criterion, decisions.expand_dims(projection=["none"]), computed, columns)
 
 
-def _table(criterion: Criterion, cells: xr.DataArray, columns: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Rows in the order projection, layer, head."""
-    index = pd.MultiIndex.from_product(
-        [
-            cells["projection"].values.astype(object).astype(str),
-            cells["layer"].values.astype(int),
-            cells["head"].values.astype(int),
-        ],
-        names=["projection", "layer", "head"],
-    )
-    table = pd.DataFrame(columns, index=index).reset_index()
+def _table(
+    criterion: Criterion, heads: xr.DataArray, computed: np.ndarray, columns: dict[str, np.ndarray]
+) -> pd.DataFrame:
+    """Rows in the order projection, layer, head; `columns` hold the computed ones, and the others are NaN."""
+    types = {"projection": object, "layer": int, "head": int}
+    index = pd.MultiIndex.from_product([heads[name].values.astype(kind) for name, kind in types.items()], names=types)
+    table = pd.DataFrame(columns, index=index[computed]).reindex(index).reset_index()
     table.insert(0, "criterion", criterion.name)
     return table

@@ -5,7 +5,7 @@ Arrays are [prompt, cell]: a cell is one head under one projection. Everything r
 
 import numpy as np
 
-from workbench.runs.pairs import strata
+from workbench.prompts.ties import strata, units
 
 CONFIDENCE = 0.95
 NUMBERS_AT_ONCE = 2**24  # of float64 in a resampling block: 128 MB
@@ -41,8 +41,8 @@ def effect_size(values: np.ndarray, unsafe: np.ndarray) -> np.ndarray:
 def bootstrap_weights(unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
     """How often each prompt is drawn, [resample, prompt].
 
-    Stratified: every resample holds as many prompts of each class as the data. The prompts of a pair are drawn
-    together. `pairs` holds empty strings where a prompt has no twin.
+    Stratified: every resample holds as many prompts of each class as the data. The prompts of a unit, such as a pair,
+    are drawn together. `pairs` names the unit of each prompt, an empty string where it is alone.
     """
     rng = np.random.default_rng(seed)
     weights = np.zeros((resamples, len(unsafe)))
@@ -53,15 +53,6 @@ def bootstrap_weights(unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, 
     return weights
 
 
-def class_means(values: np.ndarray, unsafe: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over the unsafe and over the safe prompts under each resample: two arrays [resample, cell]."""
-    means = []
-    for side in (unsafe, ~unsafe):
-        part = weights[:, side]
-        means.append((part @ values[side]) / part.sum(1, keepdims=True))
-    return means[0], means[1]
-
-
 def bootstrap_difference(
     values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -69,31 +60,50 @@ def bootstrap_difference(
     weights = bootstrap_weights(unsafe, pairs, resamples=resamples, seed=seed)
     low, high = np.empty(values.shape[1]), np.empty(values.shape[1])
     for cells in _blocks(values.shape[1], resamples):
-        of_unsafe, of_safe = class_means(values[:, cells], unsafe, weights)
-        low[cells], high[cells] = percentile_interval(of_unsafe - of_safe)
+        means = [weights[:, side] @ values[side, cells] / side.sum() for side in (unsafe, ~unsafe)]
+        low[cells], high[cells] = percentile_interval(means[0] - means[1])
     return low, high
 
 
 def percentile_interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The middle 95 % of bootstrap samples along the first axis."""
+    """The middle 95 % of bootstrap samples along the first axis; NaN without samples."""
+    if not len(samples):
+        return np.full(samples.shape[1:], np.nan), np.full(samples.shape[1:], np.nan)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
     return low, high
 
 
 def permutation_p(
-    values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, *, permutations: int, seed: int
+    values: np.ndarray,
+    unsafe: np.ndarray,
+    pairs: np.ndarray,
+    *,
+    permutations: int,
+    seed: int,
+    contents: np.ndarray | None = None,
 ) -> np.ndarray:
     """One-sided permutation test of each cell: is the mean on unsafe prompts above that on safe ones?
 
-    Labels are shuffled over all prompts; where a pair holds one unsafe and one safe prompt, they are swapped within the
-    pair instead. All cells see the same shuffles, so that their dependence is kept.
+    Labels are shuffled over all prompts. Those of a unit stay together: a unit of one label is shuffled among units of
+    its size; in a unit of both labels, such as a pair, they are shuffled within it. All cells see the same shuffles, so
+    that their dependence is kept.
+
+    Args:
+        values: [prompt, cell].
+        unsafe: [prompt].
+        pairs: [prompt], the unit of each prompt; empty where it is alone.
+        contents: [prompt], equal for prompts that ask the same, whose labels then move together within a unit.
+        permutations: How many shuffles.
+        seed: Of the shuffles.
 
     Returns:
         (1 + b) / (1 + permutations), b the shuffles with at least the observed difference: exactly valid, never 0;
-        [cell].
+        [cell]. NaN without permutations.
     """
-    shuffles = _shuffled_labels(unsafe, pairs, permutations, np.random.default_rng(seed))
+    if not permutations:
+        return np.full(values.shape[1], np.nan)
+    shuffles = _shuffled_labels(unsafe, pairs, contents, permutations, np.random.default_rng(seed))
     # With fixed class sizes the sum over the unsafe prompts orders shuffles as the difference of means does.
     scale = np.abs(values).sum(0)
     observed = values[unsafe].sum(0)
@@ -105,22 +115,46 @@ def permutation_p(
     return p
 
 
-def _shuffled_labels(unsafe: np.ndarray, pairs: np.ndarray, permutations: int, rng: np.random.Generator) -> np.ndarray:
+def _shuffled_labels(
+    unsafe: np.ndarray, pairs: np.ndarray, contents: np.ndarray | None, permutations: int, rng: np.random.Generator
+) -> np.ndarray:
     """Shuffled labels as 0 and 1, [permutation, prompt]."""
-    labels = np.zeros((permutations, len(unsafe)))
-    members: dict[str, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        if pair:
-            members.setdefault(pair, []).append(index)
-    twins = np.array([m for m in members.values() if len(m) == 2 and unsafe[m[0]] != unsafe[m[1]]], dtype=int).reshape(
-        -1, 2
-    )
+    labels = np.tile(unsafe.astype(float), (permutations, 1))
+    twins, movable = _exchangeable(unsafe, pairs, contents)
     first = rng.integers(0, 2, size=(permutations, len(twins)))
     labels[:, twins[:, 0]] = first
     labels[:, twins[:, 1]] = 1 - first
-    others = np.setdiff1d(np.arange(len(unsafe)), twins)
-    labels[:, others] = rng.permuted(np.tile(unsafe[others].astype(float), (permutations, 1)), axis=1)
+    for blocks in movable:  # [block, prompt of the block]
+        own = unsafe[blocks[:, 0]].astype(float)
+        shuffled = rng.permuted(np.tile(own, (permutations, 1)), axis=1)
+        labels[:, blocks] = shuffled[:, :, None]
     return labels
+
+
+def _exchangeable(
+    unsafe: np.ndarray, pairs: np.ndarray, contents: np.ndarray | None
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Pairs of one unsafe and one safe prompt, [twins, 2]; and sets of blocks that may change labels, [block, prompt].
+
+    A prompt whose own question is labelled both ways keeps its label in every shuffle: it tells nothing.
+    """
+    twins: list[list[int]] = []
+    within: list[np.ndarray] = []
+    by_size: dict[int, list[list[int]]] = {}
+    for members in units(pairs):
+        if len({bool(unsafe[i]) for i in members}) == 1:
+            by_size.setdefault(len(members), []).append(members)
+        elif len(members) == 2 and (contents is None or not contents[members[0]] or len(set(contents[members])) == 2):
+            twins.append(members)
+        else:
+            blocks: dict[int, list[list[int]]] = {}
+            for same in units([""] * len(members) if contents is None else contents[members]):
+                block = [members[k] for k in same]
+                if len({bool(unsafe[i]) for i in block}) == 1:
+                    blocks.setdefault(len(block), []).append(block)
+            within += [np.array(alike) for alike in blocks.values() if len(alike) > 1]
+    across = [np.array(by_size[size]) for size in sorted(by_size)]
+    return np.array(twins, dtype=int).reshape(-1, 2), across + within
 
 
 def false_discovery(p: np.ndarray) -> np.ndarray:
@@ -152,7 +186,7 @@ def rate_interval(hits: np.ndarray | int, of: np.ndarray | int) -> tuple[np.ndar
 def auroc_interval(
     values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Bootstrap interval (95 %) of one AUROC, stratified by class with pairs kept together; `values` is [prompt]."""
+    """Bootstrap interval (95 %) of one AUROC, stratified by class with units kept together; `values` is [prompt]."""
     weights = bootstrap_weights(unsafe, pairs, resamples=resamples, seed=seed)
     above = (values[unsafe][:, None] > values[~unsafe]) + 0.5 * (values[unsafe][:, None] == values[~unsafe])
     w, v = weights[:, unsafe], weights[:, ~unsafe]

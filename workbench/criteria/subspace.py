@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
-from workbench.criteria.deflection import angle_deg
+from workbench.criteria.deflection import angle_deg, unit_vectors
 from workbench.criteria.registry import PER_DATA_SET, Criterion
 from workbench.errors import CriterionError
 
@@ -40,16 +40,11 @@ def _first_singular(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     turned = np.swapaxes(states, -1, -2)
     if prompts <= width:
         left = np.linalg.eigh(states @ turned)[1][..., -1]
-        right = _unit(np.squeeze(turned @ left[..., None], -1))
+        right = unit_vectors(np.squeeze(turned @ left[..., None], -1))
     else:
         right = np.linalg.eigh(turned @ states)[1][..., -1]
-        left = _unit(np.squeeze(states @ right[..., None], -1))
+        left = unit_vectors(np.squeeze(states @ right[..., None], -1))
     return left, right
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def line_angle_deg(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -58,25 +53,10 @@ def line_angle_deg(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.minimum(angle, 180 - angle)
 
 
-def _svd_left(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    return line_angle_deg(first_left_singular(base), first_left_singular(masked))
+Angle = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def _svd_right(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    return line_angle_deg(first_right_singular(base), first_right_singular(masked))
-
-
-def _mean_vector(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    return angle_deg(base.mean(-2), masked.mean(-2))
-
-
-def _first_coordinate(base: np.ndarray, masked: np.ndarray) -> np.ndarray:
-    return angle_deg(base[..., 0], masked[..., 0])
-
-
-def _over_heads(
-    name: str, angle: Callable[[np.ndarray, np.ndarray], np.ndarray]
-) -> Callable[[xr.Dataset], xr.DataArray]:
+def _turned(name: str, angle: Angle, label: str, direction: str, source: str, quirks: str) -> Criterion:
     """The criterion that compares base states with each head's masked states by `angle`, a few heads at a time."""
 
     def values(run: xr.Dataset) -> xr.DataArray:
@@ -92,86 +72,56 @@ def _over_heads(
             )
         state = run["state"].transpose("projection", "layer", "head", "prompt", "d_model")
         out = np.full(state.shape[:3], np.nan)
-        heads = max(1, CELLS_AT_ONCE // base.size)
-        for projection, layer, start in np.ndindex(out.shape[0], out.shape[1], -(-out.shape[2] // heads)):
-            block = slice(start * heads, (start + 1) * heads)
-            masked = np.asarray(state[projection, layer, block].values, dtype=np.float64)
-            out[projection, layer, block] = _where_computed(name, angle, base, masked, state, projection, layer)
-        return xr.DataArray(
-            out, dims=("projection", "layer", "head"), coords={d: run[d] for d in ("projection", "layer", "head")}
-        )
+        step = max(1, CELLS_AT_ONCE // base.size)
+        for projection, layer, start in np.ndindex(out.shape[0], out.shape[1], -(-out.shape[2] // step)):
+            heads = slice(start * step, (start + 1) * step)
+            masked = np.asarray(state[projection, layer, heads].values, dtype=np.float64)
+            missing: np.ndarray = np.asarray(~np.isfinite(masked).all(-1))  # head, prompt
+            computed = ~missing.all(-1)  # all missing: heads left out of the sweep
+            if missing[computed].any():
+                raise CriterionError(
+                    f"Criterion {name!r}: masked states hold NaN or infinite numbers for some prompts only, in layer "
+                    f"{int(state.layer[layer])} ({state.projection.values[projection]}). The run is incomplete, or "
+                    "half precision overflowed."
+                )
+            if computed.any():
+                out[projection, layer, heads][computed] = angle(base, masked[computed])
+        return state.isel(prompt=0, d_model=0, drop=True).copy(data=out)
 
-    return values
-
-
-def _where_computed(
-    name: str,
-    angle: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    base: np.ndarray,
-    masked: np.ndarray,
-    state: xr.DataArray,
-    projection: int,
-    layer: int,
-) -> np.ndarray:
-    """The angle of every head whose states are there; NaN for heads left out of the sweep; an error for holes."""
-    missing = ~np.isfinite(masked).all(-1)  # head, prompt
-    if (missing.any(-1) & ~missing.all(-1)).any():
-        raise CriterionError(
-            f"Criterion {name!r}: masked states hold NaN or infinite numbers for some prompts only, in layer "
-            f"{int(state.layer[layer])} ({state.projection.values[projection]}). The run is incomplete, or half "
-            "precision overflowed."
-        )
-    computed = ~missing.all(-1)
-    out = np.full(len(masked), np.nan)
-    if computed.any():
-        out[computed] = angle(base, masked[computed])
-    return out
-
-
-def _criterion(name: str, angle: Callable, label: str, direction: str, source: str, quirks: str) -> Criterion:
-    return Criterion(
-        name=name,
-        kind=PER_DATA_SET,
-        values=_over_heads(name, angle),
-        needs=("base_state", "state"),
-        unit="degrees",
-        label=label,
-        direction=direction,
-        source=source,
-        quirks=quirks,
-    )
+    needs = ("base_state", "state")
+    return Criterion(name, PER_DATA_SET, values, needs, "degrees", label, direction, source, quirks)
 
 
 CRITERIA = (
-    _criterion(
+    _turned(
         "svd_left",
-        _svd_left,
+        lambda base, masked: line_angle_deg(first_left_singular(base), first_left_singular(masked)),
         "Angle of first left singular vectors",
         "0-90; larger = masking the head changes how the prompts load on what they share",
         "Zhou et al. (ICLR 2025, arXiv 2410.13708), generalised Ships with r_main = 1; ydyjya/SafetyHeadAttribution "
         "at 6203a04, lib/Sahara/svd.py",
         "Lives in the space of prompts, not of states; not centred; a sign flip of every state is invisible.",
     ),
-    _criterion(
+    _turned(
         "svd_right",
-        _svd_right,
+        lambda base, masked: line_angle_deg(first_right_singular(base), first_right_singular(masked)),
         "Angle of first right singular vectors",
         "0-90; larger = masking the head turns the direction that the states share",
         "Oh Defense's 'principal behaviour vectors' read in the space of states; which of the two the paper means "
         "was not found",
         "Not centred, so that close to the mean state; a sign flip of every state is invisible.",
     ),
-    _criterion(
+    _turned(
         "mean_vector",
-        _mean_vector,
+        lambda base, masked: angle_deg(base.mean(-2), masked.mean(-2)),
         "Angle of mean states",
         "0-180; larger = masking the head turns the mean state further",
         "this project, the plainest summary of a set",
         "Turns that cancel over the prompts are invisible.",
     ),
-    _criterion(
+    _turned(
         "first_coordinate",
-        _first_coordinate,
+        lambda base, masked: angle_deg(base[..., 0], masked[..., 0]),
         "Angle of the states' first coordinate",
         "0-180; larger = masking the head changes coordinate 0 over the prompts more",
         "cirteo/Oh-Defense, released code for more than one sample",

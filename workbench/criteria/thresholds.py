@@ -65,12 +65,9 @@ def kde_threshold(unsafe: np.ndarray, safe: np.ndarray) -> Threshold:
     scored = [(float(c), balanced_accuracy(unsafe, safe, float(c))) for c in crossings]
     scored.sort(key=lambda candidate: -candidate[1])
     t, p = ttest_ind(unsafe, safe, equal_var=False) if spread else (np.nan, np.nan)
-    if scored:
-        value, accuracy = scored[0]
-        method = "crossing"
-    else:
-        value = float((np.median(unsafe) + np.median(safe)) / 2)
-        accuracy, method = balanced_accuracy(unsafe, safe, value), "midpoint"
+    middle = float((np.median(unsafe) + np.median(safe)) / 2)
+    value, accuracy = scored[0] if scored else (middle, balanced_accuracy(unsafe, safe, middle))
+    method = "crossing" if scored else "midpoint"
     return Threshold(value, method, accuracy, tuple(scored[:CANDIDATES]), float(t), float(p))
 
 

@@ -4,10 +4,12 @@ import numpy as np
 import xarray as xr
 
 from workbench.axes import HEAD_DIMS, head_name
-from workbench.criteria.array_rules import safe_levels
 from workbench.criteria.registry import PER_PROMPT, Criterion
+from workbench.criteria.rules import percentile_ranks
 from workbench.errors import CriterionError
 from workbench.runs.reading import check_run, one_readout, prompt_coord
+
+GROUPS = 4  # of like size, in each of which estimates are calibrated
 
 
 def prompt_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
@@ -57,15 +59,42 @@ def safe_ranks(run: xr.Dataset, criterion: Criterion) -> np.ndarray | None:
 
     unsafe = prompt_coord(run, "label") == "unsafe"
     levels = safe_levels(cells(run), unsafe, None if estimated is None else cells(estimated))
-    flat = criterion.strength(levels.reshape(len(levels), -1))
-    return np.stack([percentile_ranks(values) for values in flat]).reshape(levels.shape)
+    return np.stack([percentile_ranks(values) for values in criterion.strength(levels)])
 
 
-def percentile_ranks(values: np.ndarray) -> np.ndarray:
-    """The percentile at which each value lies, 0-100: under p just where the value is under the p-th percentile."""
-    known = np.sort(values[~np.isnan(values)])
-    ranks = 100 * (np.searchsorted(known, values, side="right") - 1) / max(1, len(known) - 1)
-    return np.where(np.isnan(values), np.nan, ranks if len(known) > 1 else 100.0)
+def safe_levels(cells: np.ndarray, unsafe: np.ndarray, estimate: np.ndarray | None = None) -> np.ndarray:
+    """What is known of each head's mean over safe prompts, `[projection, layer, head]`; NaN where nothing is.
+
+    Of a head that was computed on some prompts, the mean over those; of one that was not computed, that of its
+    `estimate`, calibrated.
+    """
+    levels = _mean(cells[~unsafe])
+    if estimate is None:
+        return levels
+    return np.where(np.isnan(levels), calibration(cells, estimate) * _mean(estimate[~unsafe]), levels)
+
+
+def calibration(exact: np.ndarray, estimate: np.ndarray) -> np.ndarray:
+    """What to multiply estimates with to bring them to the exact ones' scale, `[projection, layer, head]`.
+
+    Estimates of large changes are too small (they are linear); how much so is read off the cells known both ways, in a
+    few groups of like size, and is nothing for a change of nothing.
+    """
+    one, other = _mean(exact), _mean(np.where(np.isnan(exact), np.nan, estimate))
+    factors = []
+    for truth, guess, sizes_here in zip(one, other, _mean(estimate), strict=True):
+        known = guess > 0
+        guess, ratio = guess[known], (truth / guess)[known]
+        groups = [group for group in np.array_split(np.argsort(guess), GROUPS) if len(group)]
+        sizes, ratios = ([float(np.median(of[group])) for group in groups] for of in (guess, ratio))
+        factors.append(np.interp(sizes_here, [0.0, *sizes], [1.0, *ratios]))
+    return np.stack(factors)
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the prompts that have a value; NaN without any."""
+    count = (~np.isnan(values)).sum(0)
+    return np.where(count == 0, np.nan, np.nansum(values, 0, dtype=np.float64) / np.maximum(count, 1))
 
 
 def prompts_of(run: xr.Dataset, values: xr.DataArray) -> xr.Dataset:

@@ -50,33 +50,20 @@ def greedy_groups(
         Theirs scores a group by an angle over the data set, here the mean of a per-prompt measure.
     """
     unsafe = _unsafe(prompts)
-    every = [(layer, head) for layer in model.masked_layers for head in range(model.n_heads)]
-    if not 1 <= steps <= len(every):
-        raise DetectorError(f"steps is the size of the group, 1 to {len(every)} heads; got {steps}.")
+    left = [(layer, head) for layer in model.masked_layers for head in range(model.n_heads)]
+    if not 1 <= steps <= len(left):
+        raise DetectorError(f"steps is the size of the group, 1 to {len(left)} heads; got {steps}.")
     group: list[Head] = []
-    rows, before = [], 0.0
+    rows = []
     for step in range(1, steps + 1):
-        candidates = [head for head in every if head not in group]
-        effects = group_effects(
-            model, unsafe, [[*group, head] for head in candidates], measure=objective, projection=projection, mask=mask
-        ).mean(0)
-        order = np.argsort(-effects, kind="stable")
-        best = candidates[order[0]]
-        second = int(order[1]) if len(order) > 1 else None
-        group.append(best)
-        rows.append(
-            {
-                "step": step,
-                "layer": best[0],
-                "head": best[1],
-                "value": float(effects[order[0]]),
-                "gain": float(effects[order[0]]) - before,
-                "runner_up": "" if second is None else head_name(*candidates[second]),
-                "runner_up_value": float("nan") if second is None else float(effects[second]),
-            }
-        )
-        before = float(effects[order[0]])
-    table = pd.DataFrame(rows)
+        groups = [[*group, head] for head in left]
+        effects = group_effects(model, unsafe, groups, measure=objective, projection=projection, mask=mask).mean(0)
+        best, *others = (int(i) for i in np.argsort(-effects, kind="stable"))
+        runner_up = (head_name(*left[others[0]]), float(effects[others[0]])) if others else ("", np.nan)
+        group.append(left.pop(best))
+        rows.append((step, *group[-1], float(effects[best]), *runner_up))
+    table = pd.DataFrame(rows, columns=["step", "layer", "head", "value", "runner_up", "runner_up_value"])
+    table.insert(4, "gain", table["value"].diff().fillna(table["value"]))
     table.attrs = {"group": tuple(group), "objective": objective, "projection": projection, "n_prompts": len(unsafe)}
     return table
 
@@ -110,20 +97,9 @@ def head_interactions(
     rows = []
     for (i, j), joint in zip(pairs, effects[:, len(heads) :].T, strict=True):
         extra = joint - effects[:, i] - effects[:, j]
-        low, high = percentile_interval(extra[drawn].mean(1))
-        rows.append(
-            {
-                "a": head_name(*heads[i]),
-                "b": head_name(*heads[j]),
-                "value_a": effects[:, i].mean(),
-                "value_b": effects[:, j].mean(),
-                "joint": joint.mean(),
-                "interaction": extra.mean(),
-                "low": float(low),
-                "high": float(high),
-            }
-        )
-    return pd.DataFrame(rows)
+        means = [of.mean() for of in (effects[:, i], effects[:, j], joint, extra)]
+        rows.append((head_name(*heads[i]), head_name(*heads[j]), *means, *percentile_interval(extra[drawn].mean(1))))
+    return pd.DataFrame(rows, columns=["a", "b", "value_a", "value_b", "joint", "interaction", "low", "high"])
 
 
 def group_effects(
@@ -142,8 +118,7 @@ def group_effects(
     values = run[measure].sel(projection=projection).transpose("prompt", "group").values.astype(np.float64)
     if not np.isfinite(values).all():
         raise DetectorError(f"Masking groups gave {measure} that is NaN or infinite for some prompts. Use float32.")
-    turned = [c.strength for c in list_criteria() if c.needs == (measure,)]
-    return turned[0](values) if turned else values
+    return next((c.strength(values) for c in list_criteria() if c.needs == (measure,)), values)
 
 
 def _unsafe(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -24,15 +24,11 @@ import numpy as np
 from scipy import stats
 
 from workbench.axes import head_name
-from workbench.criteria.array_rules import (
-    RULES,
-    SAFE_PERCENTILE,
-    SCREEN_PERCENTILE,
-    best_cells,
-    rule_values,
-    safe_levels,
-)
+from workbench.criteria.ranking import best_cells, rule_values
+from workbench.criteria.rules import SAFE_PERCENTILE
+from workbench.criteria.values import safe_levels
 from workbench.errors import PromptError, WorkbenchError
+from workbench.finding.screening import check_options, screened
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.job import by_layer
 from workbench.runs.memory import BASE, unit_of
@@ -56,13 +52,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 def settle(options: dict[str, Any]) -> dict[str, Any]:
     """The options, checked; with a screen, what it estimates. A WorkbenchError for one that has no meaning."""
-    if options["rule"] not in RULES:
-        raise WorkbenchError(f"rule must be one of {', '.join(RULES)}; got {options['rule']!r}.")
-    if options["by"] not in ("deflection", "kl"):
-        raise WorkbenchError(f"by must be deflection or kl; got {options['by']!r}.")
-    for name, least in (("k", 1), ("screen", 0), ("directions", 1)):
-        if not isinstance(options[name], int) or options[name] < least:
-            raise WorkbenchError(f"{name} must be a whole number, {least} or more; got {options[name]!r}.")
+    check_options(options, {"k": 1, "screen": 0, "directions": 1})
     if not 0.5 <= options["level"] < 1:
         raise WorkbenchError(f"level is a probability, at least 0.5 and less than 1; got {options['level']!r}.")
     if options["screen"] and options["screen"] < options["k"]:
@@ -78,8 +68,8 @@ def order(prompts: PromptSet, seed: int) -> list[int]:
         members = [i for i, prompt in enumerate(prompts) if prompt.label == label and raced[i]]
         if len(members) < 3:
             raise PromptError(f"A race needs at least 3 {label} prompts to choose heads on; got {len(members)}.")
-        for number, i in enumerate(draws.permutation(members)):
-            place[int(i)] = (number + 0.5) / len(members)
+        for at, i in enumerate(draws.permutation(members)):
+            place[int(i)] = (at + 0.5) / len(members)
     return [*sorted(place, key=lambda i: (place[i], i)), *np.flatnonzero(~raced).tolist()]
 
 
@@ -145,21 +135,21 @@ def survivors(alive: np.ndarray, now: Standing, cells: np.ndarray, unsafe: np.nd
         sure &= now.safe_high < least
         possible &= now.safe_low < most
     kept = np.zeros_like(alive)
-    for number in range(len(alive)):
-        if alive[number].sum() <= k:
-            kept[number] = alive[number]
+    for index in range(len(alive)):
+        if alive[index].sum() <= k:
+            kept[index] = alive[index]
             continue
-        rivals = np.argwhere(sure[number])
-        rivals = rivals[np.argsort(-now.value[number][sure[number]], kind="stable")][: RIVALS * k]
-        beaten = np.zeros(alive[number].shape, dtype=int)
+        rivals = np.argwhere(sure[index])
+        rivals = rivals[np.argsort(-now.value[index][sure[index]], kind="stable")][: RIVALS * k]
+        beaten = np.zeros(alive[index].shape, dtype=int)
         for layer, head in rivals:
-            gap = now.value[number, layer, head] - now.value[number]
+            gap = now.value[index, layer, head] - now.value[index]
             apart = [
-                mean_and_error(values[:, number] - values[:, number, layer, head][:, None, None], total)[1]
+                mean_and_error(values[:, index] - values[:, index, layer, head][:, None, None], total)[1]
                 for values, total in by_class(cells, unsafe)[: 2 if rule == "selectivity" else 1]
             ]
-            beaten += gap > now.width[number] * np.sqrt(sum(apart))
-        kept[number] = possible[number] & (beaten < k)
+            beaten += gap > now.width[index] * np.sqrt(sum(apart))
+        kept[index] = possible[index] & (beaten < k)
     return kept
 
 
@@ -173,15 +163,14 @@ def phases(this: Sweep) -> Iterator[list[Task]]:
         yield layer_tasks(first_order_step, this.bounds[: len(rounds_to_come)], (BASE,), None, sink)
         estimate = np.where(alive, sink.read(f"{by}_estimate")[:raced], np.nan)
         alive = np.zeros_like(alive)
-        for number, value in enumerate(rule_values(estimate, unsafe, rule, percentile=SCREEN_PERCENTILE)):
-            for cell in best_cells(value, options["screen"]):
-                alive[(number, *cell)] = True
+        for cell in screened(estimate, unsafe, rule, options["screen"]):
+            alive[cell] = True
     entered = int(alive.sum((1, 2)).max())
     # Either side of every safe mean, and each of the k best against each other head; in every round and projection.
     events = entered * (k + (2 if rule == "selectivity" else 0)) * len(rounds_to_come) * len(alive)
     risk, rounds = (1 - options["level"]) / max(1, events), 0
     for start, stop in this.bounds:
-        cells = by_layer((number, layer, head) for number, layer, head in np.argwhere(alive).tolist())
+        cells = by_layer((index, layer, head) for index, layer, head in np.argwhere(alive).tolist())
         yield layer_tasks(exact_step, [(start, stop)], (BASE, *map(unit_of, cells)), cells, sink)
         if start >= raced or (rounds and (alive.sum((1, 2)) <= k).all()):
             continue  # the heads that are left, on the rest of the prompts
@@ -191,16 +180,13 @@ def phases(this: Sweep) -> Iterator[list[Task]]:
             seen = np.full_like(estimate, np.nan)  # and not what an interrupted race stored of later rounds
             seen[:stop] = exact
             known = safe_levels(seen, unsafe, estimate)
-            now = replace(now, safe_low=_filled(now.safe_low, known), safe_high=_filled(now.safe_high, known))
+            low, high = (np.where(np.isnan(bound), known, bound) for bound in (now.safe_low, now.safe_high))
+            now = replace(now, safe_low=low, safe_high=high)
         alive, rounds = survivors(alive, now, exact, unsafe, rule, k), rounds + 1
     exact = sink.read(by)[:raced]
     _report(
         this, standing(exact, unsafe, rule, risk), rule_values(exact, unsafe, rule, estimate=estimate), alive, rounds
     )
-
-
-def _filled(values: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(values), other, values)
 
 
 def _report(this: Sweep, now: Standing, values: np.ndarray, alive: np.ndarray, rounds: int) -> None:

@@ -10,13 +10,15 @@ seen. With none of the three, the sketch is the screen alone. Heads are chosen o
 where prompts declare it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from workbench.criteria.array_rules import RULES, SAFE_PERCENTILE, SCREEN_PERCENTILE, best_cells, rule_values
+from workbench.criteria.ranking import rule_values
+from workbench.criteria.rules import SAFE_PERCENTILE
 from workbench.errors import WorkbenchError
+from workbench.finding.screening import ESTIMATED, Cell, best_of_each, check_options, screened
 from workbench.runs.job import by_layer
 from workbench.runs.memory import BASE, unit_of
 from workbench.sweeps.engines.exact import exact_step
@@ -26,8 +28,6 @@ from workbench.sweeps.tasks import Sweep, Task, layer_tasks
 
 # Below this share of the first heads found, a user should not rely on the screen.
 LEAST_RECALL = 0.8
-# Numbers of projection, layer and head.
-Cell = tuple[int, int, int]
 DEFAULTS: Mapping[str, Any] = {
     # Searching 512 heads of a split Pocket, 8 directions and 12 + 4 exact heads found more of the true first five than
     # 4 directions and 16 + 8 heads did, at less cost: a backward pass is cheaper than exact heads.
@@ -44,16 +44,12 @@ DEFAULTS: Mapping[str, Any] = {
 def settle(options: dict[str, Any]) -> dict[str, Any]:
     """The options, checked; a WorkbenchError for one that has no meaning."""
     names = set(options["estimates"])
-    if not names or names - {"deflection", "kl"} or options["by"] not in names:
+    if not names or names - set(ESTIMATED) or options["by"] not in names:
         raise WorkbenchError(
             f"estimates names deflection, kl or both, and by is one of them; got {options['estimates']} "
             f"and {options['by']!r}."
         )
-    if options["rule"] not in RULES:
-        raise WorkbenchError(f"rule must be one of {', '.join(RULES)}; got {options['rule']!r}.")
-    for name, least in (("directions", 1), ("best", 0), ("edge", 0), ("sample", 0)):
-        if not isinstance(options[name], int) or options[name] < least:
-            raise WorkbenchError(f"{name} must be a whole number, {least} or more; got {options[name]!r}.")
+    check_options(options, {"directions": 1, "best": 0, "edge": 0, "sample": 0})
     return options
 
 
@@ -71,19 +67,14 @@ def chosen_cells(this: Sweep) -> tuple[set[Cell], set[Cell]]:
     options = this.options
     chosen, unsafe = this.job.chosen(this.model), this.unsafe[this.selection]
     estimate = np.where(chosen, this.sink.read(f"{options['by']}_estimate"), np.nan)[this.selection]
-    values = rule_values(estimate, unsafe, options["rule"], percentile=SCREEN_PERCENTILE)
-    best = _cells(best_cells(value, options["best"]) for value in values)
+    best = screened(estimate, unsafe, options["rule"], options["best"])
     if options["rule"] == "selectivity" and 0 < unsafe.sum() < len(unsafe):
         low = estimate[~unsafe].mean(0)
         bound = np.nanpercentile(low, SAFE_PERCENTILE, axis=(1, 2), keepdims=True)
-        best |= _cells(best_cells(value, options["edge"]) for value in -np.abs(low - bound))
+        best |= best_of_each(-np.abs(low - bound), options["edge"])
     every = np.argwhere(chosen.any(0))
     picked = np.random.default_rng(this.seed).permutation(every)[: options["sample"]].tolist()
-    return best, _cells([(layer, head) for layer, head in picked] for _ in this.job.projections)
-
-
-def _cells(by_projection: Iterable[list[tuple[int, int]]]) -> set[Cell]:
-    return {(number, *head) for number, heads in enumerate(by_projection) for head in heads}
+    return best, {(index, layer, head) for index in range(len(this.job.projections)) for layer, head in picked}
 
 
 def screen_report(this: Sweep, best: set[Cell], drawn: set[Cell]) -> dict[str, Any]:
@@ -100,18 +91,18 @@ def screen_report(this: Sweep, best: set[Cell], drawn: set[Cell]) -> dict[str, A
     unsafe = this.unsafe[this.selection]
     exact, estimate = (this.sink.read(name)[this.selection] for name in (options["by"], f"{options['by']}_estimate"))
     values = rule_values(exact, unsafe, options["rule"], estimate=estimate)
-    plain = [rule_values(cells, unsafe, options["rule"], percentile=100) for cells in (exact, estimate)]
+    plain = [rule_values(cells, unsafe, options["rule"], percentile=np.inf) for cells in (exact, estimate)]
     n_heads = int(this.job.chosen(this.model)[0].sum())
     spearman, missed, recall = {}, {}, {}
-    for number, name in enumerate(names):
-        chosen, sample = ([cell[1:] for cell in some if cell[0] == number] for some in (best, drawn))
+    for index, name in enumerate(names):
+        chosen, sample = ([cell[1:] for cell in some if cell[0] == index] for some in (best, drawn))
         others = [head for head in sample if head not in chosen]
-        known = [np.array([value[number][head] for head in sample]) for value in plain]
+        known = [np.array([value[index][head] for head in sample]) for value in plain]
         if len(sample) > 2 and all(np.ptp(value) > 0 for value in known):
             spearman[name] = round(float(spearmanr(*known).statistic), 4)
-        top = sorted((values[number][head] for head in chosen), reverse=True)[:5]
+        top = sorted((values[index][head] for head in chosen), reverse=True)[:5]
         if top and sample:
-            missed[name] = sum(bool(values[number][head] > top[-1]) for head in others)
+            missed[name] = sum(bool(values[index][head] > top[-1]) for head in others)
             scaled = missed[name] * (n_heads - len(chosen)) / len(others) if others else 0.0
             recall[name] = round(len(top) / (len(top) + scaled), 4)
     return {
@@ -140,7 +131,7 @@ def report(attrs: Mapping[str, Any]) -> str:
 
 
 def _named(cells: set[Cell], names: Sequence[str]) -> list[list[Any]]:
-    return [[names[number], layer, head] for number, layer, head in sorted(cells)]
+    return [[names[index], layer, head] for index, layer, head in sorted(cells)]
 
 
 ENGINE = Engine(

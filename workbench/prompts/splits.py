@@ -1,42 +1,55 @@
-"""Splits that do not leak: made with pairs and pictures kept together, and refused when they overlap."""
+"""Splits that do not leak: made with what is tied kept together, and refused when they overlap."""
 
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from workbench.axes import LABELS, SPLITS
 from workbench.errors import PromptError
-from workbench.prompts.prompt import Prompt, PromptSet, image_hash
+from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.ties import DEFAULT_TIES, tie_keys, units
+
+log = logging.getLogger(__name__)
 
 DEFAULT_FRACTIONS = {"selection": 0.5, "threshold": 0.25, "test": 0.25}
 
 
 def split_prompts(
-    prompts: Sequence[Prompt], *, fractions: Mapping[str, float] = DEFAULT_FRACTIONS, seed: int = 0
+    prompts: Sequence[Prompt],
+    *,
+    fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
+    seed: int = 0,
+    ties: Sequence[str] = DEFAULT_TIES,
 ) -> dict[str, PromptSet]:
     """Share the prompts out over splits, evenly for every label and family, so that no split knows another.
 
-    Prompts of one pair, or with the same picture, go together; what is left over goes where most is lacking.
+    Prompts of one pair, with the same picture, or that ask the same go together; what is left over goes where most is
+    lacking. A picture of one flat colour, or beside more than ten different texts, ties nothing; the latter is logged.
 
     Args:
         prompts: Any prompts; the splits they declare are overwritten.
         fractions: Share of each split, no unit, over 0 and summing to 1. Any of selection, threshold and test.
         seed: The same prompts and seed give the same splits.
+        ties: What keeps prompts together, of pair, picture, content (text and picture), text (whatever the picture).
 
     Returns:
         A `PromptSet` for each split, in the order of `prompts`, every prompt declaring its split.
 
     Raises:
-        PromptError: If the fractions are no shares, or a split would be left empty.
+        PromptError: The fractions are no shares, or a split would be left empty.
     """
     _check_fractions(fractions)
     rng = np.random.default_rng(seed)
     names = list(fractions)
     share = np.array([fractions[name] for name in names])
+    keys, said = tie_keys(prompts, ties)
+    for sentence in said:
+        log.warning(sentence)
     strata: dict[tuple, list[list[int]]] = defaultdict(list)
-    for group in _inseparable(prompts):
+    for group in units(*keys.values()) if keys else [[i] for i in range(len(prompts))]:
         strata[tuple(sorted({(prompts[i].label, prompts[i].family) for i in group}))].append(group)
 
     chosen: dict[int, str] = {}
@@ -56,27 +69,34 @@ def split_prompts(
     }
     if empty := [name for name, part in parts.items() if not len(part)]:
         raise PromptError(
-            f"{len(prompts)} prompts are too few, or too closely tied by pairs and pictures, for the splits "
-            f"{', '.join(names)}: nothing is left for {', '.join(empty)}. Give more prompts or fewer splits."
+            f"{len(prompts)} prompts are too few, or too closely tied by pairs and pictures (ties: {', '.join(ties)}), "
+            f"for the splits {', '.join(names)}: nothing is left for {', '.join(empty)}. Give more prompts, fewer "
+            'splits, or fewer ties, such as ties=("pair", "text").'
         )
     return parts
 
 
-def check_splits(prompts: Iterable[Prompt]) -> None:
-    """Refuse prompts whose declared splits overlap: an id, a picture or a pair that two splits share.
+def check_splits(prompts: Iterable[Prompt], *, ties: Sequence[str] = DEFAULT_TIES) -> None:
+    """Refuse prompts whose declared splits overlap: an id, or what ties prompts, that two splits share.
 
-    A picture of one flat colour shows nothing, so many prompts may share it. Prompts that declare no split are
-    not looked at, and the same words may be asked in two splits: it is the picture or the pair that tells.
+    A picture of one flat colour shows nothing, so many prompts may share it, and so they may one beside more than ten
+    different texts, as a log line says. Prompts that declare no split are not looked at, and the same words may be
+    asked of different pictures in two splits.
 
     Raises:
-        PromptError: If there are any; it names the splits, and the first of the shared ids, pictures and pairs.
+        PromptError: Naming the splits, and the first of the shared ids, pairs, pictures and contents.
     """
     declared = [p for p in prompts if p.split]
+    if len({p.split for p in declared}) < 2:
+        return
+    keys, said = tie_keys(declared, ("id", *ties))
+    for sentence in said:
+        log.warning(sentence)
     overlaps = []
-    for what, key in KEYS.items():
+    for what, values in keys.items():
         used: dict[str, dict[str, str]] = defaultdict(dict)
-        for prompt in declared:
-            if value := key(prompt):
+        for prompt, value in zip(declared, values, strict=True):
+            if value:
                 used[value].setdefault(prompt.split, prompt.id)
         shared = [(value, splits) for value, splits in used.items() if len(splits) > 1]
         if shared:
@@ -102,41 +122,6 @@ def sample_prompts(prompts: PromptSet, n: int, *, seed: int) -> PromptSet:
         take[label] = min(len(by_label[label]), n - sum(take[other] for other in LABELS if other != label))
     kept = {i for label in LABELS for i in rng.choice(by_label[label], size=take[label], replace=False)}
     return PromptSet((p for i, p in enumerate(prompts) if i in kept), name=prompts.name)
-
-
-def _telling_image(prompt: Prompt) -> str:
-    """The hash of a picture that shows something; empty for none, and for one flat colour."""
-    if prompt.image is None:
-        return ""
-    lowest_highest = np.array(prompt.image.getextrema()).reshape(-1, 2)  # one row a colour channel
-    return "" if (lowest_highest[:, 0] == lowest_highest[:, 1]).all() else image_hash(prompt.image)
-
-
-KEYS: dict[str, Callable[[Prompt], str]] = {
-    "id": lambda prompt: prompt.id,
-    "pair": lambda prompt: prompt.pair_id,
-    "picture": _telling_image,
-}
-
-
-def _inseparable(prompts: Sequence[Prompt]) -> Iterator[list[int]]:
-    """Positions of the prompts that a pair or a picture ties together, directly or through others."""
-    parent = list(range(len(prompts)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    first: dict[tuple[str, str], int] = {}
-    for i, prompt in enumerate(prompts):
-        for what in ("pair", "picture"):
-            if value := KEYS[what](prompt):
-                parent[root(i)] = root(first.setdefault((what, value), i))
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(prompts)):
-        groups[root(i)].append(i)
-    yield from groups.values()
 
 
 def _check_fractions(fractions: Mapping[str, float]) -> None:

@@ -1,24 +1,24 @@
-"""Which prompts stay together: pairs, when prompts are resampled, folded or dealt to splits."""
-
-from collections.abc import Sequence
+"""Which prompts of a run stay together: those of a pair, and those that ask the same."""
 
 import numpy as np
+import xarray as xr
+
+from workbench.prompts import ties
+from workbench.runs.reading import prompt_coord
 
 
-def strata(pairs: np.ndarray, kinds: Sequence) -> list[list[np.ndarray]]:
-    """Units of prompts that stay together, grouped so that a stratum's units are alike.
+def unit_names(run: xr.Dataset) -> np.ndarray:
+    """The unit of each prompt, [prompt]: a name that all its prompts share; empty for a prompt alone."""
+    return ties.unit_names(prompt_coord(run, "pair_id"), prompt_coord(run, "content"))
 
-    Args:
-        pairs: [prompt]; a unit is all prompts of one pair, or a prompt alone where this is an empty string.
-        kinds: [prompt], hashable and sortable; units are alike when they hold the same kinds, each as often.
 
-    Returns:
-        Strata in a fixed order; each a list of units; each unit the indices of its prompts.
-    """
-    units: dict[str, list[int]] = {}
-    for index, pair in enumerate(pairs):
-        units.setdefault(f"pair {pair}" if pair else f"alone {index}", []).append(index)
-    groups: dict[tuple, list[np.ndarray]] = {}
-    for members in units.values():
-        groups.setdefault(tuple(sorted(kinds[i] for i in members)), []).append(np.array(members))
-    return [groups[kind] for kind in sorted(groups)]
+def told_repeats(run: xr.Dataset) -> str:
+    """A sentence about prompts that ask the same under several ids; empty where none do."""
+    groups = list(ties.repeats(prompt_coord(run, "content")))
+    if not groups:
+        return ""
+    first = ", ".join(repr(str(run["prompt"].values[i])) for i in groups[0][:2])
+    return (
+        f"{sum(map(len, groups))} prompts repeat {len(groups)} questions under several ids (the same text and picture; "
+        f"first {first}); each question counts as one unit when prompts are dealt, folded, resampled or shuffled"
+    )

@@ -120,22 +120,23 @@ def declared_splits(run: xr.Dataset) -> tuple[str, ...]:
     """The splits that the run's prompts declare, in the order selection, threshold, test.
 
     Raises:
-        RunError: For a split of another name, or a pair whose prompts are in two splits.
+        RunError: For a split of another name, or a pair or question whose prompts are in two splits.
     """
     splits = prompt_coord(run, "split")
     if unknown := sorted(set(splits) - {"", *SPLITS}):
         raise RunError(
             f"A split is empty or one of {', '.join(SPLITS)}; this run also has {', '.join(map(repr, unknown))}."
         )
-    pairs = prompt_coord(run, "pair_id")
-    paired = pd.DataFrame({"pair": pairs, "split": splits})[(pairs != "") & (splits != "")]
-    shared = paired.groupby("pair")["split"].nunique()
-    if (shared > 1).any():
-        raise RunError(
-            f"{int((shared > 1).sum())} pairs have prompts in two splits, for example pair "
-            f"{shared.index[shared > 1][0]!r}: what was chosen on one would be tested on its twin. Put both prompts "
-            "of a pair in one split."
-        )
+    for name, what in (("pair_id", "pair"), ("content", "question")):
+        tied = prompt_coord(run, name)
+        declared = pd.DataFrame({"tied": tied, "split": splits})[(tied != "") & (splits != "")]
+        shared = declared.groupby("tied")["split"].nunique()
+        if (shared > 1).any():
+            raise RunError(
+                f"{int((shared > 1).sum())} {what}s have prompts in two splits, for example {what} "
+                f"{shared.index[shared > 1][0]!r}: what was chosen on one would be tested on its twin. Put all prompts "
+                f"of a {what} in one split."
+            )
     return tuple(name for name in SPLITS if name in set(splits))
 
 

@@ -5,7 +5,8 @@ import xarray as xr
 
 from workbench.axes import SPLITS
 from workbench.errors import RunError
-from workbench.runs.pairs import strata
+from workbench.prompts.ties import strata
+from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.reading import FEWEST_PROMPTS, RunLike, as_run, declared_splits, prompt_coord
 
 SHARES = {"selection": 0.4, "threshold": 0.3, "test": 0.3}
@@ -17,7 +18,7 @@ def with_splits(run: RunLike, *, seed: int = 0) -> tuple[xr.Dataset, str]:
     Declared splits are used as they are; without threshold prompts, the selection prompts also set the threshold, as in
     the papers. Where the prompts declare no split, or all the same one, they are dealt 40 : 30 : 30 over selection,
     threshold and
-    test: seeded, stratified by label and family, the prompts of a pair together.
+    test: seeded, stratified by label and family, the prompts of a pair together, and those that ask the same.
 
     Raises:
         RunError: If there are no selection or no test prompts among declared ones, or a split lacks a class.
@@ -49,7 +50,8 @@ def with_splits(run: RunLike, *, seed: int = 0) -> tuple[xr.Dataset, str]:
                 raise RunError(
                     f"The split {name} holds {count} {label} prompts; it takes at least {FEWEST_PROMPTS}. Sweep more."
                 )
-    return run, told
+    repeated = told_repeats(run)
+    return run, f"{told}; {repeated}" if repeated else told
 
 
 def in_split(run: xr.Dataset, name: str) -> np.ndarray:
@@ -61,12 +63,12 @@ def in_split(run: xr.Dataset, name: str) -> np.ndarray:
 
 
 def _dealt(run: xr.Dataset, seed: int) -> np.ndarray:
-    """A split for every prompt, [prompt]: within each stratum of units (pairs or single prompts), in shuffled order."""
+    """A split for every prompt, [prompt]: within each stratum of units, in shuffled order."""
     rng = np.random.default_rng(seed)
-    labels, families, pairs = (prompt_coord(run, name) for name in ("label", "family", "pair_id"))
+    labels, families = prompt_coord(run, "label"), prompt_coord(run, "family")
     split = np.full(len(labels), "test", dtype=object)
     bounds = np.cumsum(list(SHARES.values()))[:-1]
-    for group in strata(pairs, list(zip(labels, families, strict=True))):
+    for group in strata(unit_names(run), list(zip(labels, families, strict=True))):
         # Where the first unit lands is random, so that small strata do not all give their only one to the same split.
         places = (np.arange(len(group)) + rng.uniform()) / len(group)
         for place, unit in zip(places, rng.permutation(len(group)), strict=True):

@@ -7,7 +7,8 @@ import xarray as xr
 from scipy.stats import kendalltau, spearmanr
 
 from tests.unit.synthetic_run import synthetic_run
-from workbench.criteria import agreement, head_stability, rank_agreement, rank_biased_overlap, score
+from workbench.criteria import agreement, head_stability, rank_agreement, score
+from workbench.criteria.agreement import rank_biased_overlap
 from workbench.errors import CriterionError
 
 

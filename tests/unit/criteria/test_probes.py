@@ -8,7 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from tests.unit.synthetic_run import synthetic_run
-from workbench.criteria import fit_logistic, get_criterion, score
+from workbench.criteria import get_criterion, score
+from workbench.criteria.logistic import fit_logistic
 from workbench.criteria.probes import cross_validated, few_shot_masks, fold_numbers
 from workbench.errors import CriterionError
 

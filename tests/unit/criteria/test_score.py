@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from workbench.criteria import SCORE_COLUMNS, Criterion, list_criteria, prompt_v
 from workbench.criteria import registry as registry_module
 from workbench.errors import CriterionError, RunError, WorkbenchError
 from workbench.runs.reading import SCHEMAS
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -216,10 +219,26 @@ def test_the_schema_read_is_the_schema_written() -> None:
     assert SCHEMA in SCHEMAS
 
 
-def test_importing_criteria_loads_no_torch() -> None:
-    code = "import sys, workbench.criteria; print([m for m in ('torch', 'sklearn', 'scipy.stats') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+@pytest.mark.parametrize(
+    ("work", "absent"),
+    [
+        ("import workbench.criteria", ("torch", "transformers", "sklearn", "scipy.stats")),
+        (
+            """
+from tests.unit.synthetic_run import synthetic_run
+from workbench.criteria import score, top_heads
+scores = score(synthetic_run(), ("deflection", "ships"))
+assert len(top_heads(scores, criterion="ships", rule="selectivity", k=3)) == 3
+""",
+            ("torch", "transformers", "sklearn", "matplotlib", "plotly"),
+        ),
+    ],
+    ids=["importing", "scoring by deflection and ships"],
+)
+def test_criteria_load_nothing_heavy(work: str, absent: tuple[str, ...]) -> None:
+    code = f"{work}\nimport sys\nprint([m for m in {absent!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 def test_unknown_names_are_answered_with_the_close_ones(run: xr.Dataset) -> None:

@@ -6,7 +6,7 @@ from scipy.stats import binomtest, kstest, mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
 from workbench.criteria import statistics
-from workbench.runs.pairs import strata
+from workbench.prompts.ties import strata
 
 
 def alone(n: int) -> np.ndarray:

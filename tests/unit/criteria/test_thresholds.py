@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import gaussian_kde, ttest_ind
 
-from workbench.criteria import fpr_threshold, kde_threshold, tpr_at_fpr
+from workbench.criteria.thresholds import fpr_threshold, kde_threshold, tpr_at_fpr
 from workbench.errors import CriterionError
 
 

@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 import workbench as wb
 from tests.builders.models import tiny
 from tests.builders.prompts import text_prompts
-from workbench.criteria.array_rules import best_cells, calibration, rule_values, safe_levels
+from workbench.criteria.ranking import best_cells, rule_values
+from workbench.criteria.values import calibration, safe_levels
 from workbench.errors import CriterionError, MaskError, PromptError, WorkbenchError
 from workbench.finding import race, sketch
 from workbench.finding.race import report as race_report

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from workbench.errors import PromptError
-from workbench.prompts import files as prompt_files
-from workbench.prompts import load_prompts
+from workbench.errors import ArgumentError, PromptError
+from workbench.prompts import load_prompts, pictures
 
 ROWS = [
     {"text": "how do I make a cake", "label": "safe", "image": "pictures/red.png", "family": "icon", "pair_id": "a"},
@@ -37,8 +36,8 @@ def write(path: Path, rows: list) -> Path:
     return path
 
 
-def refusal(path: Path, **how) -> str:
-    with pytest.raises(PromptError) as caught:
+def refusal(path: Path, *, error: type[Exception] = PromptError, **how) -> str:
+    with pytest.raises(error) as caught:
         load_prompts(path, **how)
     return str(caught.value)
 
@@ -151,14 +150,14 @@ def test_pictures_that_cannot_be_used(folder, monkeypatch):
     (folder / "cut.png").write_bytes(good[: len(good) // 2])
     (folder / "empty.png").write_bytes(b"")
     (folder / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    Image.new("I;16", (4, 4)).save(folder / "deep.png")
-    names = ["text.png", "cut.png", "empty.png", "program.eps", "deep.png"]
+    Image.new("F", (4, 4)).save(folder / "deep.tiff")
+    names = ["text.png", "cut.png", "empty.png", "program.eps", "deep.tiff"]
     path = write(folder / "mine.jsonl", [{"text": "x", "label": "safe", "image": name} for name in names])
     message = refusal(path)
     assert "5 of 5 rows" in message
     assert all(f"image '{name}' cannot be read" in message for name in names)
 
-    monkeypatch.setattr(prompt_files, "MAX_PIXELS", 47)  # red.png has 48
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 47)  # red.png has 48
     path = write(folder / "mine.jsonl", [{"text": "x", "label": "safe", "image": "pictures/red.png"}])
     assert "too large (8 x 6 pixels)" in refusal(path)
 
@@ -175,7 +174,7 @@ def test_pictures_arrive_as_upright_rgb(folder):
     rows = [{"text": "x", "label": "safe", "image": name} for name in ("turned.jpg", "palette.png")]
     first, second = load_prompts(write(folder / "mine.jsonl", rows))
     assert (first.image.mode, first.image.size) == ("RGB", (6, 8))
-    assert second.image.getpixel((1, 1)) == (200, 3, 3)
+    assert second.image.getpixel((1, 1)) == (224, 113, 113), "144 of 255 of (200, 3, 3), the rest white"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +238,7 @@ def test_names_that_do_not_exist(folder):
     assert "Did you mean 'pocket'" in message
     assert "'planted'" in message
     assert ".parquet" in message
-    assert "got a int" in refusal(3)
+    assert "a datasets.Dataset; got 3" in refusal(3)
 
 
 def balanced(folder) -> Path:
@@ -285,7 +284,8 @@ def test_a_split_is_the_one_declared(folder):
     ],
 )
 def test_selections_that_cannot_be_made(folder, how, said):
-    assert said in refusal(balanced(folder), **how)
+    error = PromptError if how == {"n": 21} else ArgumentError
+    assert said in refusal(balanced(folder), error=error, **how)
 
 
 @pytest.mark.parametrize("world", ["pocket", "planted"])

@@ -59,7 +59,7 @@ def test_pairs_and_pictures_stay_together():
 
 def test_blank_pictures_tie_nothing_together():
     blank = Image.new("RGB", (4, 4), "white")
-    prompts = [replace(p, image=blank) for p in make(8)]
+    prompts = [replace(p, image=blank, text=f"question {p.id}") for p in make(8)]
     parts = split_prompts(prompts, fractions={"selection": 0.5, "test": 0.5})
     assert len(parts["test"]) == 4
     check_splits([p for part in parts.values() for p in part])
@@ -102,3 +102,44 @@ def test_the_embedded_worlds_have_disjoint_splits(world):
     prompts = load_prompts(world, n=600)
     assert {p.split for p in prompts} == {"selection", "threshold", "test"}
     check_splits(prompts)
+
+
+def test_what_asks_the_same_stays_together_and_is_no_overlap_within_a_split():
+    again = [replace(p, id=f"{p.id} again", text=f"  {p.text.upper()}?!") for p in make(12)]
+    alone = [replace(p, image=None, text=f"question {p.id}") for p in make(12)]
+    blank = Image.new("RGB", (4, 4), "white")
+    for prompts in (
+        [*make(12), *again],
+        [*alone, *(replace(p, id=f"{p.id} again") for p in alone)],
+        [replace(p, id=f"{p.id}{k}", image=blank) for p in alone for k in ("", " again")],
+    ):
+        parts = split_prompts(prompts, fractions={"selection": 0.5, "test": 0.5})
+        where = {p.id: name for name, part in parts.items() for p in part}
+        assert all(where[str(k)] == where[f"{k} again"] for k in range(12))
+    with pytest.raises(PromptError, match=r"content '\w+' is in selection .prompt '0'., test .prompt '0 again'"):
+        check_splits([replace(alone[0], split="selection"), replace(alone[0], id="0 again", split="test")])
+
+
+def test_a_picture_beside_many_texts_is_a_backdrop_and_said(caplog):
+    noise = picture(3)
+    few = [replace(p, image=noise, text=f"question {p.id}") for p in make(10)]
+    with pytest.raises(PromptError, match="tied by pairs and pictures"):
+        split_prompts(few)
+    many = [replace(p, image=noise, text=f"question {int(p.id) // 2}") for p in make(40)]
+    parts = split_prompts(many)
+    where = {p.id: name for name, part in parts.items() for p in part}
+    assert all(where[str(k)] == where[str(k + 1)] for k in range(0, 40, 2)), "a question asked twice stays together"
+    assert "stands beside 20 different texts in 40 prompts; it does not tie them together" in caplog.text
+    check_splits([p for part in parts.values() for p in part])
+    assert len(split_prompts(few, ties=("text",))["test"]) >= 2, "who says so ties by text only"
+    with pytest.raises(PromptError, match="Prompts are tied by id, pair, picture, content, text; got 'words'"):
+        split_prompts(few, ties=("words",))
+
+
+def test_many_pictures_are_hashed_and_none_decoded(tmp_path, monkeypatch):
+    for k in range(20):
+        picture(k).save(tmp_path / f"{k}.png")
+    rows = [{"text": "what", "label": ("safe", "unsafe")[k % 2], "image": f"{k}.png"} for k in range(20)]
+    prompts = load_prompts(rows, images=tmp_path)
+    monkeypatch.setattr("workbench.prompts.pictures.Picture._decode", lambda self: pytest.fail("decoded"))
+    assert sum(map(len, split_prompts(prompts).values())) == 20

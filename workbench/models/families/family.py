@@ -74,6 +74,7 @@ class Family:
             counted from the end.
         skips_layer: Layers whose self-attention heads are not masked (cross-attention), from the decoder's layer.
         chat_template: Used when the checkpoint's tokenizer has none.
+        needs_image: True when the processor takes no prompt without a picture.
         query_norm: True when a norm follows the query projection, so that scaling weights is not scaling scores.
         sliding: True when some layers see only a window or a chunk of the sequence.
         own_class: Gives the model class, where transformers has none.
@@ -100,6 +101,7 @@ class Family:
     position_arguments: Mapping[str, int] = field(default_factory=dict)
     skips_layer: Callable[[nn.Module], bool] = lambda layer: False
     chat_template: str | None = None
+    needs_image: bool = False
     query_norm: bool = False
     sliding: bool = False
     own_class: Callable[[], Any] | None = None

@@ -8,9 +8,8 @@ import ipywidgets as widgets
 import numpy as np
 
 from workbench.axes import head_name
-from workbench.criteria.controls import CONTROLS
-from workbench.criteria.registry import PER_PROMPT, list_criteria
-from workbench.criteria.rules import RULES
+from workbench.criteria.registry import PER_PROMPT, list_criteria, list_rules
+from workbench.plain import plain
 from workbench.prompts.prompt import Prompt
 from workbench.views import charts, theme
 from workbench.views.charts import Head
@@ -57,7 +56,8 @@ class Board(widgets.VBox):
     def _build_controls(self) -> None:
         run, scores = self._stored.run, self._stored.scores
         columns = [(word, column) for column, word in theme.COLUMN_WORDS.items() if column in scores]
-        rules = [(r.replace("_", " "), r) for r in sorted(set(RULES) - set(CONTROLS), key=_rule_order)]
+        rules = [(rule.name.replace("_", " "), rule.name) for rule in list_rules() if not rule.is_control]
+        rules.sort(key=lambda rule: rule[1] != _FIRST_RULE)
         per_prompt = [c.name for c in list_criteria() if c.kind == PER_PROMPT and set(c.needs) <= set(run.data_vars)]
         per_prompt.sort(key=lambda name: name not in self._criteria)
         families = sorted({str(f) for f in run["family"].values}) if "family" in run.coords else []
@@ -77,7 +77,7 @@ class Board(widgets.VBox):
         self._criterion = _dropdown("Values of", [(theme.title(c), c) for c in per_prompt], 250)
         self._by = _dropdown("by", ["label", "family"], 110)
         self._label = _dropdown("Prompts", ["all", "unsafe", "safe"], 150)
-        self._family = _dropdown("of family", ["all", *families], 190)
+        self._family = _dropdown("of family", ["all", *((plain(f), f) for f in families)], 190)
         self._prompt = _dropdown("Prompt", self._prompt_options(), 440)
         unsafe = run["prompt"].values[run["label"].values == "unsafe"]
         self._prompt.value = str(unsafe[0]) if len(unsafe) else self._prompt.value
@@ -190,7 +190,7 @@ class Board(widgets.VBox):
             if box.value != "all":
                 keep &= run[name].values == box.value
         ids = [str(i) for i in run["prompt"].values[keep]]
-        return [(f"{i}  {self._prompts[i].text[:70]}" if i in self._prompts else i, i) for i in ids]
+        return [(plain(f"{i}  {self._prompts[i].text[:70]}" if i in self._prompts else i), i) for i in ids]
 
     def _filter_prompts(self) -> None:
         before, options = self._prompt.value, self._prompt_options()
@@ -216,11 +216,6 @@ class Board(widgets.VBox):
         label, *tags = (str(record[name].item()) if name in record.coords else "" for name in names)
         text = self._prompts[prompt_id].text if prompt_id in self._prompts else "(the run keeps ids, not texts)"
         self._prompt_text.value = markup.block(markup.prompt_text(text, label=label, tags=tags))
-
-
-def _rule_order(rule: str) -> tuple[bool, int]:
-    """The published rule first, the others as they are registered."""
-    return rule != _FIRST_RULE, RULES.index(rule)
 
 
 def _thin(width: int) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Where a head looks: the attention that the last prompt position gives to the image."""
+"""What a head does unmasked: how much it looks at the image, and what it writes for refusing."""
 
 import numpy as np
 import xarray as xr
 
-from workbench.criteria.registry import PER_PROMPT, Criterion
+from workbench.criteria.registry import Criterion
 from workbench.errors import CriterionError
 from workbench.runs.reading import prompt_coord
 
@@ -19,12 +19,18 @@ def _image_attention(run: xr.Dataset) -> xr.DataArray:
 
 
 CRITERIA = (
-    Criterion(
-        name="image_attention",
-        kind=PER_PROMPT,
+    Criterion.stored(
+        "refusal_write",
+        unit="log-odds",
+        label="Direct write to refusal",
+        direction="unmasked; positive = what the head writes at the last position speaks for refusing",
+        source="after ReD-LLM's refusal heads: a head's write z·W_O against the layer's refusal direction",
+        quirks="Direct path only: what later layers make of the write is not in it. ReD-LLM averages over the "
+        "response; this is the last prompt position.",
+    ),
+    Criterion.stored(
+        "image_attention",
         values=_image_attention,
-        needs=("image_attention",),
-        unit="",
         label="Attention on the image",
         direction="0 to 1, unmasked; larger = the last position looks at the image more",
         source="this project",
