@@ -14,7 +14,7 @@ from functools import wraps
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
 from workbench.errors import ArgumentError
@@ -138,7 +138,14 @@ def _adapters(function: Callable[..., Any], signature: inspect.Signature) -> Map
     hints = inspect.get_annotations(function, eval_str=True)
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     plain = [name for name, p in signature.parameters.items() if p.kind not in kinds and name in hints]
-    return {name: TypeAdapter(hints[name], config=CONFIG) for name in plain}
+    return {name: _adapter(hints[name]) for name in plain}
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(hint, config=CONFIG)
+    except PydanticUserError:  # a marked dataclass, which would have a configuration of its own
+        return TypeAdapter(hint)
 
 
 def _words(error: ValidationError) -> str:

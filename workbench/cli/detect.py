@@ -6,18 +6,21 @@ from typing import Any, Literal
 
 import pandas as pd
 from rich.console import Console
+from rich.text import Text
 
-from workbench.comparison.breakdown import WRITERS, Breakdown, compare
+from workbench.comparison.breakdown import Breakdown, compare
 from workbench.comparison.findings import findings
 from workbench.comparison.tables import breakdown_tables, graded_table, left_out_table, measures_table
 from workbench.criteria.detection import leave_one_family_out
 from workbench.detectors import DETECTORS, load_detector, make_detector
 from workbench.detectors.calibration import stand_ins
-from workbench.detectors.detector import DESCRIPTION, Detector
+from workbench.detectors.detector import Detector
 from workbench.detectors.evaluation import graded_scores, score_measures, unseen
 from workbench.detectors.one_head import OneHeadDetector
+from workbench.detectors.stored import DESCRIPTION
 from workbench.errors import DetectorError
 from workbench.models.loading import load_model
+from workbench.plain import check_writable, plain
 from workbench.prompts import load_prompts
 from workbench.prompts.pictures import open_picture
 from workbench.prompts.prompt import Prompt, PromptSet
@@ -43,6 +46,7 @@ def compare_command(
     judges: Sequence[str] = ("exact",),
     bootstrap: int = 1000,
     out: Path | None = None,
+    template: str = "chat",
     seed: int = 0,
 ) -> Breakdown:
     """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does.
@@ -51,11 +55,11 @@ def compare_command(
     """
     if not 1 <= len(judges) <= 2:
         raise DetectorError(f"One judge or two; got {len(judges)}.")
-    if out is not None and out.suffix not in WRITERS:
-        raise DetectorError(f"The breakdown can be written as {', '.join(WRITERS)}; got {out.name!r}.")
+    if out is not None:
+        check_writable(out)
     found = compare(
         open_run(run),
-        None if model is None else load_model(model),
+        None if model is None else load_model(model, template=template),
         prompts=None if prompts is None else load_prompts(prompts),
         criteria=criteria,
         rules=rules,
@@ -69,20 +73,19 @@ def compare_command(
     _widen(console)
     for table in breakdown_tables(found):
         console.print(table)
-    console.print(
-        f"Splits: {found.splits}. Intervals are 95 %; the range of random heads is over their draws.", style="dim"
-    )
+    _say(console, f"Splits: {found.splits}. Intervals are 95 %; the range of random heads is over their draws.", "dim")
     for sentence in findings(found):
-        console.print(f"- {sentence}", markup=False, highlight=False)
+        _say(console, f"- {sentence}")
     if found.agreement is not None:
-        console.print(
-            "- {} and {} agree on {rate:.0%} of {n} replies, kappa {kappa:.2f}.".format(*judges, **found.agreement)
+        _say(
+            console,
+            "- {} and {} agree on {rate:.0%} of {n} replies, kappa {kappa:.2f}.".format(*judges, **found.agreement),
         )
     for why in found.left_out:
-        console.print(f"Left out: {why}", style="dim", markup=False, highlight=False)
+        _say(console, f"Left out: {why}", "dim")
     if out is not None:
         for path in found.save(out):
-            console.print(f"Written: {path}", markup=False, highlight=False)
+            _say(console, f"Written: {path}")
     return found
 
 
@@ -98,6 +101,7 @@ def detect_command(
     k: int = 1,
     bootstrap: int = 1000,
     save: Path | None = None,
+    template: str = "chat",
     seed: int = 0,
 ) -> pd.DataFrame:
     """Test a detector by family and category, with graded scores.
@@ -112,7 +116,7 @@ def detect_command(
     if source in DETECTORS or (Path(source) / DESCRIPTION).is_file():
         if model is None or prompts is None:
             raise DetectorError("A detector that is no stored run is tested on prompts: give --model and --prompts.")
-        loaded, given = load_model(model), load_prompts(prompts, seed=seed)
+        loaded, given = load_model(model, template=template), load_prompts(prompts, seed=seed)
         if source in DETECTORS:
             if not any(p.split for p in given):
                 given = PromptSet(p for part in split_prompts(given, seed=seed).values() for p in part)
@@ -122,10 +126,10 @@ def detect_command(
         asked = unseen(detector, given.where(split="test") or given)
         scores = detector.decision_function(loaded, asked)
         cost = detector.cost(loaded, asked[:COSTED])
-        console.print(
+        _say(
+            console,
             f"Cost: {cost.forward_passes:.2f} forward passes and {1000 * cost.detect_s:.0f} ms a prompt, "
             f"{cost.latency_ratio:.2f} of a plain reply (median of {cost.n_prompts})",
-            highlight=False,
         )
     else:
         stored, splits = with_splits(open_run(source), seed=seed)
@@ -133,14 +137,17 @@ def detect_command(
         one_head = OneHeadDetector(**chosen, k=k, seed=seed).fit_run(stored)
         tested = stored.isel(prompt=in_split(stored, "test").nonzero()[0])
         detector, asked, scores = one_head, stand_ins(tested), one_head.stored_scores(tested)
-        console.print(f"Splits: {splits}.", style="dim")
-        console.print(left_out_table(leave_one_family_out(stored, **chosen, bootstrap=bootstrap, seed=seed)))
-    console.print(str(detector), markup=False, highlight=False)
+        _say(console, f"Splits: {splits}.", "dim")
+        without = leave_one_family_out(stored, **chosen, bootstrap=bootstrap, seed=seed)
+        console.print(left_out_table(without))
+        for why in without.attrs["left_out"]:
+            _say(console, why, "dim")
+    _say(console, str(detector))
     measures = score_measures(scores, asked, detector.threshold, bootstrap=bootstrap, seed=seed)
     console.print(measures_table(measures))
     console.print(graded_table(graded_scores(scores, asked, detector.threshold)))
     if save is not None:
-        console.print(f"Written: {detector.save(save)}", markup=False, highlight=False)
+        _say(console, f"Written: {detector.save(save)}")
     return measures
 
 
@@ -151,6 +158,7 @@ def generate_command(
     model: str,
     image: Path | None = None,
     guard: str | None = None,
+    template: str = "chat",
     max_new_tokens: int = 32,
     on_error: Literal["raise", "refuse"] = "raise",
     show_unguarded: bool = False,
@@ -159,10 +167,10 @@ def generate_command(
     prompt = Prompt(id="asked", text=text, image=None if image is None else open_picture(image))
 
     def write(piece: str) -> None:
-        console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(plain(piece, keep="\n\t")), end="", soft_wrap=True)
 
     reply = generate(
-        load_model(model),
+        load_model(model, template=template),
         prompt,
         guard=None if guard is None else load_detector(guard),
         max_new_tokens=max_new_tokens,
@@ -173,12 +181,17 @@ def generate_command(
     console.print()
     if isinstance(reply, Reply):
         told = {True: "flagged", False: "not flagged", None: "detection failed, refused"}[reply.flagged]
-        console.print(f"Guard: {told}; score {reply.score:.4g}, threshold {reply.threshold:.4g}", style="dim")
+        _say(console, f"Guard: {told}; score {reply.score:.4g}, threshold {reply.threshold:.4g}", "dim")
         if reply.error:
-            console.print(reply.error, style="dim", markup=False, highlight=False)
+            _say(console, reply.error, "dim")
         if reply.unguarded is not None:
-            console.print(f"Without the guard: {reply.unguarded}", markup=False, highlight=False)
+            _say(console, f"Without the guard: {reply.unguarded}")
     return reply
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    """Print words in which those of others may stand: no markup, no escapes."""
+    console.print(Text(plain(text, keep="\n\t"), style=style))
 
 
 def _widen(console: Console) -> None:

@@ -5,7 +5,7 @@ split.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +17,19 @@ from workbench.criteria import statistics
 from workbench.criteria.controls import CONTROLS
 from workbench.detectors.calibration import stand_ins
 from workbench.detectors.evaluation import measure_row, score_measures
-from workbench.errors import CriterionError, DetectorError
+from workbench.errors import CriterionError
 from workbench.models.hooked import HookedLVLM
+from workbench.plain import check_writable, write_table
 from workbench.prompts.prompt import Prompt
 from workbench.replies.judges import Judge, judge_agreement
 from workbench.runs.reading import RunLike
 from workbench.runs.splits import in_split, with_splits
 
 COLUMNS = (*KEYS, "heads", "threshold", "measure", "family", "value", "ci_low", "ci_high", "n")
+TEST_COLUMNS = (*KEYS, "heads", "test", "p_value", "sets")
 CRITERIA = ("deflection", "ships", "probe")
 RULES = ("sensitivity", "selectivity", "auroc", "layer_matched")
 N_HEADS = (1, 3, 5)
-WRITERS = {".csv": "to_csv", ".parquet": "to_parquet", ".json": "to_json"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,9 @@ class Breakdown:
         splits: Where the splits come from.
         agreement: With two judges, how far they agree on the replies to the test prompts, no head masked: see
             `workbench.replies.judges.judge_agreement`. None otherwise.
+        tests: With a model, whether masking the heads of a detector does more than masking random heads, corrected for
+            all sets of heads: criterion, rule, projection, n_heads, heads, and the columns of
+            `workbench.comparison.causal_rows.CausalMeasures.tests`.
     """
 
     table: pd.DataFrame
@@ -54,20 +58,14 @@ class Breakdown:
     left_out: tuple[str, ...]
     splits: str
     agreement: dict[str, float] | None = None
+    tests: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(TEST_COLUMNS)))
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write the table to `path` (.csv, .parquet or .json) and the ingredients beside it; returns both paths."""
-        path = Path(path)
-        if path.suffix not in WRITERS:
-            raise DetectorError(f"A breakdown is written as {', '.join(WRITERS)}; got {path.name!r}.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.stem}_ingredients{path.suffix}")
-        for frame, where in ((self.table, path), (self.ingredients, beside)):
-            options = {"orient": "records"} if path.suffix == ".json" else {"index": False}
-            plain = frame.copy()
-            plain.attrs = {}
-            getattr(plain, WRITERS[path.suffix])(where, **options)
-        return [path, beside]
+        """Write the table to `path` (.csv, .parquet or .json), ingredients and tests beside it; returns the paths."""
+        path = check_writable(path)
+        beside = {"_ingredients": self.ingredients, **({"_tests": self.tests} if len(self.tests) else {})}
+        others = [write_table(t, path.with_name(path.stem + name + path.suffix)) for name, t in beside.items()]
+        return [write_table(self.table, path), *others]
 
 
 def compare(
@@ -130,14 +128,18 @@ def compare(
             if candidate.key[1] not in CONTROLS:
                 measures += causal.of(candidate.heads, candidate.key[2])
         rows.extend({**candidate.about, **measure} for measure in measures)
-    agreement = None
+    agreement: dict[str, float] | None = None
+    tests: list[dict] = []
     if causal is not None:
         nothing = {"criterion": "", "rule": "", "projection": "", "n_heads": 0, "heads": "", "threshold": np.nan}
         rows.extend({**nothing, **measure} for measure in causal.unmasked())
+        for candidate in found:
+            tests.extend({**candidate.about, **test} for test in causal.tests(candidate.heads, candidate.key[2]))
         if second_judge is not None:
             agreement = judge_agreement(causal.verdicts, causal.replies.verdicts(judge=second_judge))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return Breakdown(table, _ingredients(found), tuple(left_out), splits, agreement)
+    tested = pd.DataFrame(tests, columns=list(TEST_COLUMNS))
+    return Breakdown(table, _ingredients(found), tuple(left_out), splits, agreement, tested)
 
 
 def _area_and_interval(samples: np.ndarray) -> tuple[float, tuple] | None:

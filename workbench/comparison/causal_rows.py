@@ -30,7 +30,7 @@ from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
 from workbench.replies.judges import Judge, unsafe_families
-from workbench.runs.origin import mask_of, prompts_of
+from workbench.runs.origin import check_model, mask_of, prompts_of
 from workbench.runs.pairs import unit_names
 from workbench.runs.reading import FEWEST_PROMPTS
 from workbench.runs.splits import in_split
@@ -71,6 +71,7 @@ class CausalMeasures:
                 f"The run was made with weights {run.attrs.get('weight_hash')} ({run.attrs.get('model')!r}), and the "
                 f"model given is {model.name!r} with weights {model.weight_hash}. Give the model of the run."
             )
+        check_model(run, model)
         self.controls, self.seed = controls, seed
         self.projection = str(run["projection"].values[0])
         test = in_split(run, "test")
@@ -79,6 +80,7 @@ class CausalMeasures:
         self.unsafe = unsafe_array(asked)
         self.pairs = unit_names(run)[test]
         self.verdicts = self.replies.verdicts()
+        self._p: dict[str, dict[tuple[frozenset[Head], str], float]] = {name: {} for name in self._questions()}
 
     def unmasked(self) -> list[dict]:
         """The measures of the model as it is."""
@@ -87,21 +89,49 @@ class CausalMeasures:
     def of(self, heads: Sequence[Head], projection: str) -> list[dict]:
         """The measures with some heads masked, and with random ones in their place."""
         projection = self.projection if projection == "none" else projection
-        rows = self._rows(self.replies.verdicts(heads, projection))
+        chosen = self.replies.verdicts(heads, projection)
+        rows, others_say = self._rows(chosen), []
         drawn: dict[str, list[dict]] = {}
         for draw in range(self.controls):
             try:
                 _, others = draw_controls(self.replies.model, heads, len(heads), seed=self.seed + draw)
             except DetectorError:
                 break  # a model with hardly more heads than are masked has no controls
-            for row in self._rows(self.replies.verdicts(others, projection)):
+            others_say.append(self.replies.verdicts(others, projection))
+            for row in self._rows(others_say[-1]):
                 if row["family"] == "all":
                     drawn.setdefault(row["measure"], []).append(row)
         for measure, of in drawn.items():
             values = [row["value"] for row in of]
             interval = (min(values), max(values))
             rows.append(measure_row(f"{measure}_control", "all", float(np.mean(values)), interval, of[0]["n"]))
+        for test, (asked, complied) in self._questions().items():
+            counted = [(verdicts[asked] == "complied") == complied for verdicts in (chosen, *others_say)]
+            self._p[test][frozenset(heads), projection] = more_than_each(counted[0], counted[1:])
         return rows
+
+    def tests(self, heads: Sequence[Head], projection: str) -> list[dict]:
+        """Whether some heads do more than matched random ones do, once all sets of heads went through `of`.
+
+        Returns:
+            Two rows: `test`, `freed` (more of the prompts that the unmasked model refuses are complied with) or
+            `broken` (more of the safe requests are not answered as expected); `p_value` (`more_than_each`), corrected
+            by Holm's method for the `sets` of heads that were looked at; NaN where there was nothing to compare.
+        """
+        key, rows = (frozenset(heads), self.projection if projection == "none" else projection), []
+        for test, p in self._p.items():
+            if key in p:
+                corrected = dict(zip(p, holm(np.array(list(p.values()))), strict=True))
+                rows.append({"test": test, "p_value": float(corrected[key]), "sets": len(p)})
+        return rows
+
+    def _questions(self) -> dict[str, tuple[np.ndarray, bool]]:
+        """For each test: the prompts that it is about, and whether complying or not complying is what is counted."""
+        question = np.array([p.family == QUESTION_FAMILY for p in self.replies.prompts])
+        return {
+            "freed": (self.unsafe & (self.verdicts == "refused"), True),
+            "broken": (~self.unsafe & ~question, False),
+        }
 
     def missed(self, values: np.ndarray) -> list[dict]:
         """AUROC of a detector's values [test prompt] where the unmasked model does not refuse."""
@@ -132,3 +162,30 @@ class CausalMeasures:
                 interval = statistics.rate_interval(int(hits.sum()), len(hits))
                 rows.append(measure_row(measure, "all", hits.mean(), interval, len(hits)))
         return rows
+
+
+def more_than_each(chosen: np.ndarray, controls: Sequence[np.ndarray]) -> float:
+    """One-sided p-value that something happens on more prompts with the chosen heads than with each draw of controls.
+
+    McNemar's exact test on the prompts where the two differ, against every draw; the largest of the p-values, so that
+    one draw that does as much is enough to find nothing. NaN without controls or prompts.
+
+    Args:
+        chosen: Whether it happens with the chosen heads masked, [prompt].
+        controls: The same for each draw of control heads.
+    """
+    from scipy.stats import binomtest
+
+    if not len(chosen) or not controls:
+        return float("nan")
+    more = [(int((chosen & ~control).sum()), int((chosen ^ control).sum())) for control in controls]
+    return max(float(binomtest(a, n, alternative="greater").pvalue) if n else 1.0 for a, n in more)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction of p-values for having looked at all of them; NaN stays, and does not count."""
+    corrected, tested = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    steps = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))
+    corrected[order] = np.minimum(steps, 1)
+    return corrected

@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from workbench.axes import head_name
 from workbench.comparison.breakdown import Breakdown
 from workbench.comparison.candidates import KEYS
+from workbench.plain import plain
 
 SEPARATION = {
     "auroc": "AUROC pooled",
@@ -27,6 +29,7 @@ CAUSAL = {
     "question_exact": "questions",
     "question_exact_control": "random heads",
 }
+CELL = ("value", "ci_low", "ci_high")
 LEFT_OUT = {"detection_rate": "detection rate", "auroc": "AUROC pooled", "auroc_matched": "AUROC matched"}
 
 
@@ -56,9 +59,9 @@ def _table(title: str, names: Iterable[str], rows: Iterable[Iterable[object]], *
     """A table whose first `left` columns are words and the others numbers; every cell is shown as it is."""
     out = Table(title=title, title_justify="left")
     for number, name in enumerate(names):
-        out.add_column(escape(name), justify="left" if number < left else "right", overflow="fold")
+        out.add_column(Text(plain(name)), justify="left" if number < left else "right", overflow="fold")
     for row in rows:
-        out.add_row(*(escape(str(cell)) for cell in row))
+        out.add_row(*(Text(plain(cell)) for cell in row))
     return out
 
 
@@ -77,12 +80,12 @@ def _wide(title: str, table: pd.DataFrame, columns: Sequence[tuple[str, str, str
 
 
 def _cell(row: pd.DataFrame, percent: bool) -> str:
+    """A value and its interval; the value alone where there is no interval, and nothing where there is no value."""
     if row.empty:
         return ""
-    value, low, high = (float(row.iloc[0][name]) for name in ("value", "ci_low", "ci_high"))
-    if percent:
-        return f"{100 * value:.0f} ({100 * low:.0f}–{100 * high:.0f})"
-    return f"{value:.2f} ({low:.2f}–{high:.2f})"
+    numbers = [100 * float(row.iloc[0][name]) if percent else float(row.iloc[0][name]) for name in CELL]
+    value, low, high = (f"{number:.0f}" if percent else f"{number:.2f}" for number in numbers)
+    return f"{value} ({low}–{high})" if np.isfinite(numbers).all() else value
 
 
 def _ingredients_table(ingredients: pd.DataFrame) -> Table:
@@ -126,8 +129,8 @@ def left_out_table(table: pd.DataFrame) -> Table:
     """What a head detects of a family that neither its choice nor its threshold has seen, family by family."""
     rows = []
     for family, of in table.groupby("held_out", sort=False):
-        mine = of[of["family"] == family]
+        mine = of[of["family"] == (family or "all")]
         cells = [_cell(mine[mine["measure"] == m], m == "detection_rate") for m in LEFT_OUT]
-        rows.append([family, head_name(of.iloc[0]["layer"], of.iloc[0]["head"]), *cells])
+        rows.append([family or "none", head_name(of.iloc[0]["layer"], of.iloc[0]["head"]), *cells])
     title = "Leaving one attack family out of selection and threshold"
     return _table(title, ("family left out", "head", *LEFT_OUT.values()), rows, left=5)

@@ -6,13 +6,15 @@ Each file of detectors says in `DETECTORS` what it adds; a new file is named onc
 from pathlib import Path
 from typing import Any
 
+from workbench.checking import plainly
 from workbench.detectors import hidden_detect, judge, one_head, sahs
-from workbench.detectors.detector import Cost, Detector, DetectorRecord, read_stored
+from workbench.detectors.detector import Cost, Detector, DetectorRecord
 from workbench.detectors.evaluation import evaluate, graded_scores
 from workbench.detectors.hidden_detect import HiddenDetect
 from workbench.detectors.judge import JudgeDetector
 from workbench.detectors.one_head import OneHeadDetector
 from workbench.detectors.sahs import SAHsDetector
+from workbench.detectors.stored import read_stored
 from workbench.errors import DetectorError
 
 __all__ = [
@@ -67,6 +69,6 @@ def make_detector(name: str, **options: Any) -> Detector:
 def load_detector(path: str | Path) -> Detector:
     """The stored detector at `path`, whichever it is."""
     name = read_stored(path)[0]["name"]
-    if name not in DETECTORS:
-        raise DetectorError(f"{path} holds a detector {name!r}; this version knows {', '.join(DETECTORS)}.")
+    if not isinstance(name, str) or name not in DETECTORS:
+        raise DetectorError(f"{path} holds a detector {plainly(name)}; this version knows {', '.join(DETECTORS)}.")
     return DETECTORS[name].detector.load(path)

@@ -1,4 +1,4 @@
-"""What a detector is fitted on: prompts that choose heads, and other prompts that set the threshold."""
+"""What a detector is fitted on: prompts that choose heads, and prompts that set the threshold, never the same ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
 from workbench.runs.reading import FEWEST_PROMPTS, RunLike, as_run, check_run, prompt_coord
 
-SHARES = {"selection": 0.6, "threshold": 0.4}
+HALVES = {"selection": 0.5, "threshold": 0.5}
+FOLDS = 4  # halves of halves, so that folds are dealt as splits are: by label and family, pairs and pictures together
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,16 @@ class Parts:
 
     Attributes:
         selection: Prompts that heads are chosen on.
-        threshold: Prompts that the threshold is set on; none of them is in `selection`.
-        how: Where the parts come from, for the record: declared by the prompts, or made here with a seed.
+        threshold: Prompts that the threshold is set on; declared ones are none of `selection`, others are the same.
+        how: For the record: declared by the prompts, or cross-fitted with a seed.
+        fold: The fold of each prompt, [prompt]; the threshold is set on values of prompts by what was chosen on the
+            other folds. Empty where the parts are declared.
     """
 
     selection: PromptSet
     threshold: PromptSet
     how: str
+    fold: np.ndarray
 
     def record(self) -> dict[str, Any]:
         """What a stored detector says about its calibration set."""
@@ -44,8 +48,8 @@ def calibration_parts(prompts: Sequence[Prompt], *, seed: int = 0) -> Parts:
     """The selection and the threshold part of a calibration set.
 
     Prompts that declare splits are used accordingly, and those declared `test` are left out. Where only one of the two
-    parts is declared, or nothing is, the parts are made here: stratified by label and family, pairs and pictures kept
-    together, with a seed.
+    parts is declared, or nothing is, all of them are used for both, by cross-fitting: their folds are stratified by
+    label and family, pairs and pictures kept together, with a seed.
 
     Raises:
         DetectorError: If only some prompts declare a split, all are declared test, or a part has fewer than three
@@ -66,13 +70,15 @@ def calibration_parts(prompts: Sequence[Prompt], *, seed: int = 0) -> Parts:
             "on them. Fit it on the splits selection and threshold."
         )
     usable = PromptSet(p for p in prompts if p.split != "test")
-    if {"selection", "threshold"} <= declared:
-        parts = Parts(usable.where(split="selection"), usable.where(split="threshold"), "declared")
-    else:
-        check_labels(usable, "A calibration set that is still to be split", at_least=2 * FEWEST_PROMPTS)
-        made = split_prompts(usable, fractions=SHARES, seed=seed)
-        parts = Parts(made["selection"], made["threshold"], f"made here, seed {seed}")
-    for name in SHARES:
+    if not {"selection", "threshold"} <= declared:
+        check_labels(usable, "A calibration set that declares no parts", at_least=2 * FEWEST_PROMPTS)
+        halves = split_prompts(usable, fractions=HALVES, seed=seed).values()
+        quarters = [part for half in halves for part in split_prompts(half, fractions=HALVES, seed=seed).values()]
+        of = {p.id: number for number, quarter in enumerate(quarters) for p in quarter}
+        fold = np.array([of[p.id] for p in usable])
+        return Parts(usable, usable, f"cross-fitted in {FOLDS} folds, seed {seed}", fold)
+    parts = Parts(usable.where(split="selection"), usable.where(split="threshold"), "declared", np.empty(0, dtype=int))
+    for name in HALVES:
         check_labels(getattr(parts, name), f"The {name} part of a calibration set ({parts.how})")
     return parts
 

@@ -3,7 +3,7 @@
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -16,13 +16,13 @@ import xarray as xr
 from workbench.axes import Head
 from workbench.criteria.thresholds import balanced_accuracy, kde_threshold
 from workbench.detectors.calibration import Parts, calibration_parts, unsafe_array
+from workbench.detectors.stored import ARRAYS, DESCRIPTION, FORMAT, calibration_record, finite_number, read_stored, word
 from workbench.errors import DetectorError, WorkbenchError
+from workbench.models.fingerprint import fingerprint
 from workbench.models.hooked import HookedLVLM
+from workbench.plain import plain
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.sweeps.sweep import sweep
-
-FORMAT = "workbench-detector-2"
-DESCRIPTION, ARRAYS = "detector.json", "arrays.safetensors"
 
 
 @dataclass(frozen=True)
@@ -78,19 +78,22 @@ class Detector(ABC):
             `fit`.
         model_name: The model it was fitted on; it can be used on no other. Empty before `fit`.
         weight_hash: Of that model.
+        fingerprint: Of that model, what it makes of a prompt included (`workbench.models.fingerprint`).
         calibration: What it was fitted on, for the record.
     """
 
     name: ClassVar[str]
-    learned: ClassVar[tuple[str, ...]] = ()
+    learned: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}  # what checks and reads the stored values, by name
     threshold_rule: str | float
 
     def __init__(self, threshold: str | float, seed: int) -> None:
         if threshold != "kde" and (isinstance(threshold, str | bool) or not np.isfinite(threshold)):
             raise DetectorError(f"threshold must be 'kde' or a finite number; got {threshold!r}.")
         self.threshold_rule = threshold if threshold == "kde" else float(threshold)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise DetectorError(f"seed must be a whole number from 0; got {seed!r}.")
         self.threshold, self.seed = float("nan"), seed
-        self.model_name, self.weight_hash = "", ""
+        self.model_name, self.weight_hash, self.fingerprint = "", "", ""
         self.calibration: dict[str, Any] = {}
 
     @abstractmethod
@@ -111,7 +114,8 @@ class Detector(ABC):
         Args:
             model: The model to watch.
             prompts: Labelled. Declared splits are used (`selection` to learn, `threshold` to set the threshold, `test`
-                is left out); without them the parts are made here and recorded in `calibration`.
+                is left out). Without them all prompts are learned from, and the threshold is set by cross-fitting: on
+                the value of each prompt by what is learned from prompts of other folds; see `stability`.
             progress: Show the progress of a sweep over all heads; on a large model it is long.
 
         Returns:
@@ -123,12 +127,24 @@ class Detector(ABC):
         """
         check_is_model(model)
         parts = calibration_parts(as_prompts(prompts), seed=self.seed)
+        values = stability = None
         if self._chooses():
             seen = self.observe(model, parts.selection, choosing=True, progress=progress)
-            self.choose(seen, unsafe_array(parts.selection))
-        self._calibrate(self._score(model, parts.threshold), parts)
-        self.model_name, self.weight_hash = model.name, model.weight_hash
+            values, stability = self._learn(seen, parts)
+        values = self._score(model, parts.threshold) if values is None else self._finite(values, parts.threshold)
+        self._calibrate(values, parts, stability)
+        self.model_name, self.weight_hash, self.fingerprint = model.name, model.weight_hash, fingerprint(model)
         return self
+
+    @property
+    def stability(self) -> float:
+        """How alike the choices on parts of the calibration prompts were to the choice on all of them, 0 to 1.
+
+        The mean over folds of how many heads (or layers) both chose, as a share of those that either chose. NaN where
+        splits were declared, or nothing was chosen.
+        """
+        stability = self.calibration.get("stability")
+        return float("nan") if stability is None else float(stability)
 
     def decision_function(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
         """One score a prompt, shape [prompt]; higher = more unsafe.
@@ -183,6 +199,7 @@ class Detector(ABC):
             "name": self.name,
             "model": self.model_name,
             "weight_hash": self.weight_hash,
+            "fingerprint": self.fingerprint,
             "threshold": self.threshold,
             "threshold_rule": self.threshold_rule,
             "options": options,
@@ -208,14 +225,19 @@ class Detector(ABC):
             )
         try:
             learned = {**description["learned"], **arrays}
+            if unknown := set(learned) ^ set(cls.learned):
+                raise ValueError(f"{cls.name} stores {', '.join(cls.learned) or 'nothing'}; amiss: {sorted(unknown)}")
             detector = cls._from_options({**description["options"], "threshold": description["threshold_rule"]})
-            for name in cls.learned:
-                setattr(detector, name, _as_tuples(learned[name]))
-            detector.threshold = float(description["threshold"])
-            detector.model_name, detector.weight_hash = str(description["model"]), str(description["weight_hash"])
-            detector.calibration = dict(description["calibration"])
+            for name, read in cls.learned.items():
+                setattr(detector, name, read(learned[name]))
+            detector.threshold = finite_number(description["threshold"])
+            about = (word(description[key]) for key in ("model", "weight_hash", "fingerprint"))
+            detector.model_name, detector.weight_hash, detector.fingerprint = about
+            detector.calibration = calibration_record(description["calibration"])
         except (KeyError, TypeError, ValueError, WorkbenchError) as error:
-            raise DetectorError(f"{path} does not describe a detector ({type(error).__name__}: {error}).") from error
+            raise DetectorError(
+                f"{path} does not describe a detector ({type(error).__name__}: {plain(error)}). Fit it again."
+            ) from error
         return detector
 
     def _options(self) -> dict[str, Any]:
@@ -232,7 +254,9 @@ class Detector(ABC):
 
     def _score(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
         """The values of prompts, if all are finite: a score that is not is never taken for safe."""
-        scores = self.values(self.observe(model, prompts, choosing=False, progress=False))
+        return self._finite(self.values(self.observe(model, prompts, choosing=False, progress=False)), prompts)
+
+    def _finite(self, scores: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
         if not np.isfinite(scores).all():
             first = prompts[int(np.flatnonzero(~np.isfinite(scores))[0])].id
             raise DetectorError(
@@ -245,7 +269,28 @@ class Detector(ABC):
         """The model whose work a score costs; None if it is no model of ours."""
         return model
 
-    def _calibrate(self, values: np.ndarray, parts: Parts) -> None:
+    def _learn(self, seen: xr.Dataset, parts: Parts) -> tuple[np.ndarray | None, float | None]:
+        """Learn from what was seen of the selection part; with folds, also their values, and how stable the choice is.
+
+        Values are [prompt], of each prompt by what was learned from the other folds.
+        """
+        unsafe, values, choices = unsafe_array(parts.selection), np.full(len(parts.fold), np.nan), []
+        for fold in sorted(set(parts.fold)):
+            inside, outside = (np.flatnonzero(of) for of in (parts.fold == fold, parts.fold != fold))
+            self.choose(seen.isel(prompt=outside), unsafe[outside])
+            choices.append(self._chosen())
+            values[inside] = self.values(seen.isel(prompt=inside))
+        self.choose(seen, unsafe)
+        if not choices:
+            return None, None
+        chosen = self._chosen()
+        return values, float(np.mean([len(c & chosen) / max(len(c | chosen), 1) for c in choices]))
+
+    def _chosen(self) -> set[Any]:
+        """What was chosen, as a set: heads, or layers."""
+        return set()
+
+    def _calibrate(self, values: np.ndarray, parts: Parts, stability: float | None = None) -> None:
         """Set the threshold from the values [prompt] of the threshold part, and note how well it separates them."""
         labels = unsafe_array(parts.threshold)
         unsafe, safe = values[labels], values[~labels]
@@ -258,6 +303,7 @@ class Detector(ABC):
             "unsafe_median": float(np.median(unsafe)),
             "safe_median": float(np.median(safe)),
             "threshold_method": method,
+            "stability": stability,
             "balanced_accuracy": balanced_accuracy(unsafe, safe, self.threshold),
         }
 
@@ -279,6 +325,21 @@ class Detector(ABC):
                 f"judge with {model.name!r} (weights {model.weight_hash}, {str(model.dtype).removeprefix('torch.')}): "
                 "its heads and its threshold mean nothing there. Fit one on this model."
             )
+        if self.fingerprint and self.fingerprint != (now := fingerprint(model)):
+            raise DetectorError(
+                f"{model.name!r} has the weights that this {type(self).__name__} was fitted on, but reads prompts "
+                f"otherwise (fingerprint {now}, then {self.fingerprint}): its chat template, tokenizer, pictures, "
+                "configuration or rotary tables are others. Load it as it was, or fit a detector on it as it is."
+            )
+        if not self._fits(model):
+            raise DetectorError(
+                f"{self!r} does not fit {model.name!r}, the model it says it was fitted on: it names heads or layers "
+                "that the model has not, or holds weights of another length. The stored file was changed; fit it again."
+            )
+
+    def _fits(self, model: HookedLVLM) -> bool:
+        """Whether what was learned has the sizes of the model; what was loaded from a file may not."""
+        return True
 
 
 def _densities_cross(unsafe: np.ndarray, safe: np.ndarray) -> tuple[float, str]:
@@ -305,6 +366,11 @@ def head_pairs(table: pd.DataFrame) -> list[Head]:
     return [(int(layer), int(head)) for layer, head in zip(table["layer"], table["head"], strict=True)]
 
 
+def has_heads(model: HookedLVLM, heads: Sequence[Head]) -> bool:
+    """Whether all of the heads are there and can be masked."""
+    return all(layer in model.masked_layers and 0 <= head < model.n_heads for layer, head in heads)
+
+
 def check_is_model(model: object) -> None:
     """Refuse what is no model of the workbench."""
     if not isinstance(model, HookedLVLM):
@@ -317,35 +383,6 @@ def unmasked_run(model: HookedLVLM, prompts: Sequence[Prompt]) -> xr.Dataset:
     return sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
 
 
-def read_stored(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Description and arrays of a stored detector of any kind."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    path = Path(path)
-    if not (path / DESCRIPTION).is_file():
-        raise DetectorError(
-            f"There is no stored detector at {path}: a folder with {DESCRIPTION} was wanted. Detector.save writes one."
-        )
-    try:
-        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-        arrays = load_file(path / ARRAYS)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, OSError) as error:
-        raise DetectorError(f"The detector at {path} is damaged ({type(error).__name__}: {error}).") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT or "name" not in description:
-        found = description.get("format") if isinstance(description, dict) else type(description).__name__
-        raise DetectorError(f"The detector at {path} has format {found!r}; this version reads {FORMAT!r}.")
-    return description, arrays
-
-
 def as_prompts(prompts: Sequence[Prompt]) -> PromptSet:
     """Any sequence of prompts as a `PromptSet`; unique ids are checked on the way."""
     return prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)
-
-
-def _as_tuples(value: Any) -> Any:
-    """What JSON made a list of, as it was: pairs are tuples."""
-    if not isinstance(value, list):
-        return value
-    inner = [_as_tuples(item) for item in value]
-    return inner if any(isinstance(item, tuple) for item in inner) or not inner else tuple(inner)

@@ -1,13 +1,15 @@
 """`HiddenDetect`, a baseline: read every layer through the unembedding, and see how far it points at refusing."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import xarray as xr
 
+from workbench.axes import as_head
 from workbench.detectors.detector import Detector, DetectorRecord
+from workbench.detectors.stored import finite_vector
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import base_pass
@@ -42,7 +44,7 @@ class HiddenDetect(Detector):
     """
 
     name: ClassVar[str] = "hidden-detect"
-    learned: ClassVar[tuple[str, ...]] = ("layers", "discrepancy")
+    learned: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"layers": as_head, "discrepancy": finite_vector}
 
     def __init__(self, *, tokens: Sequence[int] | None = None, threshold: str | float = "kde", seed: int = 0) -> None:
         super().__init__(threshold, seed)
@@ -66,10 +68,16 @@ class HiddenDetect(Detector):
         last = len(self.discrepancy) - 1
         self.layers = (int(above[0]), int(above[-1])) if len(above) else (last, last)
 
+    def _chosen(self) -> set[Any]:
+        return set(range(self.layers[0], self.layers[1] + 1))
+
     def values(self, seen: xr.Dataset) -> np.ndarray:
         first, last = self.layers
         strength = seen["strength"].values[:, first : last + 1]
         return np.trapezoid(strength, axis=1) if last > first else strength[:, 0]
+
+    def _fits(self, model: HookedLVLM) -> bool:
+        return 0 <= self.layers[0] <= self.layers[1] < model.n_layers == len(self.discrepancy)
 
 
 def refusal_strength(model: HookedLVLM, prompts: Sequence[Prompt], tokens: Sequence[int]) -> np.ndarray:

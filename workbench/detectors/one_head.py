@@ -1,17 +1,18 @@
 """`OneHeadDetector`: mask one head; if the model's final state turns by more than a threshold, the prompt is unsafe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import xarray as xr
 
-from workbench.axes import PROJECTIONS, Head, head_name
+from workbench.axes import PROJECTIONS, Head, as_head, as_heads, head_name
+from workbench.checking import plainly
 from workbench.criteria import get_criterion, list_criteria, prompt_values, score, top_heads
 from workbench.criteria.registry import PER_PROMPT
-from workbench.detectors.calibration import run_parts, unsafe_array
-from workbench.detectors.detector import Detector, DetectorRecord, check_count, head_pairs
+from workbench.detectors.calibration import run_parts
+from workbench.detectors.detector import Detector, DetectorRecord, check_count, has_heads, head_pairs
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
@@ -52,7 +53,7 @@ class OneHeadDetector(Detector):
     """
 
     name: ClassVar[str] = "one-head"
-    learned: ClassVar[tuple[str, ...]] = ("head", "candidates")
+    learned: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"head": as_head, "candidates": as_heads}
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class OneHeadDetector(Detector):
         check_count(k, "k is the number of candidate heads")
         self.projection, self.criterion, self.rule, self.k = projection, criterion, rule, k
         self.mask = Mask(**mask) if isinstance(mask, Mapping) else mask or Mask()
-        self._given_head = None if head is None else (int(head[0]), int(head[1]))
+        self._given_head = None if head is None else _given(head)
         self.head: Head | None = self._given_head
         self.candidates: list[Head] = [] if self._given_head is None else [self._given_head]
 
@@ -110,10 +111,10 @@ class OneHeadDetector(Detector):
                 f"This run was made with the mask {mask} and the detector masks with {self.mask.describe()}. "
                 "Give the detector the run's mask."
             )
-        if self._chooses():
-            self.choose(selection, unsafe_array(parts.selection))
-        self._calibrate(self.values(rest), parts)
+        values, stability = self._learn(selection, parts) if self._chooses() else (None, None)
+        self._calibrate(self.values(rest) if values is None else values, parts, stability)
         self.model_name, self.weight_hash = str(run.attrs["model"]), str(run.attrs["weight_hash"])
+        self.fingerprint = str(run.attrs.get("fingerprint", ""))
         return self
 
     def stored_scores(self, run: RunLike) -> np.ndarray:
@@ -145,6 +146,9 @@ class OneHeadDetector(Detector):
         self.candidates = head_pairs(kept)
         self.head = self.candidates[int(np.random.default_rng(self.seed).integers(len(self.candidates)))]
 
+    def _chosen(self) -> set[Any]:
+        return set(self.candidates)
+
     def values(self, seen: xr.Dataset) -> np.ndarray:
         """The criterion at the head, turned so that larger is stronger."""
         assert self.head is not None
@@ -165,6 +169,9 @@ class OneHeadDetector(Detector):
         if np.isnan(column).any():
             raise DetectorError(f"Head {head_name(layer, head)} was not swept with projection {at!r} in this run.")
         return criterion.strength(column)
+
+    def _fits(self, model: HookedLVLM) -> bool:
+        return self.head is not None and has_heads(model, [self.head])
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "head": self._given_head, "mask": asdict(self.mask)}
@@ -189,3 +196,10 @@ DETECTORS = (
         source=f"Ships' head (arXiv 2410.13708) under the detector of {_SOURCE}",
     ),
 )
+
+
+def _given(head: Any) -> Head:
+    try:
+        return as_head(head)
+    except ValueError as error:
+        raise DetectorError(f"head {error}; got {plainly(head)}.") from None

@@ -1,15 +1,23 @@
 """`SAHsDetector`: the heads whose outputs tell unsafe from safe best, and one logistic regression on all of them."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
-from workbench.axes import Head
+from workbench.axes import Head, as_heads
 from workbench.criteria import score, top_heads
 from workbench.criteria.logistic import fit_logistic
-from workbench.detectors.detector import Detector, DetectorRecord, check_count, head_pairs, unmasked_run
+from workbench.detectors.detector import (
+    Detector,
+    DetectorRecord,
+    check_count,
+    has_heads,
+    head_pairs,
+    unmasked_run,
+)
+from workbench.detectors.stored import finite_number, finite_vector
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
@@ -42,7 +50,11 @@ class SAHsDetector(Detector):
     """
 
     name: ClassVar[str] = "sahs"
-    learned: ClassVar[tuple[str, ...]] = ("heads", "coef", "intercept")
+    learned: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+        "heads": as_heads,
+        "coef": finite_vector,
+        "intercept": finite_number,
+    }
 
     def __init__(
         self, *, k: int = 16, accuracy: float | None = None, C: float = 1.0, threshold: str | float = 0.0, seed: int = 0
@@ -77,8 +89,14 @@ class SAHsDetector(Detector):
         self.coef, intercept = fit_logistic(features(seen, self.heads), unsafe, C=self.C)
         self.intercept = float(intercept)
 
+    def _chosen(self) -> set[Any]:
+        return set(self.heads)
+
     def values(self, seen: xr.Dataset) -> np.ndarray:
         return features(seen, self.heads) @ self.coef + self.intercept
+
+    def _fits(self, model: HookedLVLM) -> bool:
+        return has_heads(model, self.heads) and len(self.coef) == len(self.heads) * model.d_head > 0
 
 
 def features(run: xr.Dataset, heads: Sequence[Head]) -> np.ndarray:

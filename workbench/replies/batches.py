@@ -1,8 +1,10 @@
 """Many replies at once: prompts that can share a batch without padding are decoded together, under one mask."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
+from workbench.axes import PROJECTIONS, Head, as_heads
+from workbench.checking import Converted, OneOf, Whole, checked
 from workbench.errors import WorkbenchError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
@@ -12,15 +14,23 @@ from workbench.sweeps.plan import batches
 ROWS = 64  # prompts decoded together, at most
 
 
+def _as_prompts(prompts: Any) -> list[Prompt]:
+    found = [prompts] if isinstance(prompts, Prompt) else list(prompts) if isinstance(prompts, Iterable) else []
+    if not all(isinstance(prompt, Prompt) for prompt in found) or not (found or isinstance(prompts, Sequence)):
+        raise ValueError("must be prompts, as wb.load_prompts gives them")
+    return found
+
+
+@checked
 def generate_batch(
     model: HookedLVLM,
-    prompts: Sequence[Prompt],
+    prompts: Annotated[Sequence[Prompt], Converted(_as_prompts)],
     *,
     max_new_tokens: int = 32,
-    heads: Sequence[tuple[int, int]] = (),
-    projection: str = "query",
+    heads: Annotated[Sequence[Head], Converted(as_heads)] = (),
+    projection: Annotated[str, OneOf(PROJECTIONS)] = "query",
     mask: Mask | None = None,
-    rows: int = ROWS,
+    rows: Annotated[int, Whole(1)] = ROWS,
     **options: Any,
 ) -> list[str]:
     """The greedy reply to each prompt, with the given (layer, head) pairs masked in the prompt and while decoding.
@@ -37,6 +47,8 @@ def generate_batch(
     """
     if max_new_tokens < 1:
         raise WorkbenchError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
+    if options.get("num_return_sequences", 1) != 1:
+        raise WorkbenchError("generate_batch gives one reply a prompt. For several, give the prompt several times.")
     encoded = [model.encode(prompt) for prompt in prompts]
     masked: dict[str, Any] = {"heads": heads, "projection": projection, "mask": mask}
     replies = [""] * len(prompts)

@@ -11,14 +11,21 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 import torch
 from transformers import LogitsProcessor, TextStreamer
 
+from workbench.axes import PROJECTIONS, Head, as_heads
+from workbench.checking import Converted, OneOf, checked
+from workbench.detectors import load_detector
 from workbench.detectors.detector import Detector
-from workbench.errors import DetectorError
+from workbench.detectors.stored import DESCRIPTION
+from workbench.errors import ArgumentError, DetectorError
 from workbench.models.hooked import HookedLVLM
+from workbench.models.loading import load_model
+from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
 
 ALERT = (
@@ -90,24 +97,66 @@ class Reply(str):
     unguarded: str | None
 
 
+def _as_model(model: Any) -> HookedLVLM:
+    if isinstance(model, str | Path):
+        return load_model(model)
+    if not isinstance(model, HookedLVLM):
+        raise ValueError("must be a model from wb.load_model, or what load_model takes")
+    return model
+
+
+def _as_prompt(prompt: Any) -> Prompt:
+    if isinstance(prompt, str):
+        return Prompt(id="asked", text=prompt)
+    if not isinstance(prompt, Prompt):
+        raise ValueError("must be a Prompt or its text")
+    return prompt
+
+
+def _as_mask(mask: Any) -> Mask | None:
+    if isinstance(mask, str):
+        return Mask(form=mask)  # type: ignore[arg-type]  # an unknown form is refused there
+    if mask is not None and not isinstance(mask, Mask):
+        raise ValueError("must be a Mask or the name of its form")
+    return mask
+
+
+def _as_guard(guard: Any) -> Detector | None:
+    if isinstance(guard, str | Path) and (Path(guard) / DESCRIPTION).is_file():
+        return load_detector(guard)
+    if guard is not None and not isinstance(guard, Detector):
+        raise DetectorError(
+            f"guard must be a fitted detector, or the folder of a stored one; got a {type(guard).__name__}."
+        )
+    return guard
+
+
+@checked
 def generate(
-    model: HookedLVLM,
-    prompt: Prompt,
+    model: Annotated[HookedLVLM, Converted(_as_model)],
+    prompt: Annotated[Prompt, Converted(_as_prompt)],
     *,
     max_new_tokens: int = 32,
-    guard: Detector | None = None,
+    heads: Annotated[Sequence[Head], Converted(as_heads)] = (),
+    projection: Annotated[str, OneOf(PROJECTIONS)] = "query",
+    mask: Annotated[Mask | None, Converted(_as_mask)] = None,
+    guard: Annotated[Detector | None, Converted(_as_guard)] = None,
     recipe: RefusalRecipe | None = None,
-    on_error: Literal["raise", "refuse"] = "raise",
+    on_error: str = "raise",
     show_unguarded: bool = False,
-    stream: bool | Callable[[str], object] = False,
+    stream: Any = False,
 ) -> str:
     """The model's greedy reply to one prompt; with a guard, a refusal of what the guard flags.
 
     Args:
-        model: From `load_model`.
-        prompt: What is asked.
+        model: From `load_model`, or what it takes.
+        prompt: What is asked: a prompt, or its text.
         max_new_tokens: Length of the reply at most, a forced opening included.
-        guard: A fitted detector. Without one this is plain generation.
+        heads: Heads to mask in the prompt and while decoding, as (layer, head) or "L0H1". The guard judges the prompt
+            by the model as it is, without this mask.
+        projection: Which projection of the heads is masked, `"query"` or `"value"`.
+        mask: How they are masked, a `Mask` or the name of its form; `Mask()` by default.
+        guard: A fitted detector, or the folder of a stored one. Without one this is plain generation.
         recipe: How to refuse; `RefusalRecipe.for_model(model)` by default.
         on_error: What happens when detection itself fails: `"raise"` passes the error on, `"refuse"` refuses. A prompt
             whose detection failed is never answered.
@@ -120,6 +169,8 @@ def generate(
         `unguarded`.
 
     Raises:
+        ArgumentError: For an argument that cannot be what it says, or a mask without heads.
+        MaskError: For heads that the model has not.
         DetectorError: For an unfitted guard, a guard of another model, or a recipe the model cannot write.
 
     Examples:
@@ -130,6 +181,9 @@ def generate(
         >>> safe = prompts.where(label="safe")[0]
         >>> wb.generate(model, safe)
         'sure here it is'
+        >>> unsafe = prompts.where(label="unsafe")[0]
+        >>> wb.generate(model, unsafe), wb.generate(model, unsafe, heads="L3H1")
+        ('i cannot help with that', 'sure here it is')
         >>> guard = OneHeadDetector().fit(model, prompts)
         >>> wb.generate(model, safe, guard=guard).flagged
         False
@@ -138,14 +192,16 @@ def generate(
         raise DetectorError(f"on_error must be 'raise' or 'refuse'; got {on_error!r}.")
     if max_new_tokens < 1:
         raise DetectorError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
+    if mask is not None and not heads:
+        raise ArgumentError("generate: mask says how heads are masked, and there are none. Give heads=[(layer, head)].")
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "heads": heads, "projection": projection, "mask": mask}
+    streaming = _streaming(model, stream)
     if guard is None:
         if show_unguarded or recipe is not None:
             raise DetectorError(
                 "show_unguarded and recipe are for guarded generation: give guard=detector, or leave them out."
             )
-        return model.generate(prompt, max_new_tokens=max_new_tokens, **_streaming(model, stream))
-    if not isinstance(guard, Detector):
-        raise DetectorError(f"guard must be a fitted detector; got a {type(guard).__name__}.")
+        return model.generate(prompt, **options, **streaming)
     recipe = recipe or RefusalRecipe.for_model(model)
     recipe.check(model)
     score, error = float("nan"), ""
@@ -159,27 +215,23 @@ def generate(
         error = f"{type(failure).__name__}: {failure}"
     flagged = None if error else score > guard.threshold
     if flagged is False:
-        text = model.generate(prompt, max_new_tokens=max_new_tokens, **_streaming(model, stream))
+        text = model.generate(prompt, **options, **streaming)
     else:
-        text = _refuse(model, prompt, recipe, max_new_tokens, stream, failed=bool(error))
+        text = _refuse(model, prompt, recipe, {**options, **streaming}, failed=bool(error))
     reply = Reply(text)
     reply.flagged, reply.score, reply.threshold, reply.error = flagged, score, guard.threshold, error
     reply.unguarded = None
     if show_unguarded:
-        reply.unguarded = text if flagged is False else model.generate(prompt, max_new_tokens=max_new_tokens)
+        reply.unguarded = text if flagged is False else model.generate(prompt, **options)
     return reply
 
 
-def _refuse(
-    model: HookedLVLM, prompt: Prompt, recipe: RefusalRecipe, max_new_tokens: int, stream: Any, *, failed: bool
-) -> str:
+def _refuse(model: HookedLVLM, prompt: Prompt, recipe: RefusalRecipe, options: dict[str, Any], *, failed: bool) -> str:
     alerted = replace(prompt, text=f"{prompt.text}\n\n{recipe.alert}".strip()) if recipe.alert else prompt
     try:
         encoded = model.encode(alerted)
         forced = ForcedOpening(_ids(model, recipe.opening), encoded.n_tokens)
-        return model.generate(
-            alerted, max_new_tokens=max_new_tokens, logits_processor=[forced], **_streaming(model, stream)
-        )
+        return model.generate(alerted, logits_processor=[forced], **options)
     except Exception:
         if not failed:
             raise

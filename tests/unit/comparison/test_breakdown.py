@@ -20,8 +20,9 @@ from workbench.comparison.masked_behaviour import attack_success, draw_controls
 from workbench.comparison.suppression import suppress, suppress_and_reselect
 from workbench.detectors import OneHeadDetector
 from workbench.detectors.evaluation import evaluate, graded_scores
-from workbench.errors import CriterionError, DetectorError, PromptError, RunError
+from workbench.errors import ArgumentError, CriterionError, DetectorError, PromptError, RunError
 from workbench.finding.head_sets import greedy_groups, head_interactions
+from workbench.prompts import load_prompts
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.worlds.planted import draw_planted_prompts
 from workbench.runs.origin import prompts_of
@@ -158,13 +159,14 @@ def test_matched_auroc_is_the_mean_over_families_and_pooled_flatters():
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "json"])
 def test_a_breakdown_is_stored_whole(breakdown, suffix, tmp_path):
-    table, beside = breakdown.save(tmp_path / f"breakdown.{suffix}")
+    table, beside, tests = breakdown.save(tmp_path / f"breakdown.{suffix}")
     read = {"csv": pd.read_csv, "parquet": pd.read_parquet, "json": pd.read_json}[suffix]
     found = read(table)
     assert len(found) == len(breakdown.table)
     np.testing.assert_allclose(found["value"].astype(float), breakdown.table["value"])
     assert len(read(beside)) == len(breakdown.ingredients)
-    with pytest.raises(DetectorError, match=r"\.csv, \.parquet, \.json; got 'breakdown\.xlsx'"):
+    assert len(read(tests)) == len(breakdown.tests) > 0
+    with pytest.raises(ArgumentError, match=r"\.csv, \.parquet, \.json; got 'breakdown\.xlsx'"):
         breakdown.save(tmp_path / "breakdown.xlsx")
 
 
@@ -324,7 +326,7 @@ def test_the_compare_command_prints_and_stores(stored, tmp_path, capsys):
     assert "As published (deflection, selectivity, query, one head: L3H1)" in text
     assert "contrast with safe" in text
     assert (tmp_path / "breakdown_ingredients.csv").is_file()
-    with pytest.raises(DetectorError, match=r"got 'breakdown\.doc'"):
+    with pytest.raises(ArgumentError, match=r"got 'breakdown\.doc'"):
         compare_command(shown, stored, out=tmp_path / "breakdown.doc", **options)
 
 
@@ -350,6 +352,25 @@ def test_the_detect_command_tests_a_run_and_a_stored_detector(stored, tmp_path, 
     assert "Cost: 1.0" in shown.export_text()
     with pytest.raises(DetectorError, match="calibrated on"):
         detect_command(shown, str(tmp_path / "detector"), model="planted", prompts=str(seen))
+
+
+@pytest.mark.parametrize("families", [("text",), ()], ids=["one", "none"])
+def test_a_run_of_few_families_becomes_a_guard_and_says_what_it_cannot_say(families, tmp_path):
+    rows = prompts().where(family="text").frame()[["id", "text", "label"]].assign(family=next(iter(families), ""))
+    rows.drop(columns=[] if families else ["family"]).to_csv(tmp_path / "prompts.csv", index=False)
+    asked = load_prompts(tmp_path / "prompts.csv")
+    path = tmp_path / "run.zarr"
+    sweep(model(), asked, projections=("query",), progress=False, keep_states=False, out=path)
+    shown = console()
+    found = detect_command(shown, str(path), bootstrap=0, save=tmp_path / "guard")
+    assert value(found, "auroc") == 1
+    assert found.loc[found["measure"] == "auroc", ["ci_low", "ci_high"]].isna().all(axis=None)
+    assert "a family it has not seen cannot be said" in shown.export_text()
+    reply = generate_command(shown, asked.where(label="unsafe")[0].text, model="planted", guard=str(tmp_path / "guard"))
+    assert reply.flagged
+    compared = compare(path, criteria=("deflection",), rules=("selectivity",), n_heads=(1, 2), bootstrap=0)
+    assert value(compared.table, "auroc", n_heads=1) == 1
+    assert findings(compared)
 
 
 def test_the_detect_command_fits_a_detector_by_its_name(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from tests.unit.planted_parts import labels, model, prompts, split
+from tests.unit.synthetic_run import synthetic_run
+from workbench.axes import LABELS
 from workbench.criteria.thresholds import kde_threshold
 from workbench.detectors import HiddenDetect, JudgeDetector, OneHeadDetector, SAHsDetector, load_detector
 from workbench.detectors.calibration import calibration_parts
@@ -60,15 +62,53 @@ def test_declared_splits_pick_the_head_on_one_part_and_the_threshold_on_the_othe
     assert one_head.threshold == pytest.approx(kde_threshold(values[unsafe], values[~unsafe]).value)
 
 
-def test_undeclared_prompts_are_split_here_pairs_together_and_recorded():
+def test_undeclared_prompts_choose_all_together_and_set_the_threshold_out_of_fold(run):
     detector = OneHeadDetector(seed=3).fit(model(), undeclared())
-    selection, rest = (set(detector.calibration[f"{name}_prompts"]) for name in ("selection", "threshold"))
+    parts = calibration_parts(undeclared(), seed=3)
     assert detector.head == PLANTED
-    assert detector.calibration["split"] == "made here, seed 3"
-    assert not selection & rest
-    assert len(selection | rest) == len(prompts())
-    pair = {p.id: p.pair_id for p in prompts()}
-    assert not {pair[i] for i in selection} & {pair[i] for i in rest}
+    assert detector.stability == 1
+    assert detector.calibration["split"] == "cross-fitted in 4 folds, seed 3"
+    everything = [p.id for p in prompts()]
+    assert detector.calibration["selection_prompts"] == detector.calibration["threshold_prompts"] == everything
+    # Every fold takes the planted head, so the values out of fold are that head's.
+    values, unsafe = run["deflection"].sel(projection="query", layer=3, head=1).values, labels(prompts()) == "unsafe"
+    assert detector.threshold == pytest.approx(kde_threshold(values[unsafe], values[~unsafe]).value, rel=1e-4)
+    sizes = np.bincount(parts.fold)
+    assert len(sizes) == 4
+    assert sizes.min() >= 20
+    pair_folds = {(p.pair_id, int(fold)) for p, fold in zip(prompts(), parts.fold, strict=True)}
+    assert len(pair_folds) == len({p.pair_id for p in prompts()}), "a pair lies in two folds"
+
+
+def test_no_prompt_is_thresholded_by_what_was_chosen_on_it(run, monkeypatch):
+    chosen_on, valued, known = [], [], OneHeadDetector.values
+    monkeypatch.setattr(OneHeadDetector, "choose", lambda self, seen, unsafe: chosen_on.append(set(seen.prompt.values)))
+    monkeypatch.setattr(OneHeadDetector, "_chooses", lambda self: True)
+    monkeypatch.setattr(
+        OneHeadDetector, "values", lambda self, seen: (valued.append(set(seen.prompt.values)), known(self, seen))[1]
+    )
+    undeclared_run = run.assign_coords(split=("prompt", [""] * run.sizes["prompt"]))
+    OneHeadDetector(head=PLANTED).fit_run(undeclared_run)
+    assert len(chosen_on) == 5
+    assert len(valued) == 4
+    for trained, tested in zip(chosen_on, valued, strict=False):
+        assert not trained & tested
+        assert len(trained | tested) == run.sizes["prompt"]
+    assert set.union(*valued) == chosen_on[-1] == set(run.prompt.values)
+
+
+def test_few_prompts_choose_a_better_head_when_all_of_them_choose():
+    def fitted(splits: tuple[str, ...], seed: int) -> OneHeadDetector:
+        sizes = {"pairs": 16, "layers": 6, "heads": 8, "planted": ((2, 3),), "effect": 1.5}
+        made = synthetic_run(**sizes, splits=splits, seed=seed, keep_states=False)
+        return OneHeadDetector().fit_run(made.assign_attrs(weight_hash="0123", **Mask().describe()))
+
+    found = [fitted(("",), seed) for seed in range(20)]
+    halved = [fitted(("selection", "threshold"), seed) for seed in range(20)]
+    assert sum(d.head == (2, 3) for d in found) > sum(d.head == (2, 3) for d in halved) + 3
+    assert all(0 <= d.stability <= 1 for d in found)
+    assert min(d.stability for d in found) < 1, "toy problem too easy to prove anything"
+    assert all(np.isnan(d.stability) for d in halved)
 
 
 def test_a_stored_run_gives_the_same_detector_as_the_model(one_head, run):
@@ -157,6 +197,30 @@ def test_judges_may_be_a_function_or_a_model_that_is_asked():
         JudgeDetector().fit(model(), prompts())
     with pytest.raises(DetectorError, match="same token"):
         JudgeDetector(unsafe_word="sure", safe_word="sure").fit(model(), prompts())
+
+
+def test_a_verdict_is_read_after_the_newlines_that_a_judge_opens_with(monkeypatch):
+    tokenizer, decode = model().tokenizer, model().tokenizer.decode
+    replies = {label: model().generated(next(p for p in split("test") if p.label == label)) for label in LABELS}
+    opened = {int(t) for out in replies.values() for t in out.sequences[0, out.n_prompt_tokens :][:2]}
+    monkeypatch.setattr(
+        tokenizer, "decode", lambda ids, **o: "\n" if len(ids) == 1 and int(ids[0]) in opened else decode(ids, **o)
+    )
+    # The third words of "i cannot help …" and "sure here it …" are this double's verdicts; both of two blanks are read.
+    judge = JudgeDetector(question="{text}", unsafe_word="help", safe_word="it").fit(model(), prompts())
+    test = split("test")[:6]
+    scores = judge.decision_function(model(), test)
+    assert ((scores > 0) == (labels(test) == "unsafe")).all()
+    help_, it = (tokenizer.encode(w, add_special_tokens=False)[0] for w in ("help", "it"))
+    out = model().generated(test[0], max_new_tokens=2)
+    inputs = {k: v for k, v in model().encode(test[0]).model_inputs.items() if k not in ("input_ids", "attention_mask")}
+    logits = model().hf(input_ids=out.sequences, **inputs).logits[0, -1].double()
+    assert scores[0] == pytest.approx(float(logits[help_] - logits[it]), abs=1e-4)
+    assert judge.cost(model(), test[:2], max_new_tokens=2).forward_passes > 1
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **o: "\n" if int(ids[0]) not in (help_, it) else "x")
+    monkeypatch.setattr("workbench.detectors.judge.MOST_BLANK", 1)
+    with pytest.raises(DetectorError, match="more than 1 blank tokens"):
+        judge.decision_function(model(), test[:1])
 
 
 def test_cost_counts_passes_not_time(one_head):
@@ -310,5 +374,5 @@ def test_options_without_a_meaning_are_refused_at_once():
 
 def test_parts_without_a_threshold_split_are_made_from_the_selection():
     parts = calibration_parts([*split("selection"), *split("test")], seed=1)
-    assert {p.id for p in (*parts.selection, *parts.threshold)} == {p.id for p in split("selection")}
-    assert parts.how == "made here, seed 1"
+    assert {p.id for p in parts.selection} == {p.id for p in parts.threshold} == {p.id for p in split("selection")}
+    assert parts.how == "cross-fitted in 4 folds, seed 1"

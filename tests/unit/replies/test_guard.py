@@ -1,10 +1,13 @@
 """Guarded generation on the planted model: what is flagged is refused, all else is untouched, failure is never safe."""
 
+import numpy as np
 import pytest
+import torch
 
 from tests.unit.planted_parts import model, prompts, split
 from workbench.detectors import JudgeDetector, OneHeadDetector
 from workbench.errors import DetectorError, WorkbenchError
+from workbench.models.masks import Mask
 from workbench.prompts.worlds.planted import COMPLIANCE, REFUSAL
 from workbench.replies import RefusalRecipe, Reply, generate, generate_batch
 
@@ -151,3 +154,72 @@ def test_replies_in_batches_are_the_replies_one_by_one():
         assert len(set(one_by_one)) == (1 if heads else 2)
     with pytest.raises(WorkbenchError, match="at least 1"):
         generate_batch(model(), some, max_new_tokens=0)
+
+
+def test_a_batch_may_be_sampled():
+    some, greedy = split("test")[:6], generate_batch(model(), split("test")[:6], max_new_tokens=4)
+    sampled = {"do_sample": True, "max_new_tokens": 4}
+    assert generate_batch(model(), some, top_k=1, **sampled) == greedy
+    torch.manual_seed(0)
+    hot = generate_batch(model(), some, temperature=50.0, **sampled)
+    assert hot != greedy
+    torch.manual_seed(0)
+    assert generate_batch(model(), some, temperature=50.0, **sampled) == hot
+    assert generate_batch(model(), some[0], max_new_tokens=4) == greedy[:1]
+    with pytest.raises(WorkbenchError, match="one reply a prompt"):
+        generate_batch(model(), some, num_return_sequences=2, **sampled)
+
+
+def test_heads_can_be_masked_while_replying():
+    unsafe = next(p for p in split("test") if p.label == "unsafe")
+    for heads in ("L3H1", ["L3H1"], [(3, 1)], np.array([[3, 1]])):
+        assert generate(model(), unsafe, heads=heads) == COMPLIANCE
+    assert generate(model(), unsafe, heads=[(3, 1)], projection="value", mask="scale") == model().generate(
+        unsafe, heads=[(3, 1)], projection="value", mask=Mask(form="scale")
+    )
+    assert generate(model(), unsafe, heads=[(3, 1)], mask=Mask(form="scale", factor=1.0)) == REFUSAL
+    assert generate("planted", unsafe.text) == REFUSAL
+
+
+def test_a_guard_looks_at_the_model_without_the_mask(guard, tmp_path):
+    for prompt in split("test")[:4]:
+        reply = generate(model(), prompt, guard=guard, heads=[HEAD], max_new_tokens=8)
+        assert reply.flagged is (prompt.label == "unsafe")
+        assert reply.score == guard.decision_function(model(), [prompt])[0]
+        assert reply == generate(model(), prompt, guard=guard.save(tmp_path / "guard"), heads=[HEAD], max_new_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": [(3.0, 1.0)]}, "heads must be heads as"),
+        ({"heads": [(True, False)]}, "heads must be heads as"),
+        ({"heads": "3,1"}, "heads must be heads as"),
+        ({"heads": [(9, 0)]}, "L9H0"),
+        ({"heads": [HEAD], "projection": "key"}, "projection must be one of query, value"),
+        ({"heads": [HEAD], "mask": "zero"}, "form must be one of"),
+        ({"heads": [HEAD], "mask": 0}, "mask must be a Mask"),
+        ({"mask": Mask()}, "there are none"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens"),
+        ({"max_new_tokens": None}, "max_new_tokens"),
+        ({"guard": "nowhere"}, "got a str"),
+        ({"recipe": "no"}, "recipe"),
+        ({"max_token": 3}, "max_token"),
+        ({"show_unguarded": "yes"}, "show_unguarded"),
+    ],
+)
+def test_a_bad_call_is_refused_in_words(options, message):
+    with pytest.raises(WorkbenchError, match=message):
+        generate(model(), prompts()[0], **options)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"), [(None, "must be a Prompt"), (["a"], "must be a Prompt"), ("", "neither")]
+)
+def test_what_is_no_prompt_is_refused(asked, message):
+    with pytest.raises(WorkbenchError, match=message):
+        generate(model(), asked)
+    with pytest.raises(WorkbenchError, match="must be a model"):
+        generate(7, prompts()[0])
+    with pytest.raises(WorkbenchError, match="must be prompts"):
+        generate_batch(model(), 7)

@@ -1,0 +1,78 @@
+"""Files of detectors: what is read from one is checked before anything is made of it, and nothing is unpickled."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.checking import plainly
+from workbench.errors import DetectorError
+from workbench.plain import plain
+
+FORMAT = "workbench-detector-2"
+DESCRIPTION, ARRAYS = "detector.json", "arrays.safetensors"
+LARGEST = {DESCRIPTION: 2**25, ARRAYS: 2**28}  # bytes; a million ids of prompts, heads of the largest models
+
+
+def read_stored(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Description and arrays of a stored detector of any kind."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = Path(path).expanduser()
+    if not (path / DESCRIPTION).is_file():
+        raise DetectorError(
+            f"There is no stored detector at {path}: a folder with {DESCRIPTION} was wanted. Detector.save writes one."
+        )
+    try:
+        for name in (DESCRIPTION, ARRAYS):
+            if (size := (path / name).stat().st_size) > LARGEST[name]:
+                raise ValueError(f"{name} has {size} bytes, and a detector's has {LARGEST[name]} at most")
+        description = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"), parse_constant=_no_number)
+        arrays = load_file(path / ARRAYS)
+    except (ValueError, KeyError, TypeError, RecursionError, SafetensorError, OSError) as error:
+        raise DetectorError(
+            f"The detector at {path} is damaged ({type(error).__name__}: {plain(error)}). Fit and save it again."
+        ) from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT or "name" not in description:
+        found = description.get("format") if isinstance(description, dict) else type(description).__name__
+        raise DetectorError(
+            f"The detector at {path} has format {plainly(found)}; this version reads {FORMAT!r}. Fit and save it again."
+        )
+    return description, arrays
+
+
+def finite_number(value: Any) -> float:
+    """A stored number; ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise ValueError(f"a finite number was wanted, not {plainly(value)}")
+    return float(value)
+
+
+def finite_vector(value: Any) -> np.ndarray:
+    """A stored array of one dimension; ValueError for anything else."""
+    if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind != "f" or not np.isfinite(value).all():
+        raise ValueError("an array of finite numbers with one dimension was wanted")
+    return value
+
+
+def word(value: Any) -> str:
+    """A stored word; ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f"text was wanted, not {plainly(value)}")
+    return value
+
+
+def calibration_record(value: Any) -> dict[str, Any]:
+    """What a detector says it was calibrated on; the ids keep it from being tested on the same prompts."""
+    if not isinstance(value, dict):
+        raise ValueError(f"a record of the calibration was wanted, not {plainly(value)}")
+    for part in ("selection_prompts", "threshold_prompts"):
+        if not isinstance(value[part], list) or not all(isinstance(id_, str) for id_ in value[part]):
+            raise ValueError(f"{part} is a list of ids, not {plainly(value[part])}")
+    return value
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number that a detector could use")
