@@ -152,6 +152,7 @@ def sweep(
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
     positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
+    part: Annotated[str | None, typer.Option(help="Which part of a published set; workbench data lists them.")] = None,
     columns: Annotated[
         list[str], typer.Option(help="OURS=THEIRS, such as image=image_path: a column of a table under another name.")
     ] = [],  # noqa: B006

@@ -25,6 +25,7 @@ def sweep_command(
     engine: str = "exact",
     options: Sequence[str] = (),
     mask: Mask | None = None,
+    part: str | None = None,
     columns: Sequence[str] = (),
     images: Sequence[Path] = (),
     missing: Literal["raise", "drop"] = "raise",
@@ -46,7 +47,7 @@ def sweep_command(
         WorkbenchError: As `sweep`, `load_model` and `load_prompts` do.
     """
     chosen = load_prompts(
-        prompts, columns=column_map(columns), images=images, missing=missing, split=split, seed=seed, n=n
+        prompts, part=part, columns=column_map(columns), images=images, missing=missing, split=split, seed=seed, n=n
     )
     loaded = load_model(model, template=template, dtype=dtype, device=device, device_map=device_map)
     try:

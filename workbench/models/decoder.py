@@ -94,7 +94,7 @@ class Decoder:
         self.tokenizer, self.processor, self.truth = tokenizer, processor, truth
         self.decoder: Any = family.decoder(hf)
         self.layers = family.decoder_layers(hf)
-        self.final_norm: nn.Module = getattr(self.decoder, family.norm)
+        self.final_norm: nn.Module = family.final_norm(self.decoder)
         self.attentions = family.attentions(hf)
         self.sites = install_sites(self.attentions)
         family.prepare(hf)

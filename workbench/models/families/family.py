@@ -130,6 +130,15 @@ class Family:
         """Every decoder layer in order, cross-attention layers included."""
         return list(getattr(self.decoder(hf), self.layers))
 
+    def final_norm(self, decoder: Any) -> Any:
+        """The norm after the last decoder layer."""
+        if (found := getattr(decoder, self.norm, None)) is None:
+            raise ModelError(
+                f"Family {self.name!r} expects `{self.norm}` in its text decoder; {type(decoder).__name__} has "
+                f"{', '.join(n for n, _ in decoder.named_children())}, so this text model cannot be masked here."
+            )
+        return found
+
     def attentions(self, hf: Any) -> dict[int, Any]:
         """The self-attention module of each decoder layer that has maskable heads, by layer."""
         found = {}
