@@ -1,6 +1,7 @@
 """The `workbench` command. One sub-command a function of the library, and nothing here but its options.
 
-Exit status: 0 on success, 1 on a mistake of the user (one message, no traceback), 2 on bad usage, 130 after Ctrl-C.
+Exit status: 0 on success, 1 on a mistake of the user (one message, no traceback), 2 on bad usage, 130 after Ctrl-C, 143
+after SIGTERM.
 """
 
 import sys
@@ -151,6 +152,7 @@ def sweep(
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
     positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
+    part: Annotated[str | None, typer.Option(help="Which part of a published set; workbench data lists them.")] = None,
     columns: Annotated[
         list[str], typer.Option(help="OURS=THEIRS, such as image=image_path: a column of a table under another name.")
     ] = [],  # noqa: B006
@@ -172,6 +174,9 @@ def sweep(
         str | None, typer.Option(help="local, local:N for N workers, auto, or the address of a Ray cluster.")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute what is damaged in the store.")] = False,
+    on_error: Annotated[
+        Literal["raise", "skip"], typer.Option(help="A prompt that cannot be computed: end with it, or leave it out.")
+    ] = "raise",
     readout: Annotated[
         list[str], typer.Option(help="Where states are read: final, or a layer's number; repeat for more.")
     ] = [],  # noqa: B006

@@ -9,7 +9,7 @@ import xarray as xr
 
 from workbench.checking import Whole, checked
 from workbench.criteria.arguments import HowMany, Run, Seed
-from workbench.criteria.ranking import anchor_rule, ranked, scored_rows
+from workbench.criteria.ranking import anchor_rule, check_scores, ranked, scored_rows
 from workbench.criteria.registry import get_criterion, get_rule
 from workbench.criteria.score import score
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
@@ -43,6 +43,7 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: HowMany 
 
     if rule is not None:
         get_rule(rule)
+    check_scores(scores)
     rankings = _rankings(scores, rule)
     if len(rankings) < 2:
         raise CriterionError(

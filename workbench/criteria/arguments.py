@@ -4,11 +4,18 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
+import xarray as xr
 
 from workbench.checking import Converted, Whole
 from workbench.criteria.registry import get_rule
 from workbench.errors import CriterionError
-from workbench.runs.reading import RunLike, as_run
+from workbench.runs.reading import RunLike, as_run, check_run
+
+
+def _run(given: Any) -> xr.Dataset:
+    run = as_run(given)
+    check_run(run)
+    return run
 
 
 def _names(given: Any) -> tuple[str, ...]:
@@ -28,7 +35,7 @@ def _how_many(given: Any) -> int:
     return int(given)
 
 
-Run = Annotated[RunLike, Converted(as_run)]
+Run = Annotated[RunLike, Converted(_run)]
 Names = Annotated[Sequence[str] | str, Converted(_names)]
 RuleNames = Annotated[Sequence[str] | str, Converted(_rule_names)]
 HowMany = Annotated[int, Converted(_how_many)]

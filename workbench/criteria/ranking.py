@@ -86,13 +86,18 @@ def top_heads(
     return picked[list(TOP_COLUMNS)].reset_index(drop=True)
 
 
+def check_scores(scores: pd.DataFrame) -> None:
+    """Refuse a table that `score` did not make."""
+    if missing := [name for name in SCORE_COLUMNS if name not in scores.columns]:
+        raise CriterionError(f"A table of scores comes from wb.score; this one has no column {', '.join(missing)}.")
+
+
 def scored_rows(scores: pd.DataFrame, criterion: Criterion, projection: str | None) -> tuple[pd.DataFrame, str]:
     """The computed heads of one criterion and projection, and the projection.
 
     `unsafe` and `safe` are strengths, and `safe_rank` is the percentile at which `safe` lies among all heads.
     """
-    if missing := [name for name in SCORE_COLUMNS if name not in scores.columns]:
-        raise CriterionError(f"A table of scores comes from wb.score; this one has no column {', '.join(missing)}.")
+    check_scores(scores)
     rows = scores[scores["criterion"] == criterion.name]
     if rows.empty:
         there = ", ".join(dict.fromkeys(scores["criterion"].astype(str))) or "nothing"

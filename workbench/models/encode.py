@@ -163,8 +163,21 @@ def _readable(prompt: Prompt, where: str) -> Any:
         raise PromptError(f"{where}: {error}. Open it in a viewer, or leave this prompt out.") from error
 
 
-def _chat(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
-    """The prompt through a chat template."""
+def templated_text(model: Decoder, prompt: Prompt) -> str:
+    """What the chat template makes of a prompt, before it is split into tokens; raw text as it is.
+
+    Raises:
+        ModelError: There is no template.
+        PromptError: It does not take the prompt.
+    """
+    if model.template == "raw":
+        return prompt.text + prompt.prefill
+    where = f"Prompt {prompt.id!r} on {model.name!r}"
+    return str(_chat(model, prompt, prompt.image, where, tokenize=False)["text"])
+
+
+def _chat(model: Decoder, prompt: Prompt, image: Any, where: str, *, tokenize: bool = True) -> dict[str, Any]:
+    """The prompt through a chat template; where it is not to be split into tokens, as `text`."""
     templated: Any = model.tokenizer if model.processor is None else model.processor
     messages = _messages(prompt, image, plain=model.processor is None)
     own = getattr(templated, "chat_template", None) if model.template == "chat" else None
@@ -184,8 +197,11 @@ def _chat(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, A
     if prompt.prefill:
         # What the reply begins with stands right behind the generation prompt, whatever a template makes of replies.
         fallback = {"chat_template": template.removesuffix("\n") + _literal(prompt.prefill)}
-    asked = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    return dict(_taken(model, where, image, templated.apply_chat_template, messages, **asked, **fallback))
+    asked: dict[str, Any] = {"add_generation_prompt": True, "tokenize": tokenize}
+    if tokenize:
+        asked |= {"return_dict": True, "return_tensors": "pt"}
+    taken = _taken(model, where, image, templated.apply_chat_template, messages, **asked, **fallback)
+    return dict(taken) if tokenize else {"text": taken}
 
 
 def _raw(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, Any]:

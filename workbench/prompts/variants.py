@@ -52,10 +52,8 @@ class Print:
             if len(lines) * height <= room and all(font.getlength(line) <= room for line in lines):
                 break
         else:
-            raise PromptError(
-                f"A text of {len(text)} characters does not fit into {self.side} x {self.side} pixels. Give a larger "
-                "side."
-            )
+            room_there = f"{self.side} x {self.side} pixels"
+            raise PromptError(f"A text of {len(text)} characters does not fit into {room_there}. Give a larger side.")
         image = Image.new("RGB", (self.side, self.side), self.ground)
         pen = ImageDraw.Draw(image)
         for place, line in enumerate(lines):

@@ -92,7 +92,8 @@ def save_figures(
     names: set[str] = set()
     drawn = {_file_name(page.name, names): page for page in _pages(run, table)}
     wanted = [only] if isinstance(only, str) else list(only)
-    if not (chosen := [name for name in drawn if any(fnmatchcase(name, want) for want in wanted)]):
+    chosen = [name for name in drawn if any(fnmatchcase(name, want) for want in wanted)]
+    if drawn and not chosen:
         raise FigureError(f"No figure is called {' or '.join(map(repr, wanted))}; there are {', '.join(drawn)}.")
     with pages.house_style():
         for name in chosen:
