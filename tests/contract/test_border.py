@@ -146,10 +146,10 @@ def test_raw_text_is_what_the_tokenizer_makes_of_it(tmp_path):
     tokens = model.encode(wb.Prompt(id="p", text="a cake", image=Image.new("RGB", (48, 48), "red"))).tokens
     assert tokens[1:37] == ["<image>"] * 36
     assert tokens[37:] == ["a", "cake"]
-    (tmp_path / "own.jinja").write_text("{{ messages[0]['content'][-1]['text'] }} !")
-    for template in (tmp_path / "own.jinja", "{{ messages[0]['content'][-1]['text'] }} !"):
+    (tmp_path / "own.jinja").write_text("{{ messages[0]['content'][-1]['text'] }} ?")
+    for template in (tmp_path / "own.jinja", "{{ messages[0]['content'][-1]['text'] }} ?"):
         model = wb.load_model("pocket", device="cpu", template=template, check=False)
-        assert model.encode(wb.Prompt(id="p", text="a cake")).tokens[-2:] == ["cake", "!"]
+        assert model.encode(wb.Prompt(id="p", text="a cake")).tokens[-2:] == ["cake", "?"]
     with pytest.raises(ModelError, match="template='rw' cannot be read"):
         wb.load_model("pocket", template="rw")
 
