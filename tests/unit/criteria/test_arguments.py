@@ -82,12 +82,13 @@ def test_bad_arguments_are_refused(
     run: xr.Dataset, scores: pd.DataFrame, function: Callable, name: str, value: Any
 ) -> None:
     subject = scores if function in (top_heads, rank_agreement) else run
-    arguments = {**GOOD[function], name: value}
+    arguments = dict(GOOD[function])
+    if name == "scores":
+        subject = value
+    else:
+        arguments[name] = value
     with pytest.raises(WorkbenchError) as caught:
-        if name == "scores":
-            function(value, **GOOD[function])
-        else:
-            function(subject, **arguments)
+        function(subject, **arguments)
     assert len(str(caught.value).split()) > 5, "not a sentence"
 
 
