@@ -25,7 +25,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 QUIET := $(shell test -t 2 || echo --quiet)
 
 .NOTPARALLEL:
-.PHONY: help demo test unit lab check style docs bench format pins clean
+.PHONY: help demo test unit faults lab check style docs bench format pins clean
 
 help:  ## this list
 	@echo "The targets; each does its own set-up in $(VENV)/ the first time it runs:"
@@ -39,6 +39,9 @@ test: $(INSTALLED_DEV)  ## the whole test suite (BROWSER=0 leaves out what needs
 
 unit: $(INSTALLED_DEV)  ## the short loop: no browser, no families, no clusters, no notebooks
 	$(BIN)/python -m pytest tests/unit tests/planted -n 2 --dist loadfile -m "not slow and not browser" $(ARGS)
+
+faults: $(INSTALLED_DEV)  ## the whole fault campaign: kills, flipped bits, bad calls, hostile files (an hour)
+	FAULTS=long $(BIN)/python -m pytest tests/faults $(ARGS)
 
 lab: $(INSTALLED_LAB)  ## JupyterLab on the notebook in which heads can be clicked
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_explore_heads.ipynb $(ARGS)

@@ -8,11 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench import plot
     from workbench.criteria import score, top_heads
     from workbench.models.hooked import HookedLVLM
     from workbench.models.loading import load_model
     from workbench.models.masks import Mask
-    from workbench.prompts import load_prompts
+    from workbench.prompts import load_prompts, mix
     from workbench.prompts.prompt import Prompt, PromptSet
     from workbench.replies import generate
     from workbench.runs.opening import open_run
@@ -29,6 +30,7 @@ _HOME = {
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
     "load_prompts": "workbench.prompts",
+    "mix": "workbench.prompts",
     "open_run": "workbench.runs.opening",
     "save_figures": "workbench.views.figures.save",
     "score": "workbench.criteria",
@@ -46,7 +48,9 @@ __all__ = [
     "generate",
     "load_model",
     "load_prompts",
+    "mix",
     "open_run",
+    "plot",
     "save_figures",
     "score",
     "sweep",
@@ -55,6 +59,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plot":
+        return import_module("workbench.plot")
     if name not in _HOME:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)

@@ -1,11 +1,15 @@
 """On every family the exact engine gives what one full forward a head through TransformerLens' hooks gives."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
 import workbench as wb
+from tests.builders.models import seeded
 from workbench.errors import MaskError
-from workbench.models.conformance.at_load import probe_prompt
+from workbench.models.conformance.at_load import probe_prompt, tolerance
 from workbench.models.families import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
@@ -31,3 +35,23 @@ def test_the_naive_engine_says_when_a_hook_is_missing(tiny):
     model = tiny("llama4")
     with pytest.raises(MaskError, match=r"no hook blocks\.0\.attn\.q_norm\.hook_out for family 'llama4'"):
         wb.sweep(model, [probe_prompt(model)], engine="naive", heads=[(0, 1)], progress=False)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_sweeps_keep_their_states(name, dtype):
+    model = seeded(name, getattr(torch, dtype))
+    probe = probe_prompt(model)
+    prompts = [probe, dataclasses.replace(probe, id="longer", text=f"{probe.text} {probe.text}")]
+    first, *_, last = model.masked_layers
+    options = {"heads": [(first, 1), (last, 2)], "keep_states": True, "progress": False}
+    exact, prefix = (wb.sweep(model, prompts, engine=engine, **options) for engine in ("exact", "prefix"))
+    for run in (exact, prefix):
+        for layer, head in options["heads"]:
+            for variable in ("state", "deflection", "kl", "norm_ratio"):
+                assert np.isfinite(run[variable].sel(layer=layer, head=head)).all(), variable
+        assert run.base_state.dtype == run.state.dtype == np.float32
+    assert exact.deflection.max() > 0.1, "the masks hardly act: equal numbers would prove nothing"
+    for variable in ("state", "base_state"):
+        gap = np.nanmax(np.abs(exact[variable].values - prefix[variable].values))
+        assert gap <= tolerance(model) * np.nanmax(np.abs(exact[variable].values)), variable

@@ -55,13 +55,14 @@ def test_masking_before_the_query_norm(name, tiny, mutate):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_slicing_value_heads_by_query_index(name, tiny, mutate):
-    def by_query_index(module, edit, query, key, value, mask, scaling, extras, original=attention.edited_attention):
+    def by_query_index(module, edit, seen, original=attention.edited_attention):
         if edit is not None and edit.output_factor is not None:
+            value = seen.value
             kept = edit.output_factor[:, : value.shape[1], None, None].to(
                 value.dtype
             )  # past n_kv heads: silently nothing
-            value, edit = value * kept, dataclasses.replace(edit, output_factor=None)
-        return original(module, edit, query, key, value, mask, scaling, extras)
+            seen, edit = dataclasses.replace(seen, value=value * kept), dataclasses.replace(edit, output_factor=None)
+        return original(module, edit, seen)
 
     mutate(attention.edited_attention, by_query_index)
     assert failed(tiny(name), "value heads") == {"value heads"}
@@ -115,8 +116,8 @@ def without_picture(arguments):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_mask_dropped_while_decoding(name, tiny, mutate):
-    def prompt_only(module, edit, query, *rest, original=attention.edited_attention):
-        return original(module, edit if query.shape[2] > 1 else None, query, *rest)
+    def prompt_only(module, edit, seen, original=attention.edited_attention):
+        return original(module, edit if seen.query.shape[2] > 1 else None, seen)
 
     mutate(attention.edited_attention, prompt_only)
     assert failed(tiny(name), "mask while generating") == {"mask while generating"}

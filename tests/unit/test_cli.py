@@ -1,5 +1,6 @@
 """The command line: help that teaches, one message for a mistake, and the status a script can rely on."""
 
+import json
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from workbench import cli
 from workbench.errors import WorkbenchError
 from workbench.runs.opening import open_run
 
-COMMANDS = ("demo", "sweep", "score", "figures", "models", "check", "compare", "detect", "generate", "lab")
+COMMANDS = ("demo", "sweep", "score", "figures", "models", "check", "compare", "detect", "generate", "data", "lab")
 
 
 def run(monkeypatch, capsys, *words):
@@ -46,6 +47,9 @@ def test_the_list_of_commands_is_whole(monkeypatch, capsys):
         (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "key"), "query, value"),
         (("demo", "--factor", "0.5"), "form='scale'"),
         (("compare", "nowhere.zarr", "--n-heads", "one"), "1,3,5"),
+        (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--columns", "image"), "image=image_path"),
+        (("sweep", "-m", "planted", "-p", "figstep:nowhere", "--out", "x.zarr"), "nowhere is no folder"),
+        (("data", "check", "figstep", "nowhere"), "nowhere is no folder"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_1(monkeypatch, capsys, tmp_path, words, said):
@@ -120,6 +124,16 @@ def test_the_demo_finds_the_planted_head_and_leaves_figures_and_a_run(monkeypatc
     status, out, _ = run(monkeypatch, capsys, "score", tmp_path / "demo-run.zarr", "--top", "1")
     assert status == 0
     assert f"L{layer}H{head}" in out
+    status, out, _ = run(monkeypatch, capsys, "score", tmp_path / "demo-run.zarr", "--top", "1", "--json")
+    assert status == 0
+    assert {(row["layer"], row["head"]) for row in json.loads(out)} >= {(layer, head)}
+    words = ("--quiet", "--out", tmp_path / "scores.csv")
+    assert run(monkeypatch, capsys, "score", tmp_path / "demo-run.zarr", *words)[:2] == (0, "")
+    assert (tmp_path / "scores.csv").is_file()
+    words = ("--only", "maps_ships_*", "--formats", "svg", "--width", "6.9", "--out", tmp_path / "few")
+    status, out, _ = run(monkeypatch, capsys, "figures", tmp_path / "demo-run.zarr", *words)
+    assert status == 0
+    assert {file.stem for file in (tmp_path / "few").glob("*.svg")} == {"maps_ships_query", "maps_ships_value"}
 
 
 def test_another_seed_gives_slightly_other_numbers(tmp_path):

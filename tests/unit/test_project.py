@@ -95,7 +95,7 @@ def test_public_names_are_not_also_modules():
 
 def test_make_lists_its_targets():
     listed = re.findall(r"^  make (\w+)", make().stdout, re.M)
-    assert {"demo", "test", "unit", "lab", "check", "docs", "bench", "pins", "help"} <= set(listed)
+    assert {"demo", "test", "unit", "faults", "lab", "check", "docs", "bench", "pins", "help"} <= set(listed)
 
 
 def test_the_hooks_before_a_commit_call_make():

@@ -1,6 +1,7 @@
 """The `workbench` command. One sub-command a function of the library, and nothing here but its options.
 
-Exit status: 0 on success, 1 on a mistake of the user (one message, no traceback), 2 on bad usage, 130 after Ctrl-C.
+Exit status: 0 on success, 1 on a mistake of the user (one message, no traceback), 2 on bad usage, 130 after Ctrl-C, 143
+after SIGTERM.
 """
 
 import sys
@@ -42,14 +43,22 @@ app = typer.Typer(
     help="Mask every attention head of a vision-language model, and find those that carry safety. "
     "Begin with [bold]workbench demo[/bold].",
 )
+data_app = typer.Typer(help="Published prompt sets, read by name.")
+app.add_typer(data_app, name="data")
 console = Console()
 
 ModelName = Annotated[
     str,
     typer.Option("--model", "-m", help="pocket, pocket-base, planted, planted-pair; a checkpoint directory; a Hub id."),
 ]
+Template = Annotated[
+    str, typer.Option(help="chat (the model's own), raw (no template), a Jinja template, or a file with one.")
+]
 PromptsName = Annotated[
-    str, typer.Option("--prompts", "-p", help="pocket or planted, or a .jsonl, .csv or .parquet file.")
+    str,
+    typer.Option(
+        "--prompts", "-p", help="pocket or planted; a .jsonl, .csv or .parquet file; NAME:DIR of a published set."
+    ),
 ]
 RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
 Form = Annotated[
@@ -59,6 +68,8 @@ Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form s
 Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]
 
 
@@ -141,6 +152,7 @@ def sweep(
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
     positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
+    part: Annotated[str | None, typer.Option(help="Which part of a published set; workbench data lists them.")] = None,
     columns: Annotated[
         list[str], typer.Option(help="OURS=THEIRS, such as image=image_path: a column of a table under another name.")
     ] = [],  # noqa: B006
@@ -152,6 +164,7 @@ def sweep(
     ] = "raise",
     split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    template: Template = "chat",
     dtype: Dtype = "float32",
     device: Device = None,
     device_map: Annotated[
@@ -161,6 +174,9 @@ def sweep(
         str | None, typer.Option(help="local, local:N for N workers, auto, or the address of a Ray cluster.")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute what is damaged in the store.")] = False,
+    on_error: Annotated[
+        Literal["raise", "skip"], typer.Option(help="A prompt that cannot be computed: end with it, or leave it out.")
+    ] = "raise",
     readout: Annotated[
         list[str], typer.Option(help="Where states are read: final, or a layer's number; repeat for more.")
     ] = [],  # noqa: B006
@@ -182,6 +198,8 @@ def score(
     rule: Annotated[str, typer.Option(help="How heads are ranked: {rules}.")] = "selectivity",
     top: Annotated[int, typer.Option(help="How many heads to print for each criterion and projection.")] = 5,
     out: Table = None,
+    json: Json = False,
+    quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
     """Score every head of a stored run, and print the first under a rule."""
@@ -197,6 +215,9 @@ def figures(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
     formats: Annotated[Any, _listed("Of pdf, svg and png, comma-separated.")] = "pdf,svg,png",
+    only: Annotated[Any, _listed("Figures to draw, comma-separated; * stands for anything: maps_*.")] = "*",
+    width: Annotated[str, typer.Option(help="column, page, or inches; each figure's own by default.")] = "own",
+    quiet: Quiet = False,
 ) -> None:
     """Draw a stored run's figures for a paper; needs no browser and no model."""
     given = dict(locals())
@@ -222,11 +243,12 @@ def check(
     tiny: Annotated[bool, typer.Option("--tiny", help="A random model from a small configuration; offline.")] = False,
     dtype: Dtype = "",
     device: Device = None,
+    template: Template = "chat",
 ) -> None:
     """Prove that masks act on a model as they should; status 1 if it does not conform."""
     from workbench.cli.models import check_model
 
-    raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, console=console))
+    raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, template=template, console=console))
 
 
 @app.command(cls=Registered)
@@ -246,6 +268,7 @@ def compare(
         Any, _listed("Of exact, phrases and ships-2025, one or two; two print their agreement.")
     ] = "exact",
     out: Table = None,
+    template: Template = "chat",
     seed: Seed = 0,
 ) -> None:
     """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds."""
@@ -266,6 +289,7 @@ def detect(
     rule: Annotated[str, typer.Option(help="How the head is chosen: {rules}.")] = "selectivity",
     k: Annotated[int, typer.Option(help="Candidate heads, one of which is drawn.")] = 1,
     save: Annotated[Path | None, typer.Option(help="Store the fitted detector in this folder.")] = None,
+    template: Template = "chat",
     seed: Seed = 0,
 ) -> None:
     """Test a detector by family and category, with graded scores."""
@@ -282,6 +306,7 @@ def generate(
     model: ModelName = "pocket",
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
+    template: Template = "chat",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
     on_error: Annotated[Literal["raise", "refuse"], typer.Option(help="When detection itself fails.")] = "raise",
     show_unguarded: Annotated[bool, typer.Option("--show-unguarded", help="The plain reply beside it.")] = False,
@@ -291,6 +316,28 @@ def generate(
     from workbench.cli.detect import generate_command
 
     generate_command(console, **given)
+
+
+@data_app.callback(invoke_without_command=True)
+def data(context: typer.Context) -> None:
+    """List the published prompt sets that are read by name from a folder; check what lies in one."""
+    if context.invoked_subcommand is None:
+        from workbench.cli.data import show_readers
+
+        show_readers(console)
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="Of the set, as workbench data lists it.")],
+    root: Annotated[str, typer.Argument(help="The folder it was unpacked in.")],
+    part: Annotated[str | None, typer.Option(help="Only this part of it.")] = None,
+    images: Annotated[list[Path], typer.Option(help="More folders, .zip or .tar with its pictures.")] = [],  # noqa: B006
+) -> None:
+    """Count what a folder holds of a set: labels, families, missing and repeated rows, what differs as published."""
+    from workbench.cli.data import check_command
+
+    check_command(console, name, root, part=part, images=images)
 
 
 @app.command()

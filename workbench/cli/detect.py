@@ -18,7 +18,7 @@ from workbench.detectors.detector import Detector
 from workbench.detectors.evaluation import graded_scores, score_measures, unseen
 from workbench.detectors.one_head import OneHeadDetector
 from workbench.detectors.stored import DESCRIPTION
-from workbench.errors import CriterionError, DetectorError
+from workbench.errors import DetectorError
 from workbench.models.loading import load_model
 from workbench.plain import check_writable, plain
 from workbench.prompts import load_prompts
@@ -46,6 +46,7 @@ def compare_command(
     judges: Sequence[str] = ("exact",),
     bootstrap: int = 1000,
     out: Path | None = None,
+    template: str = "chat",
     seed: int = 0,
 ) -> Breakdown:
     """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does.
@@ -58,7 +59,7 @@ def compare_command(
         check_writable(out)
     found = compare(
         open_run(run),
-        None if model is None else load_model(model),
+        None if model is None else load_model(model, template=template),
         prompts=None if prompts is None else load_prompts(prompts),
         criteria=criteria,
         rules=rules,
@@ -100,6 +101,7 @@ def detect_command(
     k: int = 1,
     bootstrap: int = 1000,
     save: Path | None = None,
+    template: str = "chat",
     seed: int = 0,
 ) -> pd.DataFrame:
     """Test a detector by family and category, with graded scores.
@@ -114,7 +116,7 @@ def detect_command(
     if source in DETECTORS or (Path(source) / DESCRIPTION).is_file():
         if model is None or prompts is None:
             raise DetectorError("A detector that is no stored run is tested on prompts: give --model and --prompts.")
-        loaded, given = load_model(model), load_prompts(prompts, seed=seed)
+        loaded, given = load_model(model, template=template), load_prompts(prompts, seed=seed)
         if source in DETECTORS:
             if not any(p.split for p in given):
                 given = PromptSet(p for part in split_prompts(given, seed=seed).values() for p in part)
@@ -136,10 +138,10 @@ def detect_command(
         tested = stored.isel(prompt=in_split(stored, "test").nonzero()[0])
         detector, asked, scores = one_head, stand_ins(tested), one_head.stored_scores(tested)
         _say(console, f"Splits: {splits}.", "dim")
-        try:
-            console.print(left_out_table(leave_one_family_out(stored, **chosen, bootstrap=bootstrap, seed=seed)))
-        except CriterionError as error:  # what is left is measured all the same
-            _say(console, f"What it detects of a family it has not seen cannot be said. {error}", "dim")
+        without = leave_one_family_out(stored, **chosen, bootstrap=bootstrap, seed=seed)
+        console.print(left_out_table(without))
+        for why in without.attrs["left_out"]:
+            _say(console, why, "dim")
     _say(console, str(detector))
     measures = score_measures(scores, asked, detector.threshold, bootstrap=bootstrap, seed=seed)
     console.print(measures_table(measures))
@@ -156,6 +158,7 @@ def generate_command(
     model: str,
     image: Path | None = None,
     guard: str | None = None,
+    template: str = "chat",
     max_new_tokens: int = 32,
     on_error: Literal["raise", "refuse"] = "raise",
     show_unguarded: bool = False,
@@ -167,7 +170,7 @@ def generate_command(
         console.print(Text(plain(piece, keep="\n\t")), end="", soft_wrap=True)
 
     reply = generate(
-        load_model(model),
+        load_model(model, template=template),
         prompt,
         guard=None if guard is None else load_detector(guard),
         max_new_tokens=max_new_tokens,

@@ -37,7 +37,13 @@ def _yes(fact: bool) -> str:
 
 
 def check_model(
-    name: str, *, tiny: bool = False, dtype: str = "", device: str | None = None, console: Console | None = None
+    name: str,
+    *,
+    tiny: bool = False,
+    dtype: str = "",
+    device: str | None = None,
+    template: str = "chat",
+    console: Console | None = None,
 ) -> int:
     """Print the conformance report of a model; 0 when it conforms, else 1.
 
@@ -45,20 +51,22 @@ def check_model(
         name: A directory, an embedded name or a Hub id; with `tiny`, a family name.
         tiny: Check a random model from a small configuration of the family, in float64, offline.
         dtype: As for `load_model`; float64 for tiny models and float32 for others when left out.
+        device: Likewise.
+        template: Likewise; not for tiny models.
     """
     console = console or Console()
-    report = conformance(_model(name, tiny, dtype, device))
+    report = conformance(_model(name, tiny, dtype, device, template))
     console.print(report.table())
     console.print(report.verdict, style="green" if report.ok else "bold red", markup=False)
     return 0 if report.ok else 1
 
 
-def _model(name: str, tiny: bool, dtype: str, device: str | None) -> HookedLVLM:
+def _model(name: str, tiny: bool, dtype: str, device: str | None, template: str) -> HookedLVLM:
     from workbench.models.loading import DTYPES, load_model
 
     if not tiny:
         # Without the check at load, which stops at the first failure: the report shows them all.
-        return load_model(name, dtype=dtype or "float32", device=device, check=False)
+        return load_model(name, dtype=dtype or "float32", device=device, template=template, check=False)
     from workbench.models.tiny import build_tiny
 
     return build_tiny(name, dtype=DTYPES.get(dtype, torch.float64))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import typer
 from rich.console import Console
 
 from workbench.errors import WorkbenchError
@@ -24,17 +25,20 @@ def sweep_command(
     engine: str = "exact",
     options: Sequence[str] = (),
     mask: Mask | None = None,
+    part: str | None = None,
     columns: Sequence[str] = (),
     images: Sequence[Path] = (),
     missing: Literal["raise", "drop"] = "raise",
     split: str | None = None,
     n: int | None = None,
     seed: int = 0,
+    template: str = "chat",
     dtype: str = "float32",
     device: str | None = None,
     device_map: str | None = None,
     cluster: str | None = None,
     repair: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
     readout: Sequence[str] = (),
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
@@ -43,22 +47,27 @@ def sweep_command(
         WorkbenchError: As `sweep`, `load_model` and `load_prompts` do.
     """
     chosen = load_prompts(
-        prompts, columns=column_map(columns), images=images, missing=missing, split=split, seed=seed, n=n
+        prompts, part=part, columns=column_map(columns), images=images, missing=missing, split=split, seed=seed, n=n
     )
-    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map)
-    run = sweep(
-        loaded,
-        chosen,
-        projections=projections,
-        mask=mask,
-        engine=engine,
-        engine_options=dict(map(_pair, options)),
-        out=out,
-        seed=seed,
-        cluster=cluster,
-        repair=repair,
-        readout=readout,
-    )
+    loaded = load_model(model, template=template, dtype=dtype, device=device, device_map=device_map)
+    try:
+        run = sweep(
+            loaded,
+            chosen,
+            projections=projections,
+            mask=mask,
+            engine=engine,
+            engine_options=dict(map(_pair, options)),
+            out=out,
+            seed=seed,
+            cluster=cluster,
+            repair=repair,
+            on_error=on_error,
+            readout=readout,
+        )
+    except KeyboardInterrupt as stopped:
+        Console(stderr=True).print(str(stopped), highlight=False, markup=False)
+        raise typer.Exit(130) from None
     sizes = ", ".join(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
     )

@@ -13,9 +13,21 @@ from workbench.plain import check_writable, plain, write_table
 
 
 def score_command(
-    console: Console, run: str, *, criteria: Sequence[str], rule: str, top: int, out: Path | None, seed: int
+    console: Console,
+    run: str,
+    *,
+    criteria: Sequence[str],
+    rule: str,
+    top: int,
+    out: Path | None,
+    json: bool,
+    quiet: bool,
+    seed: int,
 ) -> None:
-    """Print the first heads of each criterion and projection under a rule; write the whole table where asked."""
+    """Print the first heads of each criterion and projection under a rule; write the whole table where asked.
+
+    With `json`, the heads alone are printed, as records; with `quiet`, nothing is.
+    """
     if out is not None:
         check_writable(out)
     from workbench.runs.opening import open_run
@@ -35,22 +47,31 @@ def score_command(
             left_out.append(f"{criterion} ({projection}): {error}")
     if not tops:
         raise CriterionError(" ".join(left_out))
-    console.print(top_heads_table(pd.concat(tops), title=f"First {top} heads by {rule}"))
+    found = pd.concat(tops)
+    if json:
+        console.out(found.to_json(orient="records", double_precision=15), highlight=False)
+    console.quiet = json or quiet
+    console.print(top_heads_table(found, title=f"First {top} heads by {rule}", width=console.width))
     for why in left_out:
         console.print(f"Left out: {plain(why)}", style="dim", markup=False, highlight=False)
     if out is not None:
         console.print(f"{len(scores)} rows written to {write_table(scores, out)}", markup=False, highlight=False)
+    console.quiet = False
 
 
-def figures_command(console: Console, run: str, *, out: Path, formats: Sequence[str]) -> None:
+def figures_command(
+    console: Console, run: str, *, out: Path, formats: Sequence[str], only: Sequence[str], width: str, quiet: bool
+) -> None:
     """Draw a stored run's figures and name what was written."""
     from workbench.runs.opening import open_run
 
     stored = open_run(run)
     from workbench.views.figures.save import save_figures
 
-    for path in save_figures(stored, out, formats):
-        console.print(str(path), markup=False, highlight=False)
+    inches = float(width) if width.replace(".", "", 1).isdecimal() else width
+    for path in save_figures(stored, out, formats, only=only, width=inches):  # type: ignore[arg-type]
+        if not quiet:
+            console.print(plain(path), markup=False, highlight=False)
 
 
 def lab_command() -> int:

@@ -30,7 +30,7 @@ from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
 from workbench.replies.judges import Judge, unsafe_families
-from workbench.runs.origin import mask_of, prompts_of
+from workbench.runs.origin import check_model, mask_of, prompts_of
 from workbench.runs.pairs import unit_names
 from workbench.runs.reading import FEWEST_PROMPTS
 from workbench.runs.splits import in_split
@@ -71,6 +71,7 @@ class CausalMeasures:
                 f"The run was made with weights {run.attrs.get('weight_hash')} ({run.attrs.get('model')!r}), and the "
                 f"model given is {model.name!r} with weights {model.weight_hash}. Give the model of the run."
             )
+        check_model(run, model)
         self.controls, self.seed = controls, seed
         self.projection = str(run["projection"].values[0])
         test = in_split(run, "test")

@@ -43,6 +43,7 @@ def suppress(model: HookedLVLM, heads: Sequence[Head]) -> HookedLVLM:
         processor=model.processor,
         revision=model.revision,
     )
+    twin.template = model.template
     with torch.no_grad():
         for layer, chosen in by_layer.items():
             weight = _output_weight(twin, layer)

@@ -129,8 +129,8 @@ def left_out_table(table: pd.DataFrame) -> Table:
     """What a head detects of a family that neither its choice nor its threshold has seen, family by family."""
     rows = []
     for family, of in table.groupby("held_out", sort=False):
-        mine = of[of["family"] == family]
+        mine = of[of["family"] == (family or "all")]
         cells = [_cell(mine[mine["measure"] == m], m == "detection_rate") for m in LEFT_OUT]
-        rows.append([family, head_name(of.iloc[0]["layer"], of.iloc[0]["head"]), *cells])
+        rows.append([family or "none", head_name(of.iloc[0]["layer"], of.iloc[0]["head"]), *cells])
     title = "Leaving one attack family out of selection and threshold"
     return _table(title, ("family left out", "head", *LEFT_OUT.values()), rows, left=5)

@@ -1,23 +1,27 @@
 """Do criteria agree on heads, and does a head keep its rank when the prompts are drawn again?"""
 
 from itertools import combinations
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.criteria.ranking import anchor_rule, ranked, scored_rows
+from workbench.checking import Whole, checked
+from workbench.criteria.arguments import HowMany, Run, Seed
+from workbench.criteria.ranking import anchor_rule, check_scores, ranked, scored_rows
 from workbench.criteria.registry import get_criterion, get_rule
 from workbench.criteria.score import score
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
 from workbench.errors import CriterionError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import RunLike, as_run, check_run, selection_part, unsafe_mask
+from workbench.runs.reading import as_run, check_run, selection_part, unsafe_mask
 
 PERSISTENCE = 0.9  # of rank-biased overlap: the first ten ranks carry 86 % of the weight
 
 
-def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: int = 5) -> pd.DataFrame:
+@checked
+def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: HowMany = 5) -> pd.DataFrame:
     """How alike the heads are that different criteria, and masks of different projections, put first.
 
     Args:
@@ -37,6 +41,9 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: int = 5)
     """
     from scipy.stats import kendalltau, spearmanr
 
+    if rule is not None:
+        get_rule(rule)
+    check_scores(scores)
     rankings = _rankings(scores, rule)
     if len(rankings) < 2:
         raise CriterionError(
@@ -83,15 +90,16 @@ def rank_biased_overlap(first: list, second: list, *, p: float = PERSISTENCE) ->
     return agreement * p**depth + (1 - p) / p * total
 
 
+@checked
 def head_stability(
-    run: RunLike,
+    run: Run,
     *,
     criterion: str,
     rule: str,
     projection: str | None = None,
-    k: int = 5,
-    resamples: int = 200,
-    seed: int = 0,
+    k: HowMany = 5,
+    resamples: Annotated[int, Whole(1)] = 200,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """How often each head is among the first k when the selection prompts are drawn again.
 
@@ -104,7 +112,7 @@ def head_stability(
         `rank_high` (the middle 95 % of its ranks where the rule kept it), `kept` (share of resamples in which it did).
     """
     run, record = as_run(run), get_criterion(criterion)
-    if rule not in record.rules or get_rule(rule).is_control:
+    if get_rule(rule).is_control or rule not in record.rules:
         raise CriterionError(
             f"Rule {rule!r} does not rank the heads of {criterion!r}; its rules are {', '.join(record.rules)}."
         )

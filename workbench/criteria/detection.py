@@ -1,34 +1,35 @@
 """How well single heads detect: chosen on one split, thresholded on another, tested on a third, with intervals."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from workbench.axes import head_name
+from workbench.checking import checked
+from workbench.criteria.arguments import Names, Resamples, RuleNames, Run, Seed
 from workbench.criteria.ranking import top_heads
 from workbench.criteria.rates import measures_on
 from workbench.criteria.registry import PER_PROMPT, TRAINED, Criterion, get_criterion
 from workbench.criteria.score import score
 from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import prompt_values, prompts_of
-from workbench.errors import CriterionError
+from workbench.errors import CriterionError, RunError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import RunLike, prompt_coord
+from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
 HEAD_COLUMNS = ("criterion", "rule", "projection", "layer", "head")
 DETECTION_COLUMNS = (*HEAD_COLUMNS, "threshold", "measure", "family", "value", "ci_low", "ci_high", "n")
 
 
+@checked
 def detection_table(
-    run: RunLike,
+    run: Run,
     *,
-    criteria: Sequence[str] = ("deflection", "ships", "probe"),
-    rules: Sequence[str] = ("sensitivity", "selectivity", "auroc"),
-    bootstrap: int = 1000,
-    seed: int = 0,
+    criteria: Names = ("deflection", "ships", "probe"),
+    rules: RuleNames = ("sensitivity", "selectivity", "auroc"),
+    bootstrap: Resamples = 1000,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """What the top head of every criterion × rule × projection detects on prompts it has not seen.
 
@@ -41,7 +42,7 @@ def detection_table(
         run: As `wb.sweep` returns it.
         criteria: Names of criteria.
         rules: Names of rules; pairs without a meaning are left out.
-        bootstrap: Resamples behind the intervals of AUROC and TPR.
+        bootstrap: Resamples behind the intervals of AUROC and TPR; 0 leaves those NaN.
         seed: Of resamples, folds, controls, and splits where the prompts declare none.
 
     Returns:
@@ -84,14 +85,15 @@ def detection_table(
     return table
 
 
+@checked
 def leave_one_family_out(
-    run: RunLike,
+    run: Run,
     *,
     criterion: str,
     rule: str,
     projection: str | None = None,
-    bootstrap: int = 1000,
-    seed: int = 0,
+    bootstrap: Resamples = 1000,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """What a head detects of an attack family that neither its choice nor its threshold has seen.
 
@@ -100,31 +102,38 @@ def leave_one_family_out(
     prompts.
 
     Returns:
-        As `detection_table`, with `held_out`, the family, as its first column.
+        As `detection_table`, with `held_out`, the family, as its first column. Where the unsafe prompts are of one
+        family, or of none, nothing can be held out: `held_out` is empty, and the head and its threshold have seen what
+        they are tested on. `.attrs["left_out"]` says so, and which families have no row, and why.
 
     Raises:
         RunError: As `detection_table`.
-        CriterionError: As `detection_table`, and if there is one attack family only.
+        CriterionError: As `detection_table`.
     """
     run, splits = with_splits(run, seed=seed)
     record = get_criterion(criterion)
     family, unsafe, test = prompt_coord(run, "family"), prompt_coord(run, "label") == "unsafe", in_split(run, "test")
-    attacks = sorted(set(family[unsafe]))
-    if len(attacks) < 2:
-        raise CriterionError(
-            f"Leaving one attack family out needs at least two; the unsafe prompts of this run are of {attacks[0]!r} "
-            "only."
-        )
-    tables = []
-    for held_out in attacks:
-        keep = np.where(test, ~unsafe | (family == held_out), family != held_out)
+    attacks = sorted(set(family[unsafe]) - {""}) if len(set(family[unsafe])) > 1 else []
+    rows: list[dict] = []
+    left_out = []
+    if not attacks:
+        only = f"of one attack family, {family[unsafe][0]!r}" if family[unsafe][0] else "of no named attack family"
+        left_out.append(f"The unsafe prompts are {only}, so none was held out: what is tested was also chosen on.")
+    for held_out in attacks or [""]:
+        keep = np.where(test, ~unsafe | (family == held_out), family != held_out) if held_out else unsafe | ~unsafe
         part = run.isel(prompt=np.flatnonzero(keep))
-        scores = score(part, (criterion,), bootstrap=0, permutations=0, seed=seed)
-        values = decision_values(part, record)
-        rows = _tested(part, scores, values, criterion, rule, projection, bootstrap=bootstrap, seed=seed)
-        tables.append(pd.DataFrame(rows).assign(held_out=held_out))
-    table = pd.concat(tables, ignore_index=True)[["held_out", *DETECTION_COLUMNS]]
-    table.attrs = {"splits": splits, "seed": seed}
+        try:
+            scores = score(part, (criterion,), bootstrap=0, permutations=0, seed=seed)
+            values = decision_values(part, record)
+            found = _tested(part, scores, values, criterion, rule, projection, bootstrap=bootstrap, seed=seed)
+        except (CriterionError, RunError) as error:
+            left_out.append(f"{held_out or 'all'}: {error}")
+            continue
+        rows += [{"held_out": held_out, **row} for row in found]
+    if not rows:
+        raise CriterionError(f"No attack family gives a head to test. {' '.join(left_out)}")
+    table = pd.DataFrame(rows, columns=["held_out", *DETECTION_COLUMNS])
+    table.attrs = {"splits": splits, "left_out": tuple(left_out), "seed": seed}
     return table
 
 

@@ -1,27 +1,33 @@
 """From statistics of heads to the heads that are worth a look: the rules, applied to score tables and to arrays."""
 
+from typing import Annotated
+
 import numpy as np
 import pandas as pd
 
+from workbench.checking import Finite, checked
+from workbench.criteria.arguments import HowMany, Seed
 from workbench.criteria.controls import control_heads
+from workbench.criteria.redraws import stability
 from workbench.criteria.registry import TRAINED, Criterion, get_criterion, get_rule, list_criteria, list_rules
 from workbench.criteria.rules import SAFE_PERCENTILE, percentile_ranks
 from workbench.criteria.score import SCORE_COLUMNS
 from workbench.criteria.values import safe_levels
 from workbench.errors import CriterionError
 
-TOP_COLUMNS = ("criterion", "rule", "projection", "layer", "head", "value")
+TOP_COLUMNS = ("criterion", "rule", "projection", "layer", "head", "value", "stability")
 
 
+@checked
 def top_heads(
     scores: pd.DataFrame,
     *,
     criterion: str,
     rule: str,
     projection: str | None = None,
-    k: int = 5,
-    seed: int = 0,
-    percentile: float = SAFE_PERCENTILE,
+    k: HowMany = 5,
+    seed: Seed = 0,
+    percentile: Annotated[float, Finite(0, 100)] = SAFE_PERCENTILE,
 ) -> pd.DataFrame:
     """The k heads that a rule puts first under a criterion.
 
@@ -36,8 +42,13 @@ def top_heads(
         percentile: Of safe values, the bound of `selectivity` (and so of the controls matched to it).
 
     Returns:
-        `k` rows, best first: criterion, rule, projection, layer, head, value. A control's `value` is what selectivity
-        would rank it by (accuracy, for a probe). Ties go to the lower layer, then the lower head.
+        `k` rows, best first: criterion, rule, projection, layer, head, value, stability. A control's `value` is what
+        selectivity would rank it by (accuracy, for a probe). Ties go to the lower layer, then the lower head.
+        `stability` is the share of redraws of the prompts, 0-1, in which the head is among the first k: up to 200
+        (see `bootstrap` of `wb.score`), with replacement within each class, pairs and repeated content kept together,
+        the bound on safe values drawn again too. NaN where it cannot be said: for criteria that are no value a prompt
+        (`head_stability` trains and computes those anew), for controls, without redraws, for runs of some heads only,
+        and for a table that was read from a file or changed since it was scored.
 
     Raises:
         CriterionError: If the pair has no meaning, the table lacks the criterion or projection, or the rule keeps fewer
@@ -59,9 +70,8 @@ def top_heads(
             f"Rule {rule!r} has no meaning for criterion {criterion!r}, which is {record.kind}. "
             f"Rules for {criterion}: {', '.join(record.rules)}. Criteria with {rule}: {others}."
         )
-    if not isinstance(k, int | np.integer) or k < 1:
-        raise CriterionError(f"k is the number of heads to pick, 1 or more; got {k!r}.")
     rows, projection = scored_rows(scores, record, projection)
+    rows["stability"] = stability(scores, rows, how, k=k, percentile=percentile)
     if how.is_control:
         anchors = ranked(rows, record, anchor_rule(record), percentile=percentile)
         picked = control_heads(rows, record, rule, k=k, seed=seed, pick=anchors.head)
@@ -76,13 +86,18 @@ def top_heads(
     return picked[list(TOP_COLUMNS)].reset_index(drop=True)
 
 
+def check_scores(scores: pd.DataFrame) -> None:
+    """Refuse a table that `score` did not make."""
+    if missing := [name for name in SCORE_COLUMNS if name not in scores.columns]:
+        raise CriterionError(f"A table of scores comes from wb.score; this one has no column {', '.join(missing)}.")
+
+
 def scored_rows(scores: pd.DataFrame, criterion: Criterion, projection: str | None) -> tuple[pd.DataFrame, str]:
     """The computed heads of one criterion and projection, and the projection.
 
     `unsafe` and `safe` are strengths, and `safe_rank` is the percentile at which `safe` lies among all heads.
     """
-    if missing := [name for name in SCORE_COLUMNS if name not in scores.columns]:
-        raise CriterionError(f"A table of scores comes from wb.score; this one has no column {', '.join(missing)}.")
+    check_scores(scores)
     rows = scores[scores["criterion"] == criterion.name]
     if rows.empty:
         there = ", ".join(dict.fromkeys(scores["criterion"].astype(str))) or "nothing"

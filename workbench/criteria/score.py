@@ -1,18 +1,20 @@
 """`score`: every head under every criterion, as one tidy table."""
 
-from collections.abc import Sequence
+import logging
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.checking import checked
 from workbench.criteria import statistics
+from workbench.criteria.arguments import Names, Resamples, Run, Seed
+from workbench.criteria.redraws import REDRAWS, Drawn, Redraws, redrawn
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.reading import (
-    RunLike,
     as_run,
     check_run,
     one_readout,
@@ -22,16 +24,19 @@ from workbench.runs.reading import (
 )
 
 STATISTICS = ("unsafe", "safe", "difference", "auroc", "effect_size", "ci_low", "ci_high", "p_value", "q_value")
+log = logging.getLogger(__name__)
+
 SCORE_COLUMNS = ("criterion", "projection", "layer", "head", *STATISTICS)
 
 
+@checked
 def score(
-    run: RunLike,
-    criteria: Sequence[str] | str = ("deflection", "ships", "probe"),
+    run: Run,
+    criteria: Names = ("deflection", "ships", "probe"),
     *,
-    bootstrap: int = 1000,
-    permutations: int | None = None,
-    seed: int = 0,
+    bootstrap: Resamples = 1000,
+    permutations: Resamples | None = None,
+    seed: Seed = 0,
 ) -> pd.DataFrame:
     """Score every head of a run under each criterion.
 
@@ -41,7 +46,8 @@ def score(
     Args:
         run: As `wb.sweep` returns it, or the path of a stored one.
         criteria: Names (see `criteria_table`), one name, or `"all"` for every criterion whose variables the run holds.
-        bootstrap: Resamples behind `ci_low` and `ci_high`; 0 leaves them NaN.
+        bootstrap: Resamples behind `ci_low` and `ci_high`; 0 leaves them NaN. Also, up to 200, redraws of the prompts
+            behind the `stability` of `top_heads` (they are kept in `.attrs["redraws"]`, in memory only).
         permutations: Shuffles behind `p_value`; 0 leaves it NaN. Default: 20 a head, at least 2000, which is
             what lets a single head pass a false-discovery rate of 5 %.
         seed: Of the resamples, the shuffles and the folds of probes.
@@ -82,14 +88,17 @@ def score(
         (3, 1)
     """  # noqa: E501
     run = as_run(run)
-    chosen = _chosen(run, criteria)
+    chosen = _chosen(run, tuple(criteria))
     run = one_readout(run)
     part, split = selection_part(run)
+    if repeated := told_repeats(part):
+        log.info("%s.", repeated)
     unsafe = unsafe_mask(part)
-    tables = []
+    tables: list[pd.DataFrame] = []
+    drawn: dict[tuple[str, str], Drawn] = {}
     for criterion in chosen:
         if criterion.kind == PER_PROMPT:
-            tables.append(_score_prompts(part, criterion, bootstrap, permutations, seed))
+            tables.append(_score_prompts(part, criterion, bootstrap, permutations, seed, drawn))
         elif criterion.kind == PER_DATA_SET:
             tables.append(_score_sets(part, criterion, unsafe))
         else:
@@ -107,14 +116,15 @@ def score(
         "bootstrap": bootstrap,
         "model": str(run.attrs.get("model", "")),
     }
+    if drawn:
+        scores.attrs["redraws"] = Redraws.of(drawn, seed)
     return scores
 
 
-def _chosen(run: xr.Dataset, criteria: Sequence[str] | str) -> list[Criterion]:
+def _chosen(run: xr.Dataset, names: tuple[str, ...]) -> list[Criterion]:
     check_run(run)
-    if isinstance(criteria, str) and criteria == "all":
+    if names == ("all",):
         return [c for c in list_criteria() if all(name in run.data_vars for name in c.needs)]
-    names = [criteria] if isinstance(criteria, str) else list(dict.fromkeys(criteria))
     if not names:
         raise CriterionError(f"No criterion was named. Those that exist: {', '.join(c.name for c in list_criteria())}.")
     chosen = [get_criterion(name) for name in names]
@@ -124,8 +134,14 @@ def _chosen(run: xr.Dataset, criteria: Sequence[str] | str) -> list[Criterion]:
 
 
 def _score_prompts(
-    run: xr.Dataset, criterion: Criterion, bootstrap: int, permutations: int | None, seed: int
+    run: xr.Dataset,
+    criterion: Criterion,
+    bootstrap: int,
+    permutations: int | None,
+    seed: int,
+    drawn: dict[tuple[str, str], Drawn],
 ) -> pd.DataFrame:
+    """The criterion's rows; `drawn` gets what redraws of the prompts make of them, by (criterion, projection)."""
     values = prompt_values(run, criterion)
     prompts = prompts_of(run, values)
     unsafe, pairs = unsafe_mask(prompts), unit_names(prompts)
@@ -148,7 +164,11 @@ def _score_prompts(
     )
     if (ranks := safe_ranks(run, criterion)) is not None:
         columns["safe_rank"] = ranks.ravel()[computed]
-    return _table(criterion, values, computed, columns)
+    table = _table(criterion, values, computed, columns)
+    if redraws := min(bootstrap, REDRAWS):
+        weights = statistics.bootstrap_weights(unsafe, pairs, resamples=redraws, seed=seed)
+        drawn |= redrawn(table[computed], raw, unsafe, weights, criterion)
+    return table
 
 
 def _score_sets(run: xr.Dataset, criterion: Criterion, unsafe: np.ndarray) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from workbench.detectors.calibration import Parts, calibration_parts, densities_
 from workbench.detectors.cost import Cost
 from workbench.detectors.stored import ARRAYS, DESCRIPTION, FORMAT, calibration_record, finite_number, read_stored, word
 from workbench.errors import DetectorError, WorkbenchError
+from workbench.models.fingerprint import fingerprint
 from workbench.models.hooked import HookedLVLM
 from workbench.plain import plain
 from workbench.prompts.prompt import Prompt, PromptSet
@@ -58,6 +59,7 @@ class Detector(ABC):
             `fit`.
         model_name: The model it was fitted on; it can be used on no other. Empty before `fit`.
         weight_hash: Of that model.
+        fingerprint: Of that model, what it makes of a prompt included (`workbench.models.fingerprint`).
         calibration: What it was fitted on, for the record.
     """
 
@@ -72,7 +74,7 @@ class Detector(ABC):
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise DetectorError(f"seed must be a whole number from 0; got {seed!r}.")
         self.threshold, self.seed = float("nan"), seed
-        self.model_name, self.weight_hash = "", ""
+        self.model_name, self.weight_hash, self.fingerprint = "", "", ""
         self.calibration: dict[str, Any] = {}
 
     @abstractmethod
@@ -112,7 +114,7 @@ class Detector(ABC):
             values, stability = self._learn(seen, parts)
         values = self._score(model, parts.threshold) if values is None else self._finite(values, parts.threshold)
         self._calibrate(values, parts, stability)
-        self.model_name, self.weight_hash = model.name, model.weight_hash
+        self.model_name, self.weight_hash, self.fingerprint = model.name, model.weight_hash, fingerprint(model)
         return self
 
     @property
@@ -178,6 +180,7 @@ class Detector(ABC):
             "name": self.name,
             "model": self.model_name,
             "weight_hash": self.weight_hash,
+            "fingerprint": self.fingerprint,
             "threshold": self.threshold,
             "threshold_rule": self.threshold_rule,
             "options": options,
@@ -209,7 +212,8 @@ class Detector(ABC):
             for name, read in cls.learned.items():
                 setattr(detector, name, read(learned[name]))
             detector.threshold = finite_number(description["threshold"])
-            detector.model_name, detector.weight_hash = (word(description[key]) for key in ("model", "weight_hash"))
+            about = (word(description[key]) for key in ("model", "weight_hash", "fingerprint"))
+            detector.model_name, detector.weight_hash, detector.fingerprint = about
             detector.calibration = calibration_record(description["calibration"])
         except (KeyError, TypeError, ValueError, WorkbenchError) as error:
             raise DetectorError(
@@ -301,6 +305,12 @@ class Detector(ABC):
                 f"This {type(self).__name__} was fitted on {self.model_name!r} (weights {self.weight_hash}) and cannot "
                 f"judge with {model.name!r} (weights {model.weight_hash}, {str(model.dtype).removeprefix('torch.')}): "
                 "its heads and its threshold mean nothing there. Fit one on this model."
+            )
+        if self.fingerprint and self.fingerprint != (now := fingerprint(model)):
+            raise DetectorError(
+                f"{model.name!r} has the weights that this {type(self).__name__} was fitted on, but reads prompts "
+                f"otherwise (fingerprint {now}, then {self.fingerprint}): its chat template, tokenizer, pictures, "
+                "configuration or rotary tables are others. Load it as it was, or fit a detector on it as it is."
             )
         if not self._fits(model):
             raise DetectorError(

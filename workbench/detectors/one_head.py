@@ -114,6 +114,7 @@ class OneHeadDetector(Detector):
         values, stability = self._learn(selection, parts) if self._chooses() else (None, None)
         self._calibrate(self.values(rest) if values is None else values, parts, stability)
         self.model_name, self.weight_hash = str(run.attrs["model"]), str(run.attrs["weight_hash"])
+        self.fingerprint = str(run.attrs.get("fingerprint", ""))
         return self
 
     def stored_scores(self, run: RunLike) -> np.ndarray:

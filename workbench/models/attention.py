@@ -11,7 +11,7 @@ Axis words: row pos head kv_head key d_head (see `workbench.axes`).
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,7 +61,12 @@ class Recording:
     mask: Tensor | None
     scaling: float | None
     extras: dict[str, Any]
-    z: Tensor
+    z: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def at_last(self) -> "Recording":
+        """The same with the last position's query alone."""
+        mask = self.mask[:, :, -1:] if self.mask is not None else None
+        return replace(self, query=self.query[:, :, -1:], mask=mask)
 
 
 class LastPosition(Exception):
@@ -85,7 +90,7 @@ class Site:
     record: bool = False
     last_only: bool = False
     tap: Tensor | None = None
-    calls: int = field(default=0)
+    calls: int = 0
 
 
 def install_sites(attentions: dict[int, nn.Module]) -> dict[int, Site]:
@@ -107,17 +112,17 @@ def head_attention(
 ) -> tuple[Float[Tensor, "row pos head d_head"], None]:
     """transformers' SDPA attention, with the edits and recordings of the module's `Site`."""
     site: Site | None = getattr(module, "workbench_site", None)
+    seen = Recording(query, key, value, attention_mask, scaling, kwargs)
     if site is None:
-        return attend(module, query, key, value, attention_mask, scaling, kwargs), None
+        return attend(module, seen), None
     site.calls += 1
-    if attention_mask is None and key.shape[2] != query.shape[2] and query.shape[2] > 1:
-        attention_mask = causal_mask(query.shape[2], key.shape[2], query.device)
+    if seen.mask is None and key.shape[2] != query.shape[2] and query.shape[2] > 1:
+        seen.mask = causal_mask(query.shape[2], key.shape[2], query.device)
     if site.last_only:
-        query = query[:, :, -1:]
-        attention_mask = attention_mask[:, :, -1:] if attention_mask is not None else None
-    z = edited_attention(module, site.edit, query, key, value, attention_mask, scaling, kwargs)
+        seen = seen.at_last()
+    z = seen.z = edited_attention(module, site.edit, seen)
     if site.record:
-        site.recording = Recording(query, key, value, attention_mask, scaling, kwargs, z)
+        site.recording = seen
     if site.tap is not None:
         z = z + site.tap
     if site.last_only:
@@ -125,70 +130,43 @@ def head_attention(
     return z, None
 
 
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    extras: dict[str, Any],
-) -> Float[Tensor, "row pos head d_head"]:
+def attend(module: nn.Module, seen: Recording) -> Float[Tensor, "row pos head d_head"]:
     """Head outputs z; SDPA unless the family caps its scores, which SDPA cannot."""
-    if extras.get("softcap") is None:
-        if mask is None and query.shape[2] == 1:
-            extras = {**extras, "is_causal": False}
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **extras)[0]
-    pattern = attention_pattern(query, key, mask, scaling, softcap=extras["softcap"])
-    return torch.einsum("rhqk,rhkd->rqhd", pattern.to(value.dtype), per_query_head(value, query.shape[1]))
+    if seen.extras.get("softcap") is None:
+        alone = {"is_causal": False} if seen.mask is None and seen.query.shape[2] == 1 else {}
+        options = {**seen.extras, **alone, "scaling": seen.scaling}
+        return sdpa_attention_forward(module, seen.query, seen.key, seen.value, seen.mask, **options)[0]
+    pattern, value = attention_pattern(seen), seen.value
+    return torch.einsum("rhqk,rhkd->rqhd", pattern.to(value.dtype), per_query_head(value, seen.query.shape[1]))
 
 
-def attention_pattern(
-    query: Float[Tensor, "row head pos d_head"],
-    key: Float[Tensor, "row kv_head key d_head"],
-    mask: Tensor | None,
-    scaling: float | None,
-    *,
-    softcap: float | None = None,
-) -> Float[Tensor, "row head pos key"]:
+def attention_pattern(seen: Recording) -> Float[Tensor, "row head pos key"]:
     """Attention weights, each row of keys summing to 1; computed in float32 or wider."""
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.einsum("rhqd,rhkd->rhqk", query.to(wide), per_query_head(key, query.shape[1]).to(wide)) * scale
-    if softcap is not None:
+    query, key = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (seen.query, seen.key))
+    scale = query.shape[-1] ** -0.5 if seen.scaling is None else seen.scaling
+    scores = torch.einsum("rhqd,rhkd->rhqk", query, per_query_head(key, query.shape[1])) * scale
+    if (softcap := seen.extras.get("softcap")) is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if mask is None:
-        mask = causal_mask(query.shape[2], key.shape[2], query.device)
-    if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    else:
-        scores = scores + mask
+    mask = causal_mask(query.shape[2], key.shape[2], query.device) if seen.mask is None else seen.mask
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1)
 
 
-def edited_attention(
-    module: nn.Module,
-    edit: HeadEdit | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    extras: dict[str, Any],
-) -> Float[Tensor, "row pos head d_head"]:
+def edited_attention(module: nn.Module, edit: HeadEdit | None, seen: Recording) -> Float[Tensor, "row pos head d_head"]:
     """z with `edit` applied; with no edit, bit for bit what `attend` gives."""
     if edit is None:
-        return attend(module, query, key, value, mask, scaling, extras)
-    acts = acting_positions(edit.start, query.shape[2], key.shape[2], query.device)
+        return attend(module, seen)
+    n_pos, n_heads = seen.query.shape[2], seen.query.shape[1]
+    acts = acting_positions(edit.start, n_pos, seen.key.shape[2], seen.query.device)[None, :, None, None]
     if edit.query_factor is not None:
-        scaled = query * edit.query_factor[:, :, None, None].to(query.dtype)
-        query = torch.where(acts[None, None, :, None], scaled, query)
-    z = attend(module, query, key, value, mask, scaling, extras)
+        scaled = seen.query * edit.query_factor[:, :, None, None].to(seen.query.dtype)
+        seen = replace(seen, query=torch.where(acts.transpose(1, 2), scaled, seen.query))
+    z = attend(module, seen)
     if edit.query_off is not None:
-        even = even_attention(value, mask, query.shape[2], query.shape[1])
-        z = torch.where(acts[None, :, None, None] & edit.query_off[:, None, :, None], even, z)
+        even = even_attention(seen.value, seen.mask, n_pos, n_heads)
+        z = torch.where(acts & edit.query_off[:, None, :, None], even, z)
     if edit.output_factor is not None:
-        z = torch.where(acts[None, :, None, None], z * edit.output_factor[:, None, :, None].to(z.dtype), z)
+        z = torch.where(acts, z * edit.output_factor[:, None, :, None].to(z.dtype), z)
     return z
 
 

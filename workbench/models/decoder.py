@@ -75,6 +75,8 @@ class Decoder:
     might set, holds `lock` meanwhile.
     """
 
+    template = "chat"
+
     def __init__(
         self,
         hf: Any,
@@ -92,7 +94,7 @@ class Decoder:
         self.tokenizer, self.processor, self.truth = tokenizer, processor, truth
         self.decoder: Any = family.decoder(hf)
         self.layers = family.decoder_layers(hf)
-        self.final_norm: nn.Module = getattr(self.decoder, family.norm)
+        self.final_norm: nn.Module = family.final_norm(self.decoder)
         self.attentions = family.attentions(hf)
         self.sites = install_sites(self.attentions)
         family.prepare(hf)
@@ -109,6 +111,9 @@ class Decoder:
         self.d_vocab = int(hf.get_output_embeddings().weight.shape[0])
         self.masked_layers = tuple(self.attentions)
         self.work, self.lock = Work(), Lock()
+        for module in hf.modules():
+            if "dynamic" in str(getattr(module, "rope_type", "")):
+                module.register_forward_pre_hook(_forget_lengths)
 
     def __repr__(self) -> str:
         return (
@@ -180,3 +185,16 @@ class Decoder:
                 "Use Mask(form='limit') or Mask(form='scale')."
             )
         return module, self.n_heads * self.d_head
+
+
+def _forget_lengths(rotary: Any, args: Any) -> None:
+    """Let dynamic rotary tables depend on the prompt at hand alone.
+
+    transformers keeps the frequencies of the longest prompt so far for all that are longer than the original context,
+    so that a prompt's numbers would depend on what was asked before it.
+    """
+    for name in [n for n in dir(rotary) if n.endswith("original_inv_freq")]:
+        prefix = name.removesuffix("original_inv_freq")
+        now = getattr(rotary, f"{prefix}inv_freq")
+        rotary.register_buffer(f"{prefix}inv_freq", getattr(rotary, name).to(now), persistent=False)
+        setattr(rotary, f"{prefix}max_seq_len_cached", rotary.original_max_seq_len)

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from jinja2 import TemplateError
 from torch import Tensor
 
 from workbench.errors import ModelError, PromptError
 from workbench.models.decoder import Decoder
 from workbench.models.families.layout import patch_boxes
+from workbench.models.templates import bounded_templates
 from workbench.prompts.prompt import Prompt, image_hash
 
 
@@ -64,11 +64,15 @@ def image_token(model: Decoder) -> tuple[int, str] | None:
 
 
 def encode(model: Decoder, prompt: Prompt) -> Encoded:
-    """Put a prompt through the model's own chat template (image first, then the text, generation prompt added).
+    """Put a prompt to the model as `model.template` says: through its own chat template, another, or none.
+
+    In a chat template the image comes first, then the text, with the generation prompt added. Raw text is the image's
+    placeholder and the text alone, with what the tokenizer adds of itself (as a rule a token that begins the sequence).
 
     Raises:
-        PromptError: An image for a model without an image tower, a broken image, or a placeholder typed as text.
-        ModelError: A chat template that drops the image, or placeholders that do not match the pixels.
+        PromptError: An image for a model without an image tower, a broken image, a placeholder typed as text, more
+            tokens than the model's context, or what the template or the processor cannot take.
+        ModelError: No chat template, one that drops the image, or placeholders that do not match the pixels.
     """
     placeholder = image_token(model)
     where = f"Prompt {prompt.id!r} on {model.name!r}"
@@ -86,13 +90,19 @@ def encode(model: Decoder, prompt: Prompt) -> Encoded:
             "Load a vision-language model, or drop the image on purpose with dataclasses.replace(prompt, image=None)."
         )
     image = _readable(prompt, where)
-    inputs = _apply_template(model, prompt, image, where)
+    inputs = _raw(model, prompt, image, where) if model.template == "raw" else _chat(model, prompt, image, where)
     inputs.pop("labels", None)  # for training; a forward pass with them would compute a loss
     inputs = {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             inputs[name] = value.to(model.dtype)
     ids = inputs["input_ids"][0]
+    limit, how = context(model)
+    if not 0 < len(ids) <= limit:
+        raise PromptError(
+            f"{where}: it is {len(ids)} tokens long, the picture's included, and the model's context is 1 to {limit} "
+            f"tokens ({how}). Shorten the prompt or leave it out: beyond its context a model's numbers mean nothing."
+        )
     positions = ids == placeholder[0] if placeholder else torch.zeros_like(ids, dtype=torch.bool)
     if image is not None and not positions.any():
         raise ModelError(
@@ -111,12 +121,32 @@ def encode(model: Decoder, prompt: Prompt) -> Encoded:
     return encoded
 
 
+def context(model: Decoder) -> tuple[int | float, str]:
+    """How many tokens the model was made for, and where that is said; rotary scaling counts where it extends it."""
+    text = model.decoder.config
+    limit = getattr(text, "max_position_embeddings", None)
+    if not limit:
+        return float("inf"), "no limit in its configuration"
+    how = f"max_position_embeddings {limit}"
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    for kind in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
+        factor, name = kind.get("factor") or 1.0, kind.get("rope_type", "default")
+        original = kind.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", 0)
+        extended = int((original or text.max_position_embeddings) * factor)
+        if name != "default" and extended > limit:
+            limit, how = extended, f"{original or text.max_position_embeddings} positions x {name} scaling {factor:g}"
+    return limit, how
+
+
 def _lay_out(model: Decoder, encoded: Encoded, picture: Any) -> None:
     """Say which part of the picture each image token covers, when the family's layout accounts for all of them."""
-    tiles = model.family.layout(encoded, model, picture)
+    try:
+        tiles = model.family.layout(encoded, model, picture)
+        boxes = patch_boxes(tiles or ())
+    except Exception:  # noqa: BLE001  # a layout is for drawing; one that cannot take a picture stops no measurement
+        return
     if not tiles:
         return
-    boxes = patch_boxes(tiles)
     count = int(encoded.image_positions.sum())
     if len(boxes) != count:
         return
@@ -133,36 +163,86 @@ def _readable(prompt: Prompt, where: str) -> Any:
         raise PromptError(f"{where}: {error}. Open it in a viewer, or leave this prompt out.") from error
 
 
-def _apply_template(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
+def templated_text(model: Decoder, prompt: Prompt) -> str:
+    """What the chat template makes of a prompt, before it is split into tokens; raw text as it is.
+
+    Raises:
+        ModelError: There is no template.
+        PromptError: It does not take the prompt.
+    """
+    if model.template == "raw":
+        return prompt.text + prompt.prefill
+    where = f"Prompt {prompt.id!r} on {model.name!r}"
+    return str(_chat(model, prompt, prompt.image, where, tokenize=False)["text"])
+
+
+def _chat(model: Decoder, prompt: Prompt, image: Any, where: str, *, tokenize: bool = True) -> dict[str, Any]:
+    """The prompt through a chat template; where it is not to be split into tokens, as `text`."""
     templated: Any = model.tokenizer if model.processor is None else model.processor
     messages = _messages(prompt, image, plain=model.processor is None)
-    template = getattr(templated, "chat_template", None) or getattr(model.tokenizer, "chat_template", None)
-    template = template or model.family.chat_template
+    own = getattr(templated, "chat_template", None) if model.template == "chat" else None
+    chat = own or getattr(model.tokenizer, "chat_template", None) or model.family.chat_template
+    template = chat if model.template == "chat" else model.template
     if template is None:
         raise ModelError(
             f"{where}: neither its processor nor its tokenizer has a chat template, and family "
-            f"{model.family.name!r} has no default. Set model.tokenizer.chat_template to the one it was trained with."
+            f"{model.family.name!r} has no default. Set model.tokenizer.chat_template to the one it was trained with, "
+            "or load the model with template='raw' for text without one, or with a template of your own."
         )
-    # The template is passed only when it is a fallback: processors may keep several under names of their own.
-    fallback = {} if getattr(templated, "chat_template", None) else {"chat_template": template}
+    # The template is passed only when it is not the own: processors may keep several under names of their own.
+    fallback = {} if own else {"chat_template": template}
     template = template["default"] if isinstance(template, dict) else template
     if prompt.system or prompt.turns:
-        _check_roles(templated, messages, template, where)
+        _check_roles(model, templated, messages, template, where)
     if prompt.prefill:
         # What the reply begins with stands right behind the generation prompt, whatever a template makes of replies.
         fallback = {"chat_template": template.removesuffix("\n") + _literal(prompt.prefill)}
+    asked: dict[str, Any] = {"add_generation_prompt": True, "tokenize": tokenize}
+    if tokenize:
+        asked |= {"return_dict": True, "return_tensors": "pt"}
+    taken = _taken(model, where, image, templated.apply_chat_template, messages, **asked, **fallback)
+    return dict(taken) if tokenize else {"text": taken}
+
+
+def _raw(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, Any]:
+    """The prompt without a template, the image's placeholder first."""
+    if prompt.system or prompt.turns:
+        raise PromptError(f"{where}: raw text has no roles, so no system text or turns. Load it with template='chat'.")
+    text = prompt.text + prompt.prefill
+    if model.processor is None:
+        return dict(_taken(model, where, None, model.tokenizer, text, return_tensors="pt"))
+    shown = _written_for_image(model) if image is not None else ""
+    pictures = {"images": [image]} if image is not None else {}
+    return dict(_taken(model, where, image, model.processor, text=shown + text, return_tensors="pt", **pictures))
+
+
+def _written_for_image(model: Decoder) -> str:
+    """What the chat template writes for an image before a text; without one, the processor's own token."""
+    templates = (getattr(of, "chat_template", None) for of in (model.processor, model.tokenizer, model.family))
+    mark = {"type": "text", "text": "…"}
+    if template := next(filter(None, templates), None):
+        with model.lock, bounded_templates():
+            shown, plain = (
+                model.processor.apply_chat_template([{"role": "user", "content": content}], chat_template=template)
+                for content in ([{"type": "image"}, mark], [mark])
+            )
+        before, _, after = plain.partition(mark["text"])
+        if shown.startswith(before) and shown.endswith(mark["text"] + after):
+            return shown[len(before) : len(shown) - len(mark["text"] + after)]
+    return getattr(model.processor, "boi_token", None) or getattr(model.processor, "image_token", None) or "<image>"
+
+
+def _taken(model: Decoder, where: str, image: Any, call: Any, *values: Any, **options: Any) -> Any:
+    """What a tokenizer or processor makes of a prompt; what it raises becomes ours, and names the prompt."""
     try:
-        batch = templated.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **fallback,
-        )
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{where}: its processor could not encode it ({type(error).__name__}: {error}).") from error
-    return dict(batch)
+        with model.lock, bounded_templates():
+            return call(*values, **options)
+    except Exception as error:  # whatever a template or a processor raises on a strange prompt
+        size = f", with its picture of {image.width} x {image.height} pixels" if image is not None else ""
+        raise PromptError(
+            f"{where}: its template or processor could not encode it{size} ({type(error).__name__}: {error}). "
+            "Leave this prompt out, or load the model with another template."
+        ) from error
 
 
 def _messages(prompt: Prompt, image: Any, *, plain: bool) -> list[dict[str, Any]]:
@@ -176,16 +256,12 @@ def _messages(prompt: Prompt, image: Any, *, plain: bool) -> list[dict[str, Any]
     return [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
 
 
-def _check_roles(templated: Any, messages: list[dict[str, Any]], template: str, where: str) -> None:
+def _check_roles(model: Decoder, templated: Any, messages: list[dict[str, Any]], template: str, where: str) -> None:
     """Refuse a chat template that leaves out what was said before, or writes every role as a user's."""
 
     def written(messages: list[dict[str, Any]]) -> str:
-        try:
-            return templated.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, chat_template=template
-            )
-        except (ValueError, TypeError, KeyError, RuntimeError, TemplateError) as error:
-            raise ModelError(f"{where}: its chat template cannot take it ({type(error).__name__}: {error}).") from error
+        asked = {"tokenize": False, "add_generation_prompt": True, "chat_template": template}
+        return _taken(model, where, None, templated.apply_chat_template, messages, **asked)
 
     whole = written(messages)
     for place, message in enumerate(messages[:-1]):

@@ -5,6 +5,7 @@ the familiar hook names and forces eager attention; the other tree keeps transfo
 sites at which heads are masked.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from workbench.errors import MaskError
 from workbench.models.attention import attention_pattern, sites_set
@@ -21,6 +22,7 @@ from workbench.models.decoder import Decoder
 from workbench.models.encode import Encoded, encode
 from workbench.models.masks import Mask, published_queries
 from workbench.models.precision import double_kept
+from workbench.models.probes import probe_prompt
 from workbench.models.walk import BasePass, base_pass, join
 from workbench.prompts.prompt import Prompt
 
@@ -42,6 +44,7 @@ class HookedLVLM(Decoder):
         d_vocab: Entries of the vocabulary.
         masked_layers: Decoder layers whose heads can be masked; all but cross-attention layers.
         work: Counts of the work done so far.
+        template: How prompts are put to it: "chat", "raw", or the source of a Jinja template; see `load_model`.
         truth: For the planted models, which heads carry the signal; None for all others.
 
     Examples:
@@ -159,12 +162,30 @@ class HookedLVLM(Decoder):
             "return_dict_in_generate": True,
             **options,
         }
-        if self.hf.generation_config.pad_token_id is None:
-            options.setdefault("pad_token_id", self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
-        with self.masked(heads, projection, mask, mask.start(batch[0]) if heads else 0), double_kept(self.dtype):
+        masked = self.masked(heads, projection, mask, mask.start(batch[0]) if heads else 0)
+        with masked, self.plain_generation(), double_kept(self.dtype):
             out = self.hf.generate(**join(batch), max_new_tokens=max_new_tokens, **options)
         out.n_prompt_tokens = batch[0].n_tokens
         return out
+
+    @contextmanager
+    def plain_generation(self) -> Iterator[None]:
+        """For the length of a block, transformers' `generate` is greedy and no more.
+
+        A checkpoint's generation settings (penalties, suppressed and forced tokens, sampling) would make the reply
+        another than that of the logits; only the ids that begin, end and pad a text are kept.
+        """
+        before = self.hf.generation_config
+        pad = before.pad_token_id
+        if pad is None:
+            pad = self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0
+        ends = {"bos_token_id": before.bos_token_id, "eos_token_id": before.eos_token_id, "pad_token_id": pad}
+        with self.lock:
+            self.hf.generation_config = GenerationConfig(**ends)
+            try:
+                yield
+            finally:
+                self.hf.generation_config = before
 
     def attention(self, prompt: Prompt) -> Float[Tensor, "layer head key"]:
         """Attention of the last prompt position over the keys, NaN in layers without maskable heads."""
@@ -183,11 +204,19 @@ class HookedLVLM(Decoder):
 
     @cached_property
     def bridge(self) -> Any:
-        """The TransformerLens bridge over a second module tree on the same weights (its hook names, its cache)."""
+        """The TransformerLens bridge over a second module tree on the same weights (its hook names, its cache).
+
+        Raises:
+            ModelError: When TransformerLens has none for the architecture, or one that is not right for this model.
+        """
         from workbench.models.bridge import build_bridge
 
+        prompt = probe_prompt(self)
+        probes = [prompt]
+        if prompt.image is not None and not self.family.needs_image:
+            probes.append(dataclasses.replace(prompt, image=None))
         with self.lock:
-            return build_bridge(self)
+            return build_bridge(self, [self.encode(p) for p in probes])
 
     def run_with_cache(self, prompt: Prompt, **options: Any) -> tuple[Tensor, Any]:
         """TransformerLens' `run_with_cache`, image included: (logits `[1, pos, vocab]`, ActivationCache)."""
@@ -205,10 +234,7 @@ class HookedLVLM(Decoder):
 
 def last_attention(base: BasePass, layer: int) -> Float[Tensor, "prompt head key"]:
     """Attention weights of the last position of each prompt of a base pass."""
-    seen = base.recordings[layer]
-    mask = seen.mask[:, :, -1:] if seen.mask is not None else None
-    pattern = attention_pattern(seen.query[:, :, -1:], seen.key, mask, seen.scaling, softcap=seen.extras.get("softcap"))
-    return pattern[:, :, 0]
+    return attention_pattern(base.recordings[layer].at_last())[:, :, 0]
 
 
 def _span(layers: Sequence[int]) -> str:

@@ -163,9 +163,7 @@ def masked_z(
             assert site.recording is not None
             return site.recording.z
     every = mask.edit("query", [range(n_heads)], n_heads, 0, seen.query.device)
-    return edited_attention(
-        model.attentions[layer], every, seen.query, seen.key, seen.value, seen.mask, seen.scaling, seen.extras
-    )
+    return edited_attention(model.attentions[layer], every, seen)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class BasePass:
         arguments: The keyword arguments each decoder layer was called with; by layer.
         attention_out: Output of each layer's self-attention (after W_O), `[prompt, pos, d_model]`; by layer.
         recordings: Queries, keys, values, mask and z of each layer with maskable heads; by layer.
-        decoder_arguments: What the decoder itself was called with, where the family needs it between layers.
+        decoder_arguments: What the decoder itself was called with.
         residual: Residual stream at the last position, before the final norm, `[prompt, d_model]`.
         state: The same after the final norm.
         logits: Next-token logits at the last position, float32 or wider, `[prompt, vocab]`.
@@ -123,13 +123,17 @@ def recorded(model: Decoder, base: BasePass) -> Iterator[None]:
 
 
 @torch.no_grad()
-def base_pass(model: Decoder, batch: Sequence[Encoded]) -> BasePass:
-    """Run the unmasked model once and record what `walk` needs. The image tower runs here and nowhere else."""
+def base_pass(model: Decoder, batch: Sequence[Encoded], call: Arguments | None = None) -> BasePass:
+    """Run the unmasked model once and record what `walk` needs. The image tower runs here and nowhere else.
+
+    Args:
+        call: What the decoder is to be called with, where that is known: then nothing before it runs.
+    """
     base = BasePass(list(batch))
     residual: list[Tensor] = []
 
     def keep_arguments(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        base.decoder_arguments.update({n: kwargs.get(n) for n in model.family.decoder_record})
+        base.decoder_arguments = dict.fromkeys(model.family.decoder_record) | kwargs
 
     with (
         model.lock,
@@ -138,9 +142,12 @@ def base_pass(model: Decoder, batch: Sequence[Encoded]) -> BasePass:
         model.final_norm.register_forward_pre_hook(lambda module, args: residual.append(args[0][:, -1])),
         double_kept(model.dtype),
     ):
-        model.work.vision_passes += sum(e.image_span is not None for e in batch)
         model.work.count(model.n_layers, len(batch), batch[0].n_tokens)
-        model.hf(**join(batch), use_cache=False, logits_to_keep=1)
+        if call is None:
+            model.work.vision_passes += sum(e.image_span is not None for e in batch)
+            model.hf(**join(batch), use_cache=False, logits_to_keep=1)
+        else:
+            model.decoder(**call)
     if silent := [n for n in model.sites if n not in base.recordings or n not in base.attention_out]:
         raise ModelError(
             f"{model.name!r}: the attention of layers {silent} did not run through the workbench's attention function, "
@@ -191,14 +198,11 @@ class Known:
         return key, value
 
 
-def known_before(base: BasePass, start: int, n_rows: int = 1) -> Known:
-    """What a pass knows of the positions before `start`, for `n_rows` rows a prompt."""
-
-    def before(layer: int) -> list[KeysValues]:
-        seen = base.recordings.get(layer)
-        return [tuple(repeated(t[:, :, :start], n_rows) for t in (seen.key, seen.value))] if seen else []  # type: ignore[list-item]
-
-    return Known(start, before)
+def _before(base: BasePass, start: int, n_rows: int, layer: int) -> list[KeysValues]:
+    """What a pass knows of a layer's keys and values before `start`, for `n_rows` rows a prompt."""
+    if (seen := base.recordings.get(layer)) is None:
+        return []
+    return [(repeated(seen.key[:, :, :start], n_rows), repeated(seen.value[:, :, :start], n_rows))]
 
 
 def sees_ahead(base: BasePass, cut: int, layer: int = -1) -> bool:
@@ -216,11 +220,9 @@ def walk(
     writes: Float[Tensor, "prompt row pos d_model"] | None = None,
     start: int = 0,
     read: Sequence[int] = (),
-    hidden: Float[Tensor, "line pos d_model"] | None = None,
     known: Known | None = None,
     taps: Mapping[int, Tensor] | None = None,
     thrifty: bool = False,
-    whole: bool = False,
 ) -> dict[int, Float[Tensor, "line d_model"]]:
     """Go on from `layer` with `n_rows` rows a prompt (lines are prompt-major), under whatever edits the sites hold.
 
@@ -230,19 +232,16 @@ def walk(
         start: Positions before it are not walked.
         read: Layers after which the residual stream is wanted; by default the last. Nothing above them runs, and in
             the highest only the last position.
-        hidden: What `layer` is given, if not what the pass recorded.
         known: Keys and values of what comes before; by default those of the pass before `start`.
         taps: Added to z of layers at the positions walked: zeros through which gradients are read.
         thrifty: Keep only layer inputs for a way back, and compute each layer again there.
-        whole: Walk all positions of the highest layer too.
     Returns: The residual stream at the last position, by layer.
     """
     read, taps = read or (model.n_layers - 1,), taps or {}
     if known is None and start:
-        known = known_before(base, start, n_rows)
+        known = Known(start, partial(_before, base, start, n_rows))
     top, numbers, found = max(read), sorted(n for n in base.inputs if n >= layer), {}
-    hidden = repeated(base.inputs[numbers[0]][:, start:], n_rows) if hidden is None and numbers else hidden
-    assert hidden is not None
+    hidden = repeated(base.inputs[numbers[0]][:, start:], n_rows)
     for number in range(layer, top + 1):
         if number in base.inputs:
             cut = at_positions(base.arguments[number], base.n_pos, start, base.n_pos, model.family.position_arguments)
@@ -252,7 +251,7 @@ def walk(
             given = None
             if number == layer and writes is not None:
                 given = repeated(base.attention_out[number][:, start:], n_rows) + writes.flatten(0, 1)
-            last_only = number == top and number in model.sites and not whole
+            last_only = number == top and number in model.sites
             step = partial(_step, model, number, arguments, last_only)
             run = partial(checkpoint, step, use_reentrant=False) if thrifty else step
             hidden = run(hidden, given, taps.get(number))

@@ -9,12 +9,14 @@ from workbench.axes import SPLITS
 from workbench.checking import OneOf, Whole, checked, plainly
 from workbench.errors import PromptError
 from workbench.prompts.files import prompts_of_table, read_prompts
+from workbench.prompts.mixing import mix
 from workbench.prompts.places import Pictures
 from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.readers import get_reader, read_set, readers
 from workbench.prompts.splits import check_splits, sample_prompts, split_prompts
 from workbench.prompts.tables import READERS, table_of
 
-__all__ = ["Prompt", "PromptSet", "check_splits", "load_prompts", "read_prompts", "split_prompts"]
+__all__ = ["Prompt", "PromptSet", "check_splits", "load_prompts", "mix", "read_prompts", "split_prompts"]
 
 WORLDS = ("pocket", "planted")
 MOST_PROMPTS = 1_000_000  # a mistyped n of a world would be drawn for days
@@ -24,6 +26,8 @@ MOST_PROMPTS = 1_000_000  # a mistyped n of a world would be drawn for days
 def load_prompts(
     name_or_path: Any,
     *,
+    root: str | Path | None = None,
+    part: str | None = None,
     columns: Mapping[str, str | None] | None = None,
     images: str | Path | Sequence[str | Path] | None = None,
     missing: Literal["raise", "drop"] = "raise",
@@ -36,8 +40,12 @@ def load_prompts(
     Args:
         name_or_path: `"pocket"` or `"planted"`, whose prompts are drawn; the path of a `.jsonl`, `.csv` or `.parquet`
             file (its columns: `workbench.prompts.files.read_prompts`); a DataFrame, a list of dicts or a
-            `datasets.Dataset` with the same columns, pictures in its cells or under `images`.
-        columns: Which column of a table holds what, where names differ: `{"image": "image_path", "text": "query"}`.
+            `datasets.Dataset` with the same columns, pictures in its cells or under `images`; or a published set by
+            name (`workbench data` lists them), with `root=` or as `"NAME:DIR"`.
+        root: The folder of a published set.
+        part: Which part of a published set; the main one that is there by default, as the log says.
+        columns: Which column of a table holds what, where names differ: `{"image": "image_path", "text": "query"}`; of
+            a published set with several texts, which one is asked.
         images: Folders or archives (`.zip`, `.tar`) with pictures that do not lie beside the file.
         missing: `"raise"`, or `"drop"` for leaving out prompts whose picture is not found, as a log line says.
         split: `"selection"`, `"threshold"` or `"test"`; of a table, the prompts that declare it. None: all of them.
@@ -75,7 +83,13 @@ def load_prompts(
         return PromptSet(drawn, name=name_or_path, recipe=recipe)
 
     beside = [images] if isinstance(images, str | Path) else list(images or ())
-    prompts = _read(name_or_path, columns=columns, images=beside, missing=missing)
+    name, published = published_set(name_or_path, root)
+    if published is not None:
+        prompts = read_set(name, published, part=part, images=beside, missing=missing, columns=columns)
+    elif root is not None or part is not None:
+        raise PromptError(f"root and part are for published sets: {', '.join(readers())}; got {plainly(name_or_path)}.")
+    else:
+        prompts = _read(name_or_path, columns=columns, images=beside, missing=missing)
     if split is not None:
         declared = sorted({p.split for p in prompts if p.split})
         prompts = prompts.where(split=split)
@@ -85,6 +99,20 @@ def load_prompts(
                 f"{prompts.name} has no prompts in the split {split!r}: {there}. Leave split out to use all."
             )
     return prompts if n is None else sample_prompts(prompts, n, seed=seed)
+
+
+def published_set(name: Any, root: str | Path | None = None) -> tuple[str, str | Path | None]:
+    """The name and the folder of a published set, from `name` and `root` or from `"NAME:DIR"`; no folder for others."""
+    if not isinstance(name, str):
+        return "", None
+    before, colon, folder = name.partition(":")
+    if root is None and colon and before in readers():
+        return before, folder
+    if root is not None and (name in readers() or not Path(name).suffix):
+        return get_reader(name).name, root
+    if name in readers():
+        raise PromptError(f"{name} is a published set: say where it lies, with root=DIR or as '{name}:DIR'.")
+    return name, None
 
 
 def _read(source: Any, *, images: Sequence[str | Path], **how: Any) -> PromptSet:
@@ -112,9 +140,9 @@ def _world(name: str) -> Callable[..., PromptSet]:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name.lower(), WORLDS, n=1)
+    near = difflib.get_close_matches(name.partition(":")[0].lower(), (*WORLDS, *readers()), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return (
         f"No prompts are called {name!r}.{hint} There are {' and '.join(map(repr, WORLDS))}, "
-        f"and files whose names end in {', '.join(READERS)}."
+        f"files whose names end in {', '.join(READERS)}, and published sets as NAME:DIR: {', '.join(readers())}."
     )

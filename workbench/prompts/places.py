@@ -175,6 +175,8 @@ class Pictures:
             return as_rgb(cell)
         if isinstance(cell, bytes | bytearray):
             return picture_of_bytes(bytes(cell), name or f"{len(cell)} bytes")
+        if isinstance(cell, tuple) and all(isinstance(name, str) for name in cell):
+            return self.named(*filter(None, cell))
         if not isinstance(cell, str | Path):
             raise PromptError(f"image must be text; got {type(cell).__name__}")
         return self.named(str(cell))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import sys
 import unicodedata
@@ -17,6 +18,9 @@ from workbench.axes import LABELS, SPLITS
 from workbench.checking import plainly
 from workbench.errors import PromptError
 from workbench.prompts.pictures import as_rgb, image_hash
+from workbench.prompts.variants import CARRIER, VARIANTS, Given, Print, Words, make_variant
+
+log = logging.getLogger(__name__)
 
 ROLES = ("system", "user", "assistant")
 LONGEST_NAME = 300  # characters of an id, a source, a family, …: they become labels, names of files, cells of tables
@@ -37,7 +41,7 @@ class Prompt:
         category: A finer grouping within the family, such as the topic of harm.
         pair_id: Shared by an unsafe prompt and its matched safe twin; empty when there is none.
         split: `"selection"`, `"threshold"`, `"test"`, or empty when the set declares none.
-        variant: `"as given"`, `"no image"`, `"blank image"`, `"caption"` or `"text only"`.
+        variant: `"as given"`, `"no image"`, `"blank image"`, `"caption"`, `"text only"`, … (`PromptSet.variants`).
         expected: The reply that counts as complying, where the world is ours and it is known; else empty.
         system: The system prompt; empty for the template's own, or none.
         prefill: How the reply begins; the prompt's last position is then its last token.
@@ -218,6 +222,49 @@ class PromptSet(Sequence[Prompt]):
             )
         kept = (p for p in self if all(getattr(p, k) == v for k, v in equal.items()) and (keep is None or keep(p)))
         return PromptSet(kept, name=self.name)
+
+    def variants(
+        self,
+        *names: str,
+        captions: Words | None = None,
+        words: Words | None = None,
+        carrier: str = "",
+        layout: Print | None = None,
+        seed: int = 0,
+    ) -> "PromptSet":
+        """The same prompts otherwise; what is made of one prompt shares a pair, so that tables can be paired by it.
+
+        Args:
+            *names: Of "as given", "no image", "blank image" (white, of the same size), "noise image", "caption" (in
+                place of the picture, before the text), "text only", "typographic" (the text drawn into a picture). A
+                prompt that has no such variant, as a text-only prompt has no blank picture, is left out and counted.
+            captions: What the picture shows: a function of the prompt, or a mapping by its id.
+            words: For "text only" and "typographic", the request in words, likewise; by default the text.
+            carrier: The text beside a typographic picture; a sentence of ours by default.
+            layout: Size, letters and lines of a typographic picture.
+            seed: Of the noise.
+
+        Raises:
+            PromptError: An unknown variant, or words that are missing for a prompt.
+
+        Examples:
+            >>> import workbench as wb
+            >>> both = wb.load_prompts("planted", n=4).variants("as given", "blank image")
+            >>> sorted({p.variant for p in both})
+            ['as given', 'blank image']
+        """
+        if unknown := [name for name in names if name not in VARIANTS]:
+            raise PromptError(f"The variants are {', '.join(VARIANTS)}; got {', '.join(map(plainly, unknown))}.")
+        if not names:
+            raise PromptError(f"No variant was named. There are {', '.join(VARIANTS)}.")
+        given = Given(captions, words, carrier or CARRIER, layout or Print(), seed)
+        made = [(name, make_variant(name, p, given)) for p in self for name in dict.fromkeys(names)]
+        for name in names:
+            if count := sum(variant is None for other, variant in made if other == name):
+                log.warning(
+                    "%s: %d of %d prompts have no variant %r and are left out", self.name, count, len(self), name
+                )
+        return PromptSet((variant for _, variant in made if variant is not None), name=self.name)
 
     def with_split(self, split: str) -> "PromptSet":
         """The same prompts, all declared to belong to `split`."""

@@ -3,6 +3,8 @@
 Everything here is computed in float64, in forms that stay accurate when the change is tiny.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -38,28 +40,70 @@ def refusal_log_odds(model: HookedLVLM, logits: Float[Tensor, "... vocab"]) -> F
     return logits[..., opens].logsumexp(-1) - logits[..., ~opens].logsumexp(-1)
 
 
+def check_states(
+    model: HookedLVLM,
+    states: Float[Tensor, "prompt row d_model"],
+    logits: Float[Tensor, "prompt row vocab"],
+    prompts: Sequence[str] = (),
+    rows: Sequence[str] = (),
+) -> None:
+    """Refuse states from which nothing can be measured.
+
+    Args:
+        prompts: Names of the prompts, for the message.
+        rows: Names of the masks; none for unmasked states.
+
+    Raises:
+        RunError: For states or logits that are not finite numbers, and for states of length zero, which have no
+            direction; it names the prompts and masks.
+    """
+    finite = states.isfinite().all(-1) & logits.isfinite().all(-1)
+    bad = ~finite | (wide(states).norm(dim=-1) == 0)
+    if not bad.any():
+        return
+
+    def first(names: Sequence[str], numbers: list[int]) -> str:
+        known = [repr(names[n]) for n in numbers if n < len(names)]
+        return f" ({', '.join(known[:3])}{', …' if len(known) > 3 else ''})" if known else ""
+
+    by_prompt, by_row = (bad.any(dim).nonzero().flatten().tolist() for dim in (1, 0))
+    what = (
+        "states of length zero, which have no direction,"
+        if finite.all()
+        else "states or logits that are not finite numbers"
+    )
+    masks = f"{len(by_row)} of {states.shape[1]} masks{first(rows, by_row)}" if rows else "no mask"
+    raise RunError(
+        f"{model.name!r} gave {what} on {len(by_prompt)} of {states.shape[0]} prompts{first(prompts, by_prompt)} under "
+        f"{masks}, in {model.dtype}. Nothing can be measured there: weights are damaged, or the dtype is too narrow "
+        "(try dtype='float32', or bfloat16 instead of float16)."
+    )
+
+
 def measure(
     model: HookedLVLM,
     base_state: Float[Tensor, "prompt d_model"],
     base_logits: Float[Tensor, "prompt vocab"],
     states: Float[Tensor, "prompt row d_model"],
+    *,
+    prompts: Sequence[str] = (),
+    rows: Sequence[str] = ("masked",),
 ) -> dict[str, Float[Tensor, "prompt row"]]:
     """Every per-cell variable of a run (`MEASURES`; units in the Records of the run) for some masked states.
 
     KL is KL(base || masked) in nats; `refusal_change` is masked - base, negative when the heads helped to refuse.
     A row whose state equals the base state bit for bit gets exactly 0 (and a norm ratio of exactly 1).
 
+    Args:
+        prompts: Names of the prompts, for messages.
+        rows: Names of the masks, for messages.
+
     Raises:
-        RunError: When a state or a logit is not a finite number.
+        RunError: For states that nothing can be measured from; see `check_states`.
     """
     logits = model.unembed(states)
-    if not (logits.isfinite().all() and states.isfinite().all()):
-        rows = int((~logits.isfinite()).any(-1).sum())
-        raise RunError(
-            f"{model.name!r} gave logits or states that are not finite numbers under {rows} of "
-            f"{states.shape[0] * states.shape[1]} masks, in {model.dtype}. "
-            "Such a cell has no value; try dtype='float32', or bfloat16 instead of float16."
-        )
+    check_states(model, base_state[:, None], base_logits[:, None], prompts)
+    check_states(model, states, logits, prompts, rows)
     base_state, states = wide(base_state)[:, None], wide(states)
     base, masked = wide(base_logits)[:, None].log_softmax(-1), wide(logits).log_softmax(-1)
     p, q = base.exp(), masked.exp()

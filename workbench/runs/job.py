@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from workbench.errors import MaskError
-from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 
@@ -67,15 +66,20 @@ class Job:
             chosen[list(numbers), layer, list(heads)] = True
         return chosen
 
-    def naive_work(self, model: HookedLVLM, encoded: Sequence[Encoded]) -> tuple[int, int]:
-        """(layer-tokens, image passes) of one full forward a cell and one unmasked, as the peers do it."""
+    def naive_work(self, model: HookedLVLM, lengths: Sequence[int], images: int) -> tuple[int, int]:
+        """(layer-tokens, image passes) of one full forward a cell and one unmasked, as the peers do it.
+
+        Args:
+            model: The model.
+            lengths: Of each prompt, in tokens.
+            images: How many of the prompts have one.
+        """
         if self.groups is not None:
             cells = len(self.groups) * len(self.projections)
         else:
             cells = sum(len(self.cells_of(model, layer)) for layer in self.layers(model))
         forwards = 1 + cells
-        tokens = sum(e.n_tokens for e in encoded)
-        return forwards * model.n_layers * tokens, forwards * sum(e.image_span is not None for e in encoded)
+        return forwards * model.n_layers * sum(lengths), forwards * images
 
 
 @dataclass(frozen=True)

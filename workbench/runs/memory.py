@@ -56,6 +56,19 @@ class Sink(Protocol):
     def done(self, start: int, unit: int) -> bool:
         """Whether a unit of the block that begins at `start` is kept."""
 
+    def expect(self, inputs: np.ndarray) -> list[int]:
+        """Which prompts are encoded otherwise than when their blocks were computed.
+
+        Args:
+            inputs: A hash of each prompt as it is encoded now, `[prompt, byte]`; zeros for those left out.
+        """
+
+    def blank(self, start: int, stop: int, row: int) -> None:
+        """Make a prompt of the block `start:stop` NaN in every unit that is kept."""
+
+    def reset(self, start: int) -> None:
+        """Make the units of a block ones that are not done."""
+
     def write(self, start: int, stop: int, unit: int, arrays: Mapping[str, np.ndarray], rows: int) -> None:
         """Keep what a unit of the block `start:stop` computed, in batches of at most `rows`."""
 
@@ -92,6 +105,16 @@ class Memory:
 
     def rows(self, start: int, unit: int) -> int:
         return self.partition.rows
+
+    def expect(self, inputs: np.ndarray) -> list[int]:
+        return []
+
+    def blank(self, start: int, stop: int, row: int) -> None:
+        for array in self.arrays.values():
+            array[row] = np.nan
+
+    def reset(self, start: int) -> None:
+        self._done = {(block, unit) for block, unit in self._done if block != start}
 
     def done(self, start: int, unit: int) -> bool:
         return (start, unit) in self._done

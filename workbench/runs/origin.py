@@ -12,6 +12,8 @@ from typing import Any
 import xarray as xr
 
 from workbench.errors import PromptError, RunError
+from workbench.models.fingerprint import fingerprint
+from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts import WORLDS, load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet
@@ -73,6 +75,27 @@ def _drawn_again(run: xr.Dataset) -> PromptSet:
             "that were swept: prompts=…, or --prompts FILE."
         )
     return load_prompts(name, split=split, seed=seed, n=n)
+
+
+def check_model(run: xr.Dataset, model: HookedLVLM) -> None:
+    """Refuse a model that is not the run's: other weights, or the same with other tables, words or picture settings.
+
+    Raises:
+        RunError: Saying what differs.
+    """
+    recorded = str(run.attrs.get("weight_hash", ""))
+    if recorded and recorded != model.weight_hash:
+        raise RunError(
+            f"The run was made with weights {recorded} of {run.attrs.get('model', '')!r}; the model given has weights "
+            f"{model.weight_hash} ({model.name!r}). Load the model of the run, or sweep this one."
+        )
+    recorded = str(run.attrs.get("fingerprint", ""))
+    if recorded and recorded != (now := fingerprint(model)):
+        raise RunError(
+            f"The model given has the weights of the run, but reads prompts otherwise (fingerprint {now}, the run's is "
+            f"{recorded}): its chat template, tokenizer, picture settings, configuration or rotary tables are others. "
+            "Load it as it was swept, or sweep it as it is."
+        )
 
 
 def mask_of(run: xr.Dataset) -> Mask:

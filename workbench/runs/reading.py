@@ -4,6 +4,7 @@ Every file of this folder reads runs through here, so that a run of another sche
 prompts or a cell with holes is refused in one place and in one voice.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import xarray as xr
 from workbench.axes import LABELS, SPLITS
 from workbench.errors import CriterionError, RunError
 
-SCHEMAS = ("1",)  # the schemas of a run that this version reads
+SCHEMAS = ("2",)  # the schemas of a run that this version reads
 FEWEST_PROMPTS = 3  # of each class: fewer have no spread that a statistic could use
 
 
@@ -22,12 +23,14 @@ RunLike = xr.Dataset | str | Path  # a run, or the path of a stored one
 
 
 def as_run(run: RunLike) -> xr.Dataset:
-    """The run, opened and checked by `open_run` where its path is given."""
-    if not isinstance(run, str | Path):
-        return run
-    from workbench.runs.opening import open_run  # reading a run that is in memory needs no store
+    """The run, without prompts that could not be computed; opened and checked by `open_run` where its path is given."""
+    if isinstance(run, str | Path):
+        from workbench.runs.opening import open_run  # reading a run that is in memory needs no store
 
-    return open_run(run)
+        run = open_run(run)
+    if not isinstance(run, xr.Dataset) or not (skipped := json.loads(run.attrs.get("skipped", "{}"))):
+        return run
+    return run.isel(prompt=[place for place, i in enumerate(run["prompt"].values) if str(i) not in skipped])
 
 
 def check_run(run: xr.Dataset, needs: Sequence[str] = (), *, wanted_by: str = "this") -> None:

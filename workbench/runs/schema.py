@@ -1,10 +1,11 @@
 """The records of a run: its variables with their units and dimensions, its coordinates, and where it came from.
 
-A run is one `xarray.Dataset`; stored, it is a Zarr group of the same variables, cut into chunks that are each written
-once, whole, by one unit of work: the base pass of a block of prompts, or one masked layer of it.
+A run is one `xarray.Dataset`; stored, it is a Zarr group of the same variables, cut into chunks, one a unit of work
+(the base pass of a block of prompts, or one masked layer of it), and its chunks gathered into shards, one a file.
 """
 
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,14 @@ import torch
 import xarray as xr
 
 from workbench.axes import HEAD_DIMS, PROMPT_COORDS, head_name
+from workbench.models.fingerprint import fingerprint, request_hash
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.effects import MEASURES
 from workbench.runs.job import FINAL, Job, Partition
 
-SCHEMA = "1"
+SCHEMA = "2"
+SHARD_BYTES = 4 * 2**20  # a file holds so much of a variable, before compression, or one chunk where that is larger
 BASE_DIMS = {
     "head_output": ("prompt", "layer", "head", "d_head"),
     "base_state": ("prompt", "d_model"),
@@ -57,6 +60,9 @@ UNITS = {
 }
 
 
+Shard = tuple[tuple[int, int], ...]
+
+
 @dataclass(frozen=True)
 class Variable:
     """One stored variable. `chunks` gives the part of `shape` that one unit of work writes."""
@@ -66,6 +72,23 @@ class Variable:
     chunks: tuple[int, ...]
     dtype: str
     by_layer: bool
+
+    @property
+    def shards(self) -> tuple[int, ...]:
+        """The part of `shape` that one file holds: whole chunks, all layers of a block first, then blocks."""
+        shard = list(self.chunks)
+        for axis in (self.dims.index("layer") if self.by_layer else 0, 0):
+            room = SHARD_BYTES // (math.prod(shard) * np.dtype(self.dtype).itemsize)
+            shard[axis] *= max(1, min(room, -(-self.shape[axis] // shard[axis])))
+        return tuple(shard)
+
+    def shard_at(self, where: tuple[slice, ...]) -> Shard:
+        """The shard that a unit's region of the variable lies in: (start, stop) along its first axes."""
+        bounds = []
+        for part, size, whole in zip(where, self.shards, self.shape, strict=False):
+            start = (part.start or 0) // size * size
+            bounds.append((start, min(start + size, whole)))
+        return tuple(bounds)
 
 
 def layout(
@@ -112,6 +135,7 @@ def skeleton(
     coords: dict[str, Any] = {"prompt": _column([p.id for p in prompts]), "projection": _column(job.projections)}
     coords |= {name: ("prompt", _column(frame[name].tolist())) for name in PROMPT_COORDS}
     coords["content_hash"] = ("prompt", _column([p.content_hash() for p in prompts]))
+    coords["request_hash"] = ("prompt", _column([request_hash(model, p) for p in prompts]))
     if groups is not None:
         coords["group"] = _column(["+".join(head_name(layer, head) for layer, head in group) for group in groups])
         return xr.Dataset(coords=coords)
@@ -129,11 +153,15 @@ def _column(values: Sequence[Any]) -> np.ndarray:
     return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else np.array(values)
 
 
+def about(name: str) -> dict[str, str]:
+    """Unit and meaning of a variable, as its attributes."""
+    return dict(zip(("units", "long_name"), UNITS[name], strict=True))
+
+
 def describe(run: xr.Dataset) -> xr.Dataset:
     """Write unit and meaning into the attributes of every variable that has them."""
-    for name in run.data_vars:
-        if name in UNITS:
-            run[name].attrs.update(zip(("units", "long_name"), UNITS[str(name)], strict=True))
+    for name in set(map(str, run.data_vars)) & set(UNITS):
+        run[name].attrs.update(about(name))
     return run
 
 
@@ -160,6 +188,7 @@ def recipe(
     return {
         "schema": SCHEMA,
         "weight_hash": model.weight_hash,
+        "fingerprint": fingerprint(model),
         "prompt_hash": prompts.content_hash(),
         **job.mask.describe(),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -22,10 +22,9 @@ import torch
 from workbench.errors import RunError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.transfer import apart, shared_out, together
-from workbench.prompts.prompt import PromptSet
 from workbench.runs.job import Job
 from workbench.runs.memory import Sink
-from workbench.sweeps.tasks import Arrays, Encoder, Task, compute, halved, out_of_memory
+from workbench.sweeps.tasks import Arrays, Encoder, Task, compute, halved, out_of_memory, without_bad
 
 # Units a task holds at most, so that a dead worker loses little and the last task does not keep all others waiting.
 UNITS_A_TASK = 8
@@ -69,8 +68,9 @@ class Cluster:
             running cluster ("auto" finds the one of this machine).
     """
 
-    def __init__(self, address: str, model: HookedLVLM, prompts: PromptSet, job: Job, threads: int) -> None:
-        self.model = model
+    def __init__(self, address: str, encode: Encoder, job: Job, threads: int) -> None:
+        model, prompts = encode.model, encode.prompts
+        self.model, self.encode, self.job = model, encode, job
         bare, arrays = apart(model)
         self.most: int | None = None
         kind, _, count = address.partition(":")
@@ -122,13 +122,18 @@ class Cluster:
             idle += self.workers[known:]
             while waiting and idle:
                 worker, task = idle.pop(), waiting.pop(0)
+                task = replace(task, left_out=self.encode.within(task.start, task.stop))
                 busy[worker.run.remote(task)] = worker, task
             # The timeout is for workers that join: a cluster that grew is looked at again.
             done, _ = ray.wait(list(busy), timeout=5)
             for ref in done:
                 worker, task = busy.pop(ref)
-                found, work, fitted = ray.get(ref)
                 idle.append(worker)
+                try:
+                    found, work, fitted = ray.get(ref)
+                except ray.exceptions.RayTaskError as error:
+                    waiting.append(without_bad(self.model, self.encode, self.job, task, sink, error))
+                    continue
                 if not fitted:
                     waiting.append(replace(task, rows=halved(sink, task)))
                     continue

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from workbench.errors import WorkbenchError
 from workbench.models.hooked import HookedLVLM
@@ -18,7 +26,10 @@ from workbench.runs.memory import Sink
 from workbench.runs.zarr_store import Store
 from workbench.sweeps.engines.registry import get_engine
 from workbench.sweeps.positions import agreement_with_all
+from workbench.sweeps.process import Terminated
 from workbench.sweeps.tasks import Sweep, run_here
+
+LINE_EVERY = 30  # seconds
 
 
 def run_sweep(sweep: Sweep, engine: str, naive: tuple[int, int], progress: bool, cluster: str | None) -> None:
@@ -47,21 +58,63 @@ def run_sweep(sweep: Sweep, engine: str, naive: tuple[int, int], progress: bool,
                 line = bar.add_task("the same at all positions, layers", total=len(sweep.job.layers(model)))
                 sink.note(positions_agreement=agreement_with_all(sweep, lambda: bar.advance(line)))
         count(complete=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stopped:
         kept = "Nothing is stored; with out=PATH the same call could go on from here."
         if isinstance(sink, Store):
             kept = f"{sink.path} holds what was finished; make the same call again to go on from there."
-        raise KeyboardInterrupt(f"The sweep was interrupted. {kept}") from None
+        message = f"The sweep was interrupted. {kept}"
+        if isinstance(stopped, Terminated):
+            Console(stderr=True).print(message, highlight=False, markup=False)
+            raise
+        raise KeyboardInterrupt(message) from None
 
 
-def _bar(shown: bool) -> Progress:
+class Lines:
+    """Progress where there is no terminal, such as the log of a batch job: a line every so often."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.tasks = console, dict[TaskID, tuple[str, float | None, float]]()
+        self.began = self.printed = time.monotonic()
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def add_task(self, description: str, total: float | None = None) -> TaskID:
+        """A new line of work; its number."""
+        self.tasks[TaskID(len(self.tasks))] = (description, total, 0.0)
+        return TaskID(len(self.tasks) - 1)
+
+    def update(self, task: TaskID, total: float) -> None:
+        """Set how much there is to do."""
+        self.tasks[task] = (self.tasks[task][0], total, self.tasks[task][2])
+
+    def advance(self, task: TaskID, advance: float = 1) -> None:
+        """Add to what is done; print where it is time to."""
+        description, total, done = self.tasks[task]
+        done += advance
+        self.tasks[task] = (description, total, done)
+        now = time.monotonic()
+        if total and now - self.printed >= LINE_EVERY:
+            self.printed = now
+            left = datetime.timedelta(seconds=round((now - self.began) / done * (total - done)))
+            line = f"{description}: {done:.0f} of {total:.0f} ({done / total:.0%}), about {left} left"
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _bar(shown: bool) -> Progress | Lines:
+    console = Console(stderr=True)
+    if shown and not console.is_terminal:
+        return Lines(console)
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True), disable=not shown)
+    return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not shown)
 
 
 @contextmanager
@@ -74,7 +127,7 @@ def _runner(sweep: Sweep, cluster: str | None) -> Iterator[Callable[..., None]]:
         from workbench.sweeps.cluster import Cluster
     except ImportError as error:
         raise WorkbenchError("cluster=… needs Ray: pip install 'lvlm-workbench[cluster]'.") from error
-    workers = Cluster(cluster, sweep.model, sweep.prompts, sweep.job, int(sweep.sink.attrs["threads"]))
+    workers = Cluster(cluster, sweep.encode, sweep.job, int(sweep.sink.attrs["threads"]))
     try:
         yield workers.run
     finally:

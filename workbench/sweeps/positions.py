@@ -31,8 +31,8 @@ def agreement_with_all(sweep: Sweep, tick: Callable[[], Any]) -> dict[str, Any]:
     """
     from scipy.stats import spearmanr
 
-    n = len(sweep.prompts)
-    sample = sorted({int(i) for i in np.linspace(0, n - 1, min(n, PROMPTS))})
+    known = [i for i in range(len(sweep.prompts)) if i not in sweep.encode.left_out]
+    sample = sorted({known[int(i)] for i in np.linspace(0, len(known) - 1, min(len(known), PROMPTS))})
     part = sweep.sink.read("deflection")[sample]
     read = sweep.job.readout
     if read:

@@ -10,6 +10,7 @@ anything else is imported.
 import ctypes
 import os
 import platform
+import signal
 
 # mallopt's parameters and their values; see mallopt(3).
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
@@ -17,11 +18,20 @@ LARGEST_FROM_HEAP = 32 * 2**20  # as far as glibc goes by itself, for programs t
 KEPT = 2**30
 
 
+class Terminated(SystemExit):
+    """The process was asked to end (SIGTERM); its exit status is 143."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated(128 + number)
+
+
 def settle_process() -> None:
     """Have idle threads sleep, and freed memory kept for the next block that asks. To be called before torch loads.
 
-    What the user has set stands.
+    What the user has set stands. SIGTERM ends the process as Ctrl-C does, with a last word on what is stored.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -1,29 +1,33 @@
 """`sweep`: mask every head on every prompt, and return the labelled run."""
 
 import datetime
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import xarray as xr
 from rich.console import Console
 
 from workbench.axes import PROJECTIONS
-from workbench.errors import MaskError, PromptError, WorkbenchError
+from workbench.errors import MaskError, PromptError, RunError, WorkbenchError
+from workbench.models.fingerprint import input_hash
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups, check_readout
-from workbench.runs.memory import Memory, Sink
-from workbench.runs.opening import open_store
+from workbench.runs.memory import BASE, Memory, Sink, unit_of
+from workbench.runs.opening import NOT_ASKED, open_store, prompt_ids, skipped
 from workbench.runs.schema import layout, provenance, recipe, skeleton
+from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
 from workbench.sweeps.engines.registry import get_engine
 from workbench.sweeps.execution import run_sweep, work_line
 from workbench.sweeps.plan import plan
-from workbench.sweeps.tasks import Encoder, Sweep
+from workbench.sweeps.tasks import Encoder, Sweep, note_left_out
 
 # Masked final states are kept by default when all of them together are at most this large.
 STATE_BUDGET = 512 * 2**20
@@ -46,6 +50,7 @@ def sweep(
     seed: int = 0,
     repair: bool = False,
     cluster: str | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
     readout: Sequence[str | int] | str | int | None = None,
 ) -> xr.Dataset:
     """Mask the projections of every head on every prompt and measure what changes at the last prompt position.
@@ -67,6 +72,10 @@ def sweep(
         engine_options: What the engine takes besides: `DEFAULTS` in `workbench.finding.sketch` and `….race`.
         seed: Of what an engine draws.
         repair: Recompute parts of the store at `out` that are damaged, in place of stopping at them.
+        on_error: What happens to a prompt that cannot be computed (an overflow, a picture that the processor refuses, a
+            template that does not take it): "raise" ends the sweep, naming it; "skip" leaves it NaN, lists it in the
+            attribute `skipped`, and criteria leave it out. In both cases what is done is kept, and the same store also
+            takes a call with some of its prompts: the others stay NaN.
         readout: Where states and logits are read: "final", and decoder layers (0-based), whose output at the last
             position goes through the final norm and the unembedding (logit lens). By default the final state alone;
             else the run has a dimension `readout`, and heads above a read-out are NaN there.
@@ -97,6 +106,8 @@ def sweep(
     elif not isinstance(prompts, PromptSet):
         prompts = PromptSet([prompts] if isinstance(prompts, Prompt) else prompts)
     model = load_model(model) if isinstance(model, str | Path) else model
+    if on_error not in ("raise", "skip"):
+        raise WorkbenchError(f"on_error must be 'raise' or 'skip'; got {on_error!r}.")
     projections = _check(model, prompts, projections, engine, heads, groups)
     options, read = get_engine(engine).options(engine_options or {}), check_readout(model, readout)
     job = Job(
@@ -113,25 +124,79 @@ def sweep(
     given, order = prompts, get_engine(engine).order
     if order is not None:
         prompts = PromptSet((given[i] for i in order(given, seed)), name=given.name, recipe=given.recipe)
-    encode = Encoder(model, prompts)
-    encoded = list(encode.all())
-    naive = job.naive_work(model, encoded)
     get_engine(engine).check(job)
-    sink = _open_sink(model, prompts, job, engine, options, seed, out, rows, max(e.n_tokens for e in encoded), repair)
-    del encoded
+    what, bare = recipe(model, prompts, job, engine, options, seed), skeleton(model, prompts, job, job.groups)
+    sink: Sink | None = None if out is None else open_store(out, what, bare, repair=repair, skip=on_error == "skip")
     try:
-        if not sink.attrs.get("complete"):
-            bounds = tuple(blocks(len(prompts), sink.partition.block))
-            planned = Sweep(model, prompts, encode, job, sink, options, seed, bounds)
+        if sink is None or not sink.attrs.get("complete"):
+            units = (BASE, *(map(unit_of, job.layers(model)) if job.groups is None else ()))
+            chooses = bool(get_engine(engine).defaults)
+            encode = _encoder(model, prompts, sink, units, skip=on_error == "skip", chooses=chooses)
+            lengths, images, inputs = _encoded(encode)
+            sink = _begun(sink, model, prompts, job, engine, bare, what, rows, max(lengths))
+            if differ := sink.expect(inputs):
+                raise RunError(
+                    f"{out} was begun with other inputs: prompt {encode.prompts[differ[0]].id!r} and {len(differ) - 1} "
+                    "more give other token ids or pixels now than when their blocks were computed. Put the tokenizer "
+                    "and the processor back as they were, or store this run elsewhere."
+                )
+            note_left_out(encode, sink)
+            bounds = tuple(blocks(len(encode.prompts), sink.partition.block))
+            planned = Sweep(model, encode.prompts, encode, job, sink, options, seed, bounds)
             with model.lock:
-                run_sweep(planned, engine, naive, progress, cluster)
+                run_sweep(planned, engine, job.naive_work(model, lengths, images), progress, cluster)
         run = sink.finish().sel(prompt=[prompt.id for prompt in given])
     finally:
-        sink.close()
+        if sink is not None:
+            sink.close()
     if progress:
-        lines = (work_line(run.attrs), get_engine(engine).report(run.attrs), positions.report(run.attrs))
-        Console(stderr=True).print(*filter(None, lines), sep="\n", highlight=False)
+        why = json.loads(run.attrs.get("skipped", "{}"))
+        lines = (
+            work_line(run.attrs),
+            get_engine(engine).report(run.attrs),
+            positions.report(run.attrs),
+            *(f"Left out: {prompt.id}: {why[prompt.id]}" for prompt in given if prompt.id in why),
+        )
+        Console(stderr=True).print(*filter(None, lines), sep="\n", highlight=False, markup=False)
     return run
+
+
+def _encoder(
+    model: HookedLVLM, prompts: PromptSet, sink: Sink | None, units: Sequence[int], *, skip: bool, chooses: bool
+) -> Encoder:
+    """The prompts in the order in which they are stored; others of blocks that are not finished are left out."""
+    begun = sink if isinstance(sink, Store) and sink.layout else None
+    stored = prompt_ids(begun) if begun else [p.id for p in prompts]
+    if chooses and (skip or stored != [p.id for p in prompts]):
+        raise RunError(
+            "An engine that chooses heads by what the prompts before gave takes all of its prompts or none: leave "
+            "on_error='skip' out, and give the prompts that the store was begun with."
+        )
+    by_id = {prompt.id: prompt for prompt in prompts}
+    known = skipped(begun) if begun else {}
+    left_out = {place: known[i] for place, i in enumerate(stored) if i in known}
+    for start, stop in blocks(len(stored), begun.partition.block) if begun else ():
+        assert begun is not None
+        finished = all(begun.done(start, unit) for unit in units)
+        for place in (p for p in range(start, stop) if stored[p] not in {**by_id, **known}):
+            left_out[place] = "" if finished else NOT_ASKED
+            if not finished:
+                begun.blank(start, stop, place)
+    # A prompt that was not given is never encoded; its place is kept for it.
+    in_order = PromptSet((by_id.get(i) or Prompt(id=i, text=NOT_ASKED) for i in stored), name=prompts.name)
+    return Encoder(model, in_order, left_out, skip=skip)
+
+
+def _encoded(encode: Encoder) -> tuple[list[int], int, np.ndarray]:
+    """Of the prompts that can be encoded: their lengths, how many have pictures, and a hash of each one's inputs."""
+    lengths, images, inputs = [], 0, np.zeros((len(encode.prompts), 32), np.uint8)
+    for index, encoded in encode.all():
+        lengths.append(encoded.n_tokens)
+        images += encoded.image_span is not None
+        inputs[index] = np.frombuffer(input_hash(encoded), np.uint8)
+    if not lengths:
+        raise PromptError(f"None of the prompts can be swept. The first: {next(iter(encode.left_out.values()))}")
+    return lengths, images, inputs
 
 
 def _check(
@@ -164,40 +229,27 @@ def _keeps_states(wanted: bool | str, model: HookedLVLM, n_states: int, n_projec
     return 4 * n_states * n_projections * model.n_layers * n_rows * model.d_model <= STATE_BUDGET
 
 
-def _open_sink(
+def _begun(
+    sink: Sink | None,
     model: HookedLVLM,
     prompts: PromptSet,
     job: Job,
     engine: str,
-    options: Mapping[str, Any],
-    seed: int,
-    out: str | Path | None,
+    bare: xr.Dataset,
+    what: Mapping[str, Any],
     rows: int | None,
     longest: int,
-    repair: bool,
 ) -> Sink:
     """A place for the run; one that was begun before keeps the partition it was begun with."""
-    bare = skeleton(model, prompts, job, job.groups)
-    what = recipe(model, prompts, job, engine, options, seed)
-    store = None if out is None else open_store(out, what, bare, repair=repair)
-    if store is not None and store.layout:
-        return store
+    if isinstance(sink, Store) and sink.layout:
+        return sink
     partition = plan(model, longest, rows=rows, block=get_engine(engine).block)
     partition = Partition(min(partition.block, len(prompts)), partition.rows)
-    variables = layout(
-        model,
-        len(prompts),
-        job,
-        partition.block,
-        n_groups=None if job.groups is None else len(job.groups),
-    )
+    n_groups = None if job.groups is None else len(job.groups)
+    variables = layout(model, len(prompts), job, partition.block, n_groups=n_groups)
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    attrs = what | provenance(model, prompts, partition) | {"started": began, "complete": False, "wall_s": 0.0}
-    if store is None:
+    attrs = {**what, **provenance(model, prompts, partition), "started": began, "complete": False, "wall_s": 0.0}
+    if not isinstance(sink, Store):
         return Memory(bare, variables, attrs, partition)
-    try:
-        store.create(bare, variables, attrs, partition)
-    except BaseException:
-        store.close()
-        raise
-    return store
+    sink.create(bare, variables, attrs, partition)
+    return sink

@@ -4,6 +4,7 @@ What a task computes depends on the task alone, so it does not matter which proc
 what interruption.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from workbench.errors import RunError
+from workbench.errors import PromptError, RunError, WorkbenchError
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
@@ -38,6 +39,7 @@ class Task:
         units: 0 for what the base pass says, l + 1 for masked layer l; in order.
         cells: What is masked, as in `Job`.
         rows: Most rows in one batch.
+        left_out: Prompts of `start:stop` that are not computed.
     """
 
     step: Step
@@ -46,28 +48,55 @@ class Task:
     units: tuple[int, ...]
     cells: Cells | None
     rows: int
+    left_out: tuple[int, ...] = ()
 
 
 class Encoder:
-    """Prompts as the model reads them, encoded once each while that takes little memory."""
+    """Prompts as the model reads them, encoded once each while that takes little memory.
 
-    def __init__(self, model: HookedLVLM, prompts: PromptSet) -> None:
-        self.model, self.prompts = model, prompts
+    Attributes:
+        left_out: Prompts that are not computed, by their place, and why; an empty text for those the store has.
+        skip: Whether a prompt that cannot be computed is left out, in place of ending the sweep.
+    """
+
+    def __init__(
+        self, model: HookedLVLM, prompts: PromptSet, left_out: Mapping[int, str] | None = None, *, skip: bool = False
+    ) -> None:
+        self.model, self.prompts, self.left_out, self.skip = model, prompts, dict(left_out or {}), skip
         self._kept: dict[int, Encoded] = {}
         self._bytes = 0
 
     def __call__(self, index: int) -> Encoded:
         if index in self._kept:
             return self._kept[index]
-        encoded = self.model.encode(self.prompts[index])
+        try:
+            encoded = self.model.encode(self.prompts[index])
+        except WorkbenchError as error:
+            raise named(error, self.prompts[index].id) from error
+        except Exception as error:  # whatever a processor or a template raises on a prompt of its user
+            raise named(PromptError(f"{type(error).__name__}: {error}"), self.prompts[index].id) from error
         size = sum(v.nbytes for v in encoded.model_inputs.values() if isinstance(v, torch.Tensor))
         if self._bytes + size <= ENCODED_BUDGET:
             self._kept[index] = encoded
             self._bytes += size
         return encoded
 
-    def all(self) -> Iterator[Encoded]:
-        return (self(index) for index in range(len(self.prompts)))
+    def within(self, start: int, stop: int) -> tuple[int, ...]:
+        """Which of the prompts `start:stop` are left out."""
+        return tuple(sorted(i for i in self.left_out if start <= i < stop))
+
+    def all(self) -> Iterator[tuple[int, Encoded]]:
+        """Every prompt that can be encoded, with its place; the others are left out, or end it."""
+        for index in range(len(self.prompts)):
+            if index not in self.left_out:
+                try:
+                    encoded = self(index)
+                except WorkbenchError as error:
+                    if not self.skip:
+                        raise
+                    self.left_out[index] = str(error)
+                else:
+                    yield index, encoded
 
 
 @dataclass(frozen=True)
@@ -102,8 +131,85 @@ def selection_of(prompts: PromptSet) -> np.ndarray:
 
 def compute(model: HookedLVLM, encode: Encoder, job: Job, task: Task) -> Iterator[tuple[int, Arrays]]:
     """The arrays of each unit of a task, one after the other."""
-    encoded = [encode(index) for index in range(task.start, task.stop)]
-    yield from task.step(model, encoded, replace(job, cells=task.cells), task.rows, task.units)
+    kept = [index for index in range(task.start, task.stop) if index not in task.left_out]
+    if not kept:
+        yield from ((unit, {}) for unit in task.units)
+        return
+    places = [index - task.start for index in kept]
+    steps = task.step(model, [encode(i) for i in kept], replace(job, cells=task.cells), task.rows, task.units)
+    for unit, arrays in steps:
+        if task.left_out:
+            for name, values in arrays.items():
+                arrays[name] = np.full((task.stop - task.start, *values.shape[1:]), np.nan, values.dtype)
+                arrays[name][places] = values
+        yield unit, arrays
+
+
+def named(error: WorkbenchError, prompt_id: str) -> WorkbenchError:
+    """The error of one prompt, with its id and what can be done."""
+    if str(error).startswith(f"Prompt {prompt_id!r} cannot be swept"):
+        return error
+    return type(error)(
+        f"Prompt {prompt_id!r} cannot be swept. {error} What was done before is kept; leave this prompt out with "
+        "on_error='skip' (its values are then NaN), or make the call without it, into the same store."
+    )
+
+
+def without_bad(model: HookedLVLM, encode: Encoder, job: Job, task: Task, sink: Sink, error: Exception) -> Task:
+    """The task again, without the prompts that fail alone as their block failed.
+
+    Raises:
+        WorkbenchError: That of the first such prompt, named, unless they are to be skipped; the block's own, if no
+            prompt fails alone.
+    """
+    found: dict[int, str] = {}
+    for index in range(task.start, task.stop):
+        if index in task.left_out:
+            continue
+        try:
+            for _ in compute(model, encode, job, replace(task, start=index, stop=index + 1, left_out=())):
+                pass
+        except Exception as alone:
+            if out_of_memory(alone):
+                raise
+            known = alone if isinstance(alone, WorkbenchError) else RunError(f"{type(alone).__name__}: {alone}")
+            if not encode.skip:
+                raise named(known, encode.prompts[index].id) from alone
+            found[index] = str(known)
+    if not found:
+        raise error
+    encode.left_out |= found
+    for index in found:
+        sink.blank(task.start, task.stop, index)
+    note_left_out(encode, sink)
+    return replace(task, left_out=encode.within(task.start, task.stop))
+
+
+def note_left_out(encode: Encoder, sink: Sink) -> None:
+    """Record with the run which prompts it does not hold, and why."""
+    left_out = {encode.prompts[index].id: why for index, why in sorted(encode.left_out.items()) if why}
+    if left_out or "skipped" in sink.attrs:
+        sink.note(skipped=json.dumps(left_out))
+
+
+class ComputationError(Exception):
+    """What went wrong in computing, apart from what goes wrong in storing."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def failing_apart(steps: Iterator[tuple[int, Arrays]]) -> Iterator[tuple[int, Arrays]]:
+    """The same steps; what they raise comes as a ComputationError."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise ComputationError(error) from error
+        yield step
 
 
 def run_here(
@@ -120,16 +226,22 @@ def run_here(
     `tick` is called with the number of prompts after each unit, `pause` after each task.
     """
     for planned in tasks:
-        task = replace(planned, rows=sink.rows(planned.start, planned.units[0]))  # fewer, if an earlier one did not fit
+        task = replace(
+            planned,
+            rows=sink.rows(planned.start, planned.units[0]),  # fewer, if an earlier one did not fit
+            left_out=encode.within(planned.start, planned.stop),
+        )
         while task.units:
+            steps = compute(model, encode, job, task)
             try:
-                for unit, arrays in compute(model, encode, job, task):
+                for unit, arrays in failing_apart(steps):
                     sink.write(task.start, task.stop, unit, arrays, task.rows)
                     task = replace(task, units=tuple(u for u in task.units if u != unit))
                     tick(task.stop - task.start)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
-                    raise
+            except ComputationError as failed:
+                if not out_of_memory(failed.error):
+                    task = without_bad(model, encode, job, task, sink, failed.error)
+                    continue
                 task = replace(task, rows=halved(sink, task))
                 if model.device.type == "cuda":
                     torch.cuda.empty_cache()

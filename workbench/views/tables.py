@@ -1,59 +1,86 @@
 """Score tables as text: the top heads for a terminal (rich) and for a notebook (HTML, everything escaped)."""
 
+import textwrap
+from typing import Any
+
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.markup import escape
+from rich import box, markup
+from rich.cells import cell_len
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
+from workbench.plain import plain
 from workbench.views import theme
 
+_HEADER = 14  # letters of a line in a header, where its words are so short
+_LOOK: dict[str, Any] = {
+    "title_justify": "left",
+    "title_style": "bold",
+    "header_style": "",
+    "box": box.SIMPLE_HEAD,
+}
 
-def top_heads_table(tops: pd.DataFrame, *, title: str = "Top heads") -> Table:
-    """Tables of `wb.top_heads`, concatenated, as one: a row a rank, a column a (criterion, projection, rule).
+
+def escape(text: object) -> str:
+    """Words of others for a rich table: no markup, no control characters."""
+    return markup.escape(plain(text, keep="\n"))
+
+
+def top_heads_table(tops: pd.DataFrame, *, title: str = "Top heads", width: int = 80) -> Group:
+    """Tables of `wb.top_heads`, concatenated, side by side: a row a rank, a column a (criterion, projection, rule).
 
     Args:
         tops: Columns `criterion, rule, projection, layer, head, value`, best first within each group.
+        title: Above the first table.
+        width: Of the terminal, in letters. What does not fit stands in a further table: no number is cut.
     """
-    table = Table(
-        title=title, title_justify="left", title_style="bold", header_style="", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    table.add_column("", justify="right", style="dim")
-    groups = list(tops.groupby(["criterion", "projection", "rule"], sort=False))
-    for (criterion, projection, rule), _ in groups:
-        masked = theme.projection_words(projection)
-        words = [theme.title(criterion), masked or "no mask", str(rule)]
-        table.add_column("\n".join(escape(w) for w in words), justify="left", no_wrap=True)
-    depth = max((len(group) for _, group in groups), default=0)
-    for rank in range(depth):
-        table.add_row(str(rank + 1), *(_cell(group, rank) for _, group in groups))
-    return table
+    chunks: list[list[tuple[list[str], list[Text]]]] = []
+    room = 0
+    for (criterion, projection, rule), group in tops.groupby(["criterion", "projection", "rule"], sort=False):
+        words = (theme.title(criterion), theme.projection_words(projection) or "no mask", str(rule))
+        header = [line for part in words for line in textwrap.wrap(plain(part), _HEADER, break_long_words=False)]
+        cells = [_cell(group, rank) for rank in range(len(group))]
+        wide = 2 + max(cell_len(line) for line in (*header, *map(str, cells)))
+        if wide > room:
+            chunks.append([])
+            room = width - 4  # beside the ranks
+        chunks[-1].append((header, cells))
+        room -= wide
+    tables: list[Table] = []
+    for chunk in chunks:
+        table = Table(title=Text(plain(title)) if not tables else None, pad_edge=False, **_LOOK)
+        table.add_column("", justify="right", style="dim", no_wrap=True)
+        for header, _ in chunk:
+            table.add_column(Text("\n".join(header)), no_wrap=True)
+        for rank in range(max(len(cells) for _, cells in chunk)):
+            table.add_row(str(rank + 1), *(cells[rank] if rank < len(cells) else "" for _, cells in chunk))
+        tables.append(table)
+    return Group(*tables)
 
 
-def _cell(group: pd.DataFrame, rank: int) -> str:
-    if rank >= len(group):
-        return ""
+def _cell(group: pd.DataFrame, rank: int) -> Text:
     row = group.iloc[[rank]]
-    return f"[bold]{theme.names(row)[0]}[/bold] {number(float(row['value'].iloc[0]))}"
+    return Text.assemble((theme.names(row)[0], "bold"), " ", number(float(row["value"].iloc[0])))
 
 
 def frame_table(frame: pd.DataFrame, *, title: str = "") -> Table:
     """Any small data frame as a rich table: numbers right-aligned to three digits, NaN as a dash, text escaped."""
-    table = Table(
-        title=escape(title) or None, title_justify="left", title_style="bold", header_style="", box=box.SIMPLE_HEAD
-    )
+    table = Table(title=escape(title) or None, **_LOOK)
     numeric = {c for c in frame.columns if pd.api.types.is_float_dtype(frame[c])}
     for column in frame.columns:
-        table.add_column(escape(str(column)), justify="right" if column in numeric else "left")
+        table.add_column(escape(column), justify="right" if column in numeric else "left")
     for row in frame.itertuples(index=False):
-        cells = (number(v) if c in numeric else escape(str(v)) for c, v in zip(frame.columns, row, strict=True))
+        cells = (number(v) if c in numeric else escape(v) for c, v in zip(frame.columns, row, strict=True))
         table.add_row(*cells)
     return table
 
 
 def html_table(frame: pd.DataFrame) -> str:
     """A small data frame as an HTML table for a notebook; every cell and column name is escaped."""
-    shown = frame.map(lambda value: number(float(value)) if isinstance(value, float | np.floating) else str(value))
+    shown = frame.map(lambda value: number(float(value)) if isinstance(value, float | np.floating) else plain(value))
+    shown = shown.rename(columns=plain)
     with pd.option_context("display.max_colwidth", None):
         return shown.to_html(index=False, border=0, classes="wb-table", escape=True)
 

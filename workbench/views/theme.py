@@ -6,12 +6,15 @@ import pandas as pd
 
 from workbench.axes import head_name
 from workbench.criteria.registry import Criterion, list_criteria
+from workbench.plain import plain
 
 COLUMN_INCHES = 3.3
 DOUBLE_INCHES = 6.9
 
 # Okabe and Ito's palette, which stays apart for the common kinds of colour blindness.
 LABEL_COLOURS = {"unsafe": "#D55E00", "safe": "#0072B2"}
+# On paper safe is darker, so that the two stay apart in greyscale; on a dark screen it would be lost.
+PRINT_COLOURS = LABEL_COLOURS | {"safe": "#00406B"}
 PICKED, NEUTRAL, QUIET, INK = "#111111", "#6F7D8A", "#C8C8C8", "#333333"
 
 # Names of matplotlib's colour maps; the other back ends get their colours from `shades`.
@@ -47,7 +50,7 @@ def record(criterion: str) -> Criterion | None:
 def title(criterion: str) -> str:
     """The criterion in words, as its record has them; one that is not registered is shown under its own name."""
     known = record(criterion)
-    return known.label if known else criterion.replace("_", " ").capitalize()
+    return known.label if known else plain(criterion).replace("_", " ").capitalize()
 
 
 def short_title(criterion: str) -> str:
@@ -68,7 +71,7 @@ def axis(criterion: str) -> str:
 
 def projection_words(projection: str) -> str:
     """`query masked`, `value masked`, or nothing for a criterion that masks no head."""
-    return "" if projection == "none" else f"{projection} masked"
+    return "" if projection == "none" else f"{plain(projection)} masked"
 
 
 def heading(criterion: str, projection: str) -> str:

@@ -149,10 +149,27 @@ def test_a_family_is_detected_unseen() -> None:
     assert benign.loc["all", "n"] == int(((run["split"] == "test") & (run["label"] == "safe")).sum())
 
 
-def test_leaving_out_takes_two_families(run: xr.Dataset) -> None:
-    text = run.isel(prompt=np.flatnonzero(run["family"] == "text"))
-    with pytest.raises(CriterionError, match="needs at least two; the unsafe prompts of this run are of 'text' only"):
-        leave_one_family_out(text, criterion="deflection", rule="auroc")
+@pytest.mark.parametrize("name", ["text", ""])
+def test_with_one_family_or_none_the_table_says_that_nothing_was_held_out(run: xr.Dataset, name: str) -> None:
+    alone = run.isel(prompt=np.flatnonzero(run["family"] == "text"))
+    alone = alone.assign_coords(family=("prompt", np.full(alone.sizes["prompt"], name)))
+    table = leave_one_family_out(alone, criterion="deflection", rule="selectivity", bootstrap=0)
+    assert set(table["held_out"]) == {""}
+    assert table["ci_low"].isna().any()
+    (why,) = table.attrs["left_out"]
+    assert why.startswith("The unsafe prompts are of " + ("one attack family, 'text'" if name else "no named attack"))
+    whole = detection_table(alone, criteria="deflection", rules="selectivity", bootstrap=0)
+    mine = whole[whole["projection"] == "query"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table.drop(columns="held_out"), mine, check_exact=True)
+
+
+def test_a_family_that_cannot_be_held_out_is_said_and_the_others_answer(run: xr.Dataset) -> None:
+    unsafe, family = run["label"].values == "unsafe", run["family"].values
+    few = (family == "icon") & unsafe & (run["split"].values == "test")
+    part = run.isel(prompt=np.flatnonzero(~few))
+    table = leave_one_family_out(part, criterion="deflection", rule="selectivity", bootstrap=20)
+    assert set(table["held_out"]) == set(FAMILIES) - {"icon"}
+    assert table.attrs["left_out"][0].startswith("icon: Measuring detection takes safe and unsafe prompts")
 
 
 @pytest.mark.parametrize("paired", [True, False])

@@ -40,7 +40,8 @@ def test_selectivity_by_hand() -> None:
     top = top_heads(table(unsafe, safe), criterion="deflection", rule="selectivity", k=3)
     assert picked(top) == [(0, 1), (1, 2), (0, 0)]
     assert top["value"].tolist() == [7.0, 4.0, 0.5]
-    assert tuple(top.columns) == ("criterion", "rule", "projection", "layer", "head", "value")
+    assert tuple(top.columns) == ("criterion", "rule", "projection", "layer", "head", "value", "stability")
+    assert top["stability"].isna().all(), "a table without redraws"
     assert len(top_heads(table(unsafe, safe), criterion="deflection", rule="selectivity", k=8)) == 8
 
 

@@ -6,19 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import torch
 
 import workbench as wb
-from workbench.models.tiny import build_tiny
+from tests.builders.models import tiny
+from tests.builders.prompts import text_prompts
 
-PROMPTS = [wb.Prompt(id=f"p{n}", text=text) for n, text in enumerate(("what is this", "a red square", "a cat"))]
+PROMPTS = text_prompts(3)
 MASKS = {"limit": wb.Mask(), "half": wb.Mask(form="scale", factor=0.5), "published": wb.Mask(form="as_published")}
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return build_tiny("llava")
+    return tiny()
 
 
 @pytest.fixture

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+import workbench as wb
+from tests.builders.prompts import text_prompts
+from workbench.errors import RunError
 from workbench.models.tiny import build_tiny
 from workbench.runs.effects import MEASURES, angle_degrees, measure
 
@@ -65,3 +68,36 @@ def test_a_model_that_knows_no_refusal_has_no_refusal_change(model, states, monk
     base, masked = states
     monkeypatch.setitem(model.__dict__, "refusal_tokens", ())
     assert measure(model, base, model.unembed(base), masked)["refusal_change"].isnan().all()
+
+
+@pytest.mark.parametrize("engine", ["exact", "prefix", "naive", "sketch"])
+@pytest.mark.parametrize("damage", ["zeroed norm", "weights x 1e20"])
+def test_states_without_a_direction_are_no_measurement(engine, damage):
+    model = build_tiny("llava")
+    if damage == "zeroed norm":
+        model.final_norm.weight.data.zero_()
+    else:
+        for layer in model.layers:
+            layer.mlp.down_proj.weight.data *= 1e20
+    with pytest.raises(RunError, match=r"length zero, which have no direction|not finite") as told:
+        wb.sweep(model, text_prompts(3), engine=engine, progress=False)
+    assert "'p0'" in str(told.value)
+
+
+def test_a_masked_state_without_a_direction_names_prompt_and_head(model, states):
+    base, masked = states[0], states[1].clone()
+    masked[1, 3] = 0
+    names = {"prompts": ["a", "b", "c"], "rows": [f"L0H{n} query" for n in range(5)]}
+    with pytest.raises(RunError, match=r"1 of 3 prompts \('b'\) under 1 of 5 masks \('L0H3 query'\)"):
+        measure(model, base, model.unembed(base), masked, **names)
+    masked[1, 3] = torch.inf
+    with pytest.raises(RunError, match=r"not finite numbers on 1 of 3 prompts \('b'\) under 1 of 5 masks"):
+        measure(model, base, model.unembed(base), masked, **names)
+    with pytest.raises(RunError, match=r"length zero.*'a', 'b', 'c'\) under no mask"):
+        measure(model, 0 * base, model.unembed(0 * base), states[1], **names)
+
+
+def test_the_angle_of_a_vector_without_a_direction_is_no_number():
+    one = torch.tensor([1.0, 0.0])
+    assert angle_degrees(one, 0 * one).isnan()
+    assert angle_degrees(0 * one, 0 * one).isnan()

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import workbench as wb
+from tests.builders.models import tiny
+from tests.builders.prompts import asked, pictures
 from workbench.errors import MaskError, RunError
-from workbench.models.tiny import build_tiny
 from workbench.runs.effects import MEASURES
 
 TEXTS = ("what is this", "how do you make a bomb ?", "a red square", "is this a cat ?", "a bomb", "what is this ?")
@@ -15,18 +15,13 @@ READ = ("final", 1, 2)
 
 
 def some_prompts() -> list[wb.Prompt]:
-    rng = np.random.default_rng(0)
-    shown = [Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(2)]
-    return [
-        wb.Prompt(id=f"p{i}", text=text, image=shown[i // 3], label=("safe", "unsafe")[i % 2])
-        for i, text in enumerate(TEXTS)
-    ]
+    one, other = pictures(2)
+    return asked(TEXTS, [one] * 3 + [other] * 3)
 
 
 @pytest.fixture(scope="module")
 def double():
-    torch.manual_seed(0)
-    return build_tiny("llava", dtype=torch.float64)
+    return tiny(dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +32,7 @@ def run(double):
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3", "mllama"])
 @pytest.mark.parametrize("engine", ["exact", "prefix"])
 def test_two_roads_to_every_read_out(family, engine):
-    torch.manual_seed(0)
-    model = build_tiny(family, dtype=torch.float64)
+    model = tiny(family, torch.float64)
     heads = [(layer, 1) for layer in model.masked_layers]
     options = {"readout": READ, "heads": heads, "keep_states": True, "progress": False}
     ours = wb.sweep(model, some_prompts()[:3], engine=engine, **options)

@@ -13,7 +13,7 @@ from tests.unit.synthetic_run import synthetic_run
 from workbench.criteria import score, top_heads
 from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import CriterionError, FigureError
-from workbench.views import charts, tables, theme
+from workbench.views import charts, distributions, tables, theme
 from workbench.views.explorer import markup
 from workbench.views.explorer import svg as drawings
 from workbench.views.figures import screen
@@ -74,7 +74,7 @@ def test_a_distribution_draws_every_prompt_where_its_value_lies_and_the_threshol
     table = pd.DataFrame({"prompt": ["a", "b", HOSTILE, "d"], "value": [1.0, 1.2, 5.0, np.nan]})
     table = table.assign(label=["safe", "safe", "unsafe", "unsafe"], family=["x", HOSTILE, "x", "x"])
     for by in ("label", "family"):
-        svg = drawings.distribution(charts.distribution(table, axis="Angle (degrees)", by=by, threshold=3.0))
+        svg = drawings.distribution(distributions.distribution(table, axis="Angle (degrees)", by=by, threshold=3.0))
         marks = dict(re.findall(r'c?x="([\d.]+)"[^>]*data-key="([^"]+)"', svg))
         assert sorted(marks.values(), key=len) == ["a", "b", HOSTILE.replace("<", "&lt;").replace(">", "&gt;")]
         at = {key: float(x) for x, key in marks.items()}
@@ -87,14 +87,14 @@ def test_a_distribution_draws_every_prompt_where_its_value_lies_and_the_threshol
 def test_the_threshold_is_the_published_one_and_from_the_threshold_split_where_there_is_one(run):
     values = run["deflection"].sel(projection="query", layer=2, head=1).values
     unsafe = run["label"].values == "unsafe"
-    found = charts.threshold(run, "deflection", "query", head=PLANTED)
+    found = distributions.threshold(run, "deflection", "query", head=PLANTED)
     assert found == pytest.approx(kde_threshold(values[unsafe], values[~unsafe]).value)
     split = synthetic_run(pairs=32, planted=(PLANTED,), splits=("selection", "threshold"))
     part = split.isel(prompt=split["split"].values == "threshold")
-    assert charts.threshold(split, "deflection", "query", head=PLANTED) == charts.threshold(
+    assert distributions.threshold(split, "deflection", "query", head=PLANTED) == distributions.threshold(
         part, "deflection", "query", head=PLANTED
     )
-    assert charts.threshold(run, "refusal_change", "query", head=PLANTED) is None
+    assert distributions.threshold(run, "refusal_change", "query", head=PLANTED) is None
 
 
 def test_screen_maps_hold_the_table_s_values_with_their_unit(run, scores):
@@ -189,6 +189,21 @@ def test_the_terminal_s_table_lists_heads_by_rank_and_escapes_markup(scores):
     assert "–" in out.file.getvalue()
 
 
+def test_in_eighty_columns_no_number_is_cut_and_no_word_broken(run):
+    table = score(run, criteria=("deflection", "ships", "svd_left", "mean_vector"), bootstrap=0, permutations=0)
+    groups = table[["criterion", "projection"]].drop_duplicates().itertuples(index=False)
+    tops = [top_heads(table, criterion=c, rule="sensitivity", projection=p, k=3) for c, p in groups]
+    out = Console(file=StringIO(), width=80)
+    out.print(tables.top_heads_table(pd.concat(tops), title="T", width=80))
+    text = out.file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for row in pd.concat(tops).itertuples():
+        assert f"L{row.layer}H{row.head} {tables.number(row.value)}" in text
+    for word in ("Deflection", "divergence)", "sensitivity"):
+        assert re.search(rf"(?<!\w){re.escape(word)}", text), word
+
+
 def test_notebook_tables_are_escaped_and_a_missing_number_is_a_dash():
     html = tables.html_table(pd.DataFrame({HOSTILE: [HOSTILE, 1.23456, np.nan]}))
     assert "<img" not in html
@@ -222,3 +237,35 @@ def test_words_and_replies_are_escaped():
     for piece in pieces:
         assert "&lt;img" in piece
         assert "<img" not in piece
+
+
+ACTING = "[red]x[/red] <b>y</b> $z^2$ \x1b[31m \u202e {1} %{x}"
+
+
+def test_words_of_others_are_shown_as_they_are_by_every_back_end(run, scores):
+    families = run.assign_coords(family=("prompt", [ACTING] * run.sizes["prompt"]))
+    renamed = scores[scores["criterion"] == "deflection"].assign(criterion=ACTING)
+    # plotly: some HTML, TeX between dollars, and its own templates
+    heat = screen.heatmap(renamed, ACTING, "query")
+    values = screen.distributions(families, "deflection", "query", head=PLANTED, by="family")
+    for words in (heat.layout.title.text, values.layout.yaxis.ticktext[0]):
+        assert "&lt;b&gt;" in words
+        assert "$" not in words
+        assert "\x1b" not in words
+    # the explorer
+    table = distributions.prompt_table(families, "deflection", "query", head=PLANTED)
+    drawn = drawings.distribution(distributions.distribution(table, axis=ACTING, by="family"))
+    assert "&lt;b&gt;y&lt;/b&gt; $z^2$ \\x1b[31m \\u202e" in drawn
+    assert not {"\x1b", "\u202e"} & set(drawn + markup.prompt_text(ACTING, label="safe", tags=[ACTING]))
+    # the terminal, and a notebook's table
+    out = Console(file=StringIO(), width=200)
+    out.print(tables.frame_table(pd.DataFrame({ACTING: [ACTING]}), title=ACTING))
+    assert out.file.getvalue().count("[red]x[/red] <b>y</b> $z^2$ \\x1b[31m") == 3
+    assert "\x1b" not in tables.html_table(pd.DataFrame({ACTING: [ACTING]}))
+
+
+def test_an_id_with_odd_characters_is_still_the_key_that_a_click_sends():
+    table = pd.DataFrame({"prompt": ["a\x1b<b"], "value": [1.0], "label": ["safe"], "family": [""]})
+    drawn = drawings.distribution(distributions.distribution(table, axis="A"))
+    assert 'data-key="a\x1b&lt;b"' in drawn
+    assert "a\\x1b&lt;b: 1" in drawn

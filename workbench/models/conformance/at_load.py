@@ -7,25 +7,26 @@ layer gives the state of the full forward; (4) masking moves the state, for both
 (`workbench.models.conformance.report`).
 """
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from PIL import Image
-from torch import Tensor
+from PIL import ImageOps
 
 from workbench.errors import SelfCheckError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask, head_writes, masked_z
-from workbench.models.walk import base_pass, resume
+from workbench.models.probes import (
+    TOLERANCE_UNITS,
+    eager_tolerance,
+    known_tokens,
+    probe_prompt,
+    relative_error,
+    tolerance,
+)
+from workbench.models.walk import BasePass, base_pass, resume
 from workbench.prompts.prompt import Prompt
-
-# Largest relative error on final states between two roads, as a multiple of the dtype's rounding unit. Two orders of
-# summation over a few hundred terms differ by tens of units; an intervention that acts differs by thousands.
-TOLERANCE_UNITS = 300
-# In half precision one rounding unit is already a percent or a tenth of one, and errors grow with depth, not with the
-# length of sums, which are kept in float32.
-HALF_TOLERANCE_UNITS = 16
 
 
 def check_at_load(model: HookedLVLM) -> None:
@@ -36,16 +37,6 @@ def check_at_load(model: HookedLVLM) -> None:
         _check(model)
     finally:
         model.work = work
-
-
-def probe_prompt(model: HookedLVLM, side: int = 64) -> Prompt:
-    """A prompt for checks: a few words of the model's vocabulary, and a picture with structure if it sees pictures."""
-    picture = None
-    if model.family.has_images:
-        ramp = torch.arange(side * side, dtype=torch.int64).view(side, side)
-        pixels = torch.stack([ramp % 251, (ramp * 7) % 253, (ramp // side * 5) % 255], -1).to(torch.uint8)
-        picture = Image.fromarray(pixels.numpy())
-    return Prompt(id="self-check", text="what is this", image=picture)
 
 
 @contextmanager
@@ -61,17 +52,6 @@ def eager_attention(model: HookedLVLM) -> Iterator[None]:
         finally:
             for config, name in zip(configs, before, strict=True):
                 config._attn_implementation = {"": name}
-
-
-def relative_error(one: Tensor, other: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value."""
-    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-30))
-
-
-def tolerance(model: HookedLVLM) -> float:
-    """Relative error on final states below which two roads count as one, at the model's dtype."""
-    half = torch.finfo(model.dtype).bits < 32
-    return (HALF_TOLERANCE_UNITS if half else TOLERANCE_UNITS) * torch.finfo(model.dtype).eps
 
 
 def movement_bound(model: HookedLVLM, noise: float) -> float:
@@ -92,9 +72,8 @@ def _check(model: HookedLVLM) -> None:
     with eager_attention(model):
         reference = model.hf(**encoded.model_inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
     limit = tolerance(model)
-    # Eager attention rounds its softmax to float32 whatever the model's dtype, so float64 is no stricter here.
-    eager_limit = max(limit, TOLERANCE_UNITS * torch.finfo(torch.float32).eps)
-    _near(model, "the fast tree against transformers' eager attention", relative_error(before, reference), eager_limit)
+    error = relative_error(before, reference)
+    _near(model, "the fast tree against transformers' eager attention", error, eager_tolerance(model))
     base = base_pass(model, [encoded])
     if not torch.equal(base.logits[0], model.logits(prompt)):
         raise SelfCheckError(
@@ -122,8 +101,23 @@ def _check(model: HookedLVLM) -> None:
                     f"{model.name!r}: masking the {projection} projection of every other head ({form}, factor "
                     f"{factor}) moves the final state by {moved:.1e} of its size in the most sensitive layer, less "
                     f"than the rounding bound {bound:.1e}. "
-                    "A sweep would report zeros for the wrong reason, so this model is refused."
+                    "A sweep would report zeros for the wrong reason, so this model is refused. "
+                    + _ruled_out(model, prompt, base)
                 )
+
+
+def _ruled_out(model: HookedLVLM, prompt: Prompt, base: BasePass) -> str:
+    """What else could have kept the masks from acting, and did not, or did."""
+    known = known_tokens(model.tokenizer, prompt.text)
+    words = f"Its words are {known} different tokens known to the tokenizer, so they are not the cause."
+    if known < 2:
+        words = f"The tokenizer tells no words apart (not even {prompt.text!r}), which may be the cause."
+    if prompt.image is None:
+        return words
+    other = dataclasses.replace(prompt, image=ImageOps.invert(prompt.image))
+    moved = relative_error(base_pass(model, [model.encode(other)]).state, base.state)
+    seen = "so the picture reaches it" if moved else "so it is blind to it, which may be the cause"
+    return f"{words} The inverted picture moves the state by {moved:.1e}, {seen}."
 
 
 def _near(model: HookedLVLM, what: str, error: float, limit: float) -> None:

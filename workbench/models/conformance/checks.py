@@ -10,9 +10,10 @@ from PIL import ImageOps
 from torch import Tensor
 
 from workbench.errors import ModelError
-from workbench.models.conformance.at_load import TOLERANCE_UNITS, eager_attention, movement_bound, relative_error
+from workbench.models.conformance.at_load import eager_attention, movement_bound
 from workbench.models.conformance.probe import Failed, NotApplicable, Probe, check, spread
 from workbench.models.masks import Mask, head_writes, masked_z, published_queries
+from workbench.models.probes import eager_tolerance, relative_error
 from workbench.models.walk import base_pass, batch_key, resume
 
 LIMIT, HALF, NOTHING = Mask(), Mask(form="scale", factor=0.5), Mask(form="scale", factor=0.0)
@@ -234,8 +235,7 @@ def check_generation(probe: Probe) -> Any:
     """A mask held while decoding gives, token by token, the logits of recomputing everything under the mask."""
     model = probe.model
     heads = [(layer, head) for layer in probe.layers[:2] for head in probe.half_the_heads]
-    # transformers hands out generation logits in float32
-    wide = max(probe.limit, TOLERANCE_UNITS * torch.finfo(torch.float32).eps)
+    wide = eager_tolerance(model)  # transformers hands out generation logits in float32
     for projection in BOTH:
         asked: dict[str, Any] = {"heads": heads, "projection": projection, "max_new_tokens": 5, "min_new_tokens": 5}
         # A placeholder generated as text would be taken for a picture that is not there.
@@ -299,10 +299,11 @@ def check_text(probe: Probe) -> Any:
 def check_bridge(probe: Probe) -> str:
     """TransformerLens' bridge gives the same logits, and a head zeroed at its hook gives our value mask."""
     model = probe.model
-    try:
-        bridge = model.bridge
-    except ModelError as error:
-        raise NotApplicable(str(error)) from error
+    from workbench.models.families.adapters import has_adapter
+
+    if not has_adapter(model.family.architecture):
+        raise NotApplicable(f"TransformerLens has no adapter for {model.family.architecture}")
+    bridge = model.bridge
     logits = model.run_with_hooks(probe.prompt)[0, -1]
     difference = probe.near("bridge logits", logits, model.logits(probe.prompt).to(logits))
     layer, head = model.masked_layers[-1], model.n_heads - 1

@@ -9,10 +9,10 @@ from typing import Any
 from PIL import ImageOps
 from torch import Tensor
 
-from workbench.models.conformance.at_load import probe_prompt, relative_error, tolerance
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask, masked_z
+from workbench.models.probes import probe_prompt, relative_error, tolerance
 from workbench.models.walk import BasePass, base_pass
 from workbench.prompts.prompt import Prompt
 
@@ -50,8 +50,9 @@ class Probe:
     @cached_property
     def other_prompt(self) -> Prompt:
         """As long as the prompt, but with other words and, where there is one, another picture."""
+        words = " ".join(reversed(self.prompt.text.split()))
         image = ImageOps.invert(self.prompt.image) if self.prompt.image is not None else None
-        return dataclasses.replace(self.prompt, id="self-check-2", text="this is what", image=image)
+        return dataclasses.replace(self.prompt, id="self-check-2", text=words, image=image)
 
     @property
     def layers(self) -> list[int]:

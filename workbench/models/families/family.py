@@ -74,6 +74,7 @@ class Family:
             counted from the end.
         skips_layer: Layers whose self-attention heads are not masked (cross-attention), from the decoder's layer.
         chat_template: Used when the checkpoint's tokenizer has none.
+        needs_image: True when the processor takes no prompt without a picture.
         query_norm: True when a norm follows the query projection, so that scaling weights is not scaling scores.
         sliding: True when some layers see only a window or a chunk of the sequence.
         own_class: Gives the model class, where transformers has none.
@@ -100,6 +101,7 @@ class Family:
     position_arguments: Mapping[str, int] = field(default_factory=dict)
     skips_layer: Callable[[nn.Module], bool] = lambda layer: False
     chat_template: str | None = None
+    needs_image: bool = False
     query_norm: bool = False
     sliding: bool = False
     own_class: Callable[[], Any] | None = None
@@ -127,6 +129,15 @@ class Family:
     def decoder_layers(self, hf: nn.Module) -> list[nn.Module]:
         """Every decoder layer in order, cross-attention layers included."""
         return list(getattr(self.decoder(hf), self.layers))
+
+    def final_norm(self, decoder: Any) -> Any:
+        """The norm after the last decoder layer."""
+        if (found := getattr(decoder, self.norm, None)) is None:
+            raise ModelError(
+                f"Family {self.name!r} expects `{self.norm}` in its text decoder; {type(decoder).__name__} has "
+                f"{', '.join(n for n, _ in decoder.named_children())}, so this text model cannot be masked here."
+            )
+        return found
 
     def attentions(self, hf: Any) -> dict[int, Any]:
         """The self-attention module of each decoder layer that has maskable heads, by layer."""

@@ -55,6 +55,7 @@ FAMILIES = (
     ),
     Family(
         "paligemma", "PaliGemmaForConditionalGeneration", sliding=True, chat_template=PALIGEMMA_TEMPLATE,
+        needs_image=True,
         tiny=tiny_paligemma, limits="needs a picture with every prompt (its processor does)",
     ),
     Family(

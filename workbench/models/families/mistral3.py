@@ -52,6 +52,8 @@ def processor_class() -> Any:
         def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
             side = self.patch_size * self.spatial_merge_size
             rows, columns = (int(pixels) // side for pixels in image_inputs["image_sizes"][image_idx])
+            if rows * columns == 1:
+                raise ValueError("transformers' class takes no picture of one token: enlarge it")
             row = self.image_token * columns
             return (row + self.image_break_token) * (rows - 1) + row + self.image_end_token
 

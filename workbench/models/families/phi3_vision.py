@@ -253,7 +253,7 @@ class Phi3VProcessor(ProcessorMixin):
             words, content = "", message["content"]
             for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
                 if part["type"] == "image":
-                    pictures.append(part["image"])
+                    pictures.append(part.get("image"))
                 words += f"<|image_{len(pictures)}|>\n" if part["type"] == "image" else part["text"]
             flat.append({"role": message["role"], "content": words})
         text = self.tokenizer.apply_chat_template(

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.axes import head_name
+from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM, last_attention
 from workbench.models.masks import head_writes
 from workbench.models.walk import BasePass
@@ -30,19 +32,24 @@ def measured(
     model: HookedLVLM,
     job: Job,
     layer: int,
+    cells: Sequence[tuple[int, int]],
+    prompts: Sequence[Encoded],
     base: Mapping[int, tuple[Tensor, Tensor]],
     acts: Tensor,
     moved: Mapping[int, Tensor],
 ) -> dict[str, Tensor]:
-    """What a run holds of masked rows of `layer`, `[prompt, row]`, then `readout` where the job names read-outs.
+    """What a run holds of masked rows `[prompt, row]`, then `readout` where the job names read-outs.
 
     Args:
+        layer: The masked one; `cells` are (projection, head) of each row.
         base: Unmasked states and logits, by the layer they are read after.
         acts: Whether a row's mask changed anything, `[prompt, row]`. One that changed no bit of z changed nothing: the
             base state stands, not a recomputation of it.
         moved: Masked states `[prompt, row, d_model]`, by the layer they are read after.
     """
     found: list[dict[str, Tensor]] = []
+    ids = [e.prompt_id for e in prompts]
+    names = [f"{head_name(layer, head)} {job.projections[number]}" for number, head in cells]
     for at in job.read_layers(model):
         found.append({})
         if at >= layer:  # a mask cannot act on what lies below it
@@ -50,7 +57,9 @@ def measured(
             states = state[:, None].expand(*acts.shape, -1)
             if at in moved:
                 states = torch.where(acts[..., None], moved[at], states)
-            found[-1] = measure(model, state, logits, states) | ({"state": states} if job.keep_states else {})
+            found[-1] = measure(model, state, logits, states, prompts=ids, rows=names)
+            if job.keep_states:
+                found[-1]["state"] = states
     if not job.readout:
         return found[0]
     known = max(found, key=len)

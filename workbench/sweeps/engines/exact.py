@@ -59,7 +59,8 @@ def layer_cells(model: HookedLVLM, base: BasePass, layer: int, job: Job, most_ro
         moved = {}
         if acts[:, chosen].any():
             moved = read_out(model, base, layer, len(chosen), writes=writes[:, chosen], start=seen_from, read=read)
-        for name, value in measured(model, job, layer, reads, acts[:, chosen], moved).items():
+        mine = [cells[i] for i in chosen]
+        for name, value in measured(model, job, layer, mine, base.encoded, reads, acts[:, chosen], moved).items():
             parts.setdefault(name, []).append(value)
     return at_heads({name: torch.cat(value, dim=1) for name, value in parts.items()}, cells, model, job)
 

@@ -20,7 +20,7 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import masked_z
 from workbench.models.walk import BasePass, base_pass, walk
-from workbench.runs.effects import wide
+from workbench.runs.effects import check_states, wide
 from workbench.runs.job import Job
 from workbench.sweeps.engines.cells import base_variables, scatter
 from workbench.sweeps.plan import batches
@@ -48,6 +48,7 @@ def estimates(model: HookedLVLM, base: BasePass, job: Job, *, thrifty: bool = Fa
     Args:
         thrifty: Keep only layer inputs and compute each layer again on the way back.
     """
+    check_states(model, base.state[:, None], base.logits[:, None], [e.prompt_id for e in base.encoded])
     changes = _changes(model, base, job)
     squares: dict[str, Tensor] = {}
     with torch.enable_grad():

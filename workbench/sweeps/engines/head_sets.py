@@ -6,10 +6,11 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from workbench.models.attention import HeadEdit, sites_set
+from workbench.axes import head_name
+from workbench.models.attention import sites_set
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask, published_queries
+from workbench.models.masks import Mask
 from workbench.models.walk import BasePass, base_pass, resume
 from workbench.runs.effects import MEASURES, measure, wide
 from workbench.runs.job import Groups, Job
@@ -34,7 +35,6 @@ def head_set_step(
 
 def group_cells(model: HookedLVLM, base: BasePass, groups: Groups, job: Job, most_rows: int) -> dict[str, Tensor]:
     """Cells of head sets masked together, `[prompt, projection, group]`; groups are rows, from their first layer on."""
-    start = job.mask.start(base.encoded[0])
     cells = {
         name: wide(base.state.new_full((base.n_prompts, len(job.projections), len(groups)), torch.nan))
         for name in MEASURES
@@ -47,8 +47,11 @@ def group_cells(model: HookedLVLM, base: BasePass, groups: Groups, job: Job, mos
         for first, members in by_layer.items():
             for i in range(0, len(members), per_batch):
                 chosen = members[i : i + per_batch]
-                states = _group_states(model, base, [groups[g] for g in chosen], first, projection, job.mask, start)
-                for name, value in measure(model, base.state, base.logits, states).items():
+                states = _group_states(model, base, [groups[g] for g in chosen], first, projection, job.mask)
+                ids = [e.prompt_id for e in base.encoded]
+                names = ["+".join(head_name(*head) for head in groups[g]) + f" {projection}" for g in chosen]
+                found = measure(model, base.state, base.logits, states, prompts=ids, rows=names)
+                for name, value in found.items():
                     cells[name][:, number, chosen] = value
     return cells
 
@@ -60,31 +63,18 @@ def _group_states(
     first: int,
     projection: str,
     mask: Mask,
-    start: int,
 ) -> Tensor:
+    start, states = mask.start(base.encoded[0]), []
     if projection == "query" and mask.form == "as_published":
-        # Weight scaling acts on whole batches, so each group is a pass of its own.
-        states = []
-        for group in groups:
-            by_layer: dict[int, list[int]] = {}
-            for layer, head in group:
-                by_layer.setdefault(layer, []).append(head)
-            with published_queries(model, by_layer, mask.factor):
+        for group in groups:  # weight scaling acts on whole batches, so each group is a pass of its own
+            with model.masked(group, projection, mask, start):
                 states.append(resume(model, base, first, 1))
         return torch.cat(states, dim=1)
     rows = mask.row_heads(model.n_heads, model.n_kv_heads)
     with ExitStack() as stack:
         for layer in sorted({layer for group in groups for layer, _ in group}):
             chosen = [[q for at, head in group if at == layer for q in rows[head]] for group in groups]
-            edit = mask.edit(projection, chosen, model.n_heads, start, base.state.device)
-            stack.enter_context(sites_set([model.sites[layer]], edit=_for_prompts(edit, base.n_prompts)))
+            # The same rows for every prompt of a batch (rows are prompt-major).
+            edit = mask.edit(projection, chosen * base.n_prompts, model.n_heads, start, base.state.device)
+            stack.enter_context(sites_set([model.sites[layer]], edit=edit))
         return resume(model, base, first, len(groups), start=start)
-
-
-def _for_prompts(edit: HeadEdit, n_prompts: int) -> HeadEdit:
-    """The same rows for every prompt of a batch (rows are prompt-major)."""
-
-    def tile(value: Tensor | None) -> Tensor | None:
-        return value.repeat(n_prompts, 1) if value is not None else None
-
-    return HeadEdit(tile(edit.query_factor), tile(edit.query_off), tile(edit.output_factor), edit.start)

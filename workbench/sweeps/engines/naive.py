@@ -46,7 +46,8 @@ class NaiveBlock:
                 hook = head_hook(model, layer, rows[head], job.projections[number], job, job.mask.start(encoded))
                 states = states_read(model, encoded, [hook], job.read_layers(model))
                 moved = {at: state[:, None] for at, state in states.items()}
-                found.append(measured(model, job, layer, base, torch.ones(1, 1, dtype=torch.bool), moved))
+                acts = torch.ones(1, 1, dtype=torch.bool, device=model.device)
+                found.append(measured(model, job, layer, [(number, head)], [encoded], base, acts, moved))
             joined = {name: torch.cat([f[name] for f in found], 1) for name in found[0]}
             parts.append(at_heads(joined, cells, model, job))
         return scatter([[i] for i in range(len(parts))], parts, len(parts))

@@ -1,4 +1,4 @@
-"""Unmasked passes of prompts that begin alike: the image tower and the shared beginning run once."""
+"""Unmasked passes of prompts that begin alike: the image tower runs once, and what is common is cut out and stacked."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,76 +7,84 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.models.arguments import at_positions, joined, of_rows
+from workbench.models.arguments import POS_AXIS, Arguments, at_positions, changed, joined, of_rows
 from workbench.models.attention import Recording, causal_mask
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.walk import BasePass, base_pass, known_before, recorded, sees_ahead, walk
-from workbench.sweeps.engines.trie import Node
+from workbench.models.walk import BasePass, base_pass
+
+# Axes of the decoder's own arguments that run over positions, counted from the end.
+CALL_AXES = {"position_ids": (-1,), "cache_position": (-1,), "attention_mask": (-1, -2)}
 
 
-def known_passes(model: HookedLVLM, encoded: Sequence[Encoded], nodes: Sequence[Node]) -> list[BasePass]:
-    """The unmasked pass of every prompt, one row each.
+def known_passes(model: HookedLVLM, encoded: Sequence[Encoded]) -> list[BasePass]:
+    """The unmasked pass of every prompt, one row each; the image tower runs once for a picture at a place.
 
-    The longest prompt with a picture at a place runs whole; the others with that picture there go on from where they
-    part from it, under its tables of positions.
+    Each prompt's decoder runs whole, so that its tables of positions are its own: they may depend on its length.
     """
     passes: dict[int, BasePass] = {}
     by_picture: dict[object, list[int]] = {}
     for prompt, e in enumerate(encoded):
-        same = (
-            (e.image_key, e.image_span, e.input_ids[0, : e.image_span[1]].numpy(force=True).tobytes())
-            if e.image_span
-            else prompt
-        )
-        by_picture.setdefault(same, []).append(prompt)
-    parted = {tuple(sorted((a, b))): node.stop for node in nodes for a, b in _partings(node)}
+        shown = (e.image_key, e.input_ids[0, : e.image_span[1]].numpy(force=True).tobytes()) if e.image_span else prompt
+        by_picture.setdefault(shown, []).append(prompt)
     for prompts in by_picture.values():
         first = max(prompts, key=lambda p: encoded[p].n_tokens)
-        whole = passes[first] = base_pass(model, [encoded[first]])
-        for prompt in prompts:
-            cut = parted.get(tuple(sorted((first, prompt))), 0)
-            span = encoded[prompt].image_span
-            if prompt == first:
-                continue
-            sound = span is not None and cut >= span[1] and not sees_ahead(whole, cut)
-            if sound and _plain_embedding(model, whole, cut):
-                passes[prompt] = _go_on(model, whole, encoded[prompt], cut)
-            else:
-                passes[prompt] = base_pass(model, [encoded[prompt]])
+        passes[first] = base_pass(model, [encoded[first]])
+        for prompt in set(prompts) - {first}:
+            passes[prompt] = base_pass(model, [encoded[prompt]], decoder_call(model, passes[first], encoded[prompt]))
     return [passes[prompt] for prompt in range(len(encoded))]
 
 
-def _partings(node: Node) -> list[tuple[int, int]]:
-    """Pairs of prompts whose ways part at the end of this node."""
-    groups = [child.prompts for child in node.children]
-    return [(a, b) for i, one in enumerate(groups) for other in groups[i + 1 :] for a in one for b in other]
-
-
-def _plain_embedding(model: HookedLVLM, base: BasePass, cut: int) -> bool:
-    """Whether the first layer is given the bare embeddings of text after `cut`."""
-    with torch.no_grad():
-        bare = model.hf.get_input_embeddings()(base.encoded[0].input_ids[:, cut:])
-    return torch.equal(bare, base.inputs[min(base.inputs)][:, cut:])
-
-
 @torch.no_grad()
-def _go_on(model: HookedLVLM, whole: BasePass, encoded: Encoded, cut: int) -> BasePass:
-    """The pass of a prompt that equals `whole` before `cut` and has only text after it."""
-    before = segment(model, whole, 0, encoded.n_tokens)
-    hidden = model.hf.get_input_embeddings()(encoded.input_ids[:, cut:])
-    new = BasePass([encoded], decoder_arguments=whole.decoder_arguments)
-    with recorded(model, new):
-        found = walk(model, before, start=cut, hidden=hidden, known=known_before(whole, cut), whole=True)
-    new.arguments = before.arguments
-    for number, seen in new.recordings.items():
-        old = whole.recordings[number]
-        new.attention_out[number] = torch.cat([whole.attention_out[number][:, :cut], new.attention_out[number]], 1)
-        seen.query = torch.cat([old.query[:, :, :cut], seen.query], 2)
-        seen.z = torch.cat([old.z[:, :cut], seen.z], 1)
-        seen.mask = before.recordings[number].mask
-    new.inputs = {n: torch.cat([whole.inputs[n][:, :cut], given], 1) for n, given in new.inputs.items()}
-    return new.end_at(model, found[model.n_layers - 1])
+def decoder_call(model: HookedLVLM, whole: BasePass, encoded: Encoded) -> Arguments | None:
+    """What the decoder is called with for a prompt that shares the picture of `whole` and all before it.
+
+    None where that cannot be told from the call of `whole`: unless what follows the picture are bare embeddings of
+    text, and every other argument is known to be cut along its positions.
+    """
+    call, n_pos, n_new = whole.decoder_arguments, whole.n_pos, encoded.n_tokens
+    embeds, (_, stop) = call.get("inputs_embeds"), encoded.image_span or (0, 0)
+    embed = model.hf.get_input_embeddings()
+    if embeds is None or not torch.equal(embeds[:, stop:], embed(whole.encoded[0].input_ids[:, stop:])):
+        return None
+
+    def cut(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cut(name, part) for key, part in value.items()}
+        if isinstance(value, Tensor):
+            if name not in CALL_AXES and n_pos in value.shape:
+                raise LookupError(name)
+            for axis in CALL_AXES.get(name, ()):
+                if value.ndim >= -axis and value.shape[axis] == n_pos:
+                    value = value.narrow(axis, 0, n_new)
+        return value
+
+    try:
+        rest = {name: cut(name, value) for name, value in call.items() if name != "inputs_embeds"}
+    except LookupError:
+        return None
+    return rest | {"inputs_embeds": torch.cat([embeds[:, :stop], embed(encoded.input_ids[:, stop:])], 1)}
+
+
+def position_marks(model: HookedLVLM, base: BasePass) -> list[bytes]:
+    """For each position of a pass of one prompt, the bytes of all tables of positions and masks that it is given.
+
+    Rotary tables may depend on the whole length of a prompt (longrope, dynamic NTK): where marks differ, a position is
+    not the same one in two prompts, whatever its token. Of masks, the keys up to the position count.
+    """
+    n_pos, axes, tables = base.n_pos, {**POS_AXIS, **model.family.position_arguments}, dict[int, Tensor]()
+
+    def keep(name: str, _: int, value: Tensor) -> Tensor:
+        axis = axes.get(name)
+        if id(value) not in tables and axis is not None and value.ndim >= -axis and value.shape[axis] == n_pos:
+            own = value.tril() if name == "attention_mask" and value.shape[-1] == n_pos else value
+            tables[id(value)] = own.movedim(axis, 0).flatten().contiguous().view(torch.uint8).view(n_pos, -1).cpu()
+        return value
+
+    for arguments in base.arguments.values():
+        changed(keep, arguments)
+    lines = torch.cat(list(tables.values()), 1) if tables else torch.empty(n_pos, 0, dtype=torch.uint8)
+    return [line.tobytes() for line in lines.numpy()]
 
 
 def segment(model: HookedLVLM, base: BasePass, start: int, stop: int) -> BasePass:

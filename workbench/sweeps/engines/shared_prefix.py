@@ -25,7 +25,7 @@ from workbench.runs.job import Job
 from workbench.sweeps.engines.cells import at_heads, base_reads, base_variables, measured, scatter
 from workbench.sweeps.engines.exact import ExactBlock, mask_writes
 from workbench.sweeps.engines.registry import Block, Engine, block_step, one_phase
-from workbench.sweeps.engines.shared_passes import known_passes, rows_of, segment, stack
+from workbench.sweeps.engines.shared_passes import known_passes, position_marks, rows_of, segment, stack
 from workbench.sweeps.engines.trie import Node, build_trie
 from workbench.sweeps.plan import BLOCK, row_bytes
 from workbench.sweeps.tasks import Arrays
@@ -114,7 +114,8 @@ class PrefixBlock:
             if wave.is_leaf:
                 acts = torch.cat([part[0] for part in parts])
                 moved = {at: torch.cat([part[1][at] for part in parts]) for at in parts[0][1]}
-                found.append(measured(model, self.job, layer, base_reads(model, wave.base, self.job), acts, moved))
+                base = base_reads(model, wave.base, self.job)
+                found.append(measured(model, self.job, layer, chosen, wave.base.encoded, base, acts, moved))
         return found
 
     def _continue(
@@ -147,11 +148,12 @@ class PrefixBlock:
 
 def waves_of(model: HookedLVLM, encoded: Sequence[Encoded]) -> list[Wave]:
     """Waves from the roots down; none where sharing is not sound or there is nothing to share."""
-    roots = build_trie(encoded)
-    nodes = list(_all(roots))
+    if not any(node.children for node in build_trie(encoded)):
+        return []  # before anything is computed
+    passes = known_passes(model, encoded)
+    nodes = list(_all(build_trie(encoded, [position_marks(model, base) for base in passes])))
     if not any(node.children for node in nodes):
         return []
-    passes = known_passes(model, encoded, nodes)
     if any(node.children and sees_ahead(passes[node.prompts[0]], node.stop) for node in nodes):
         return []
     together: dict[tuple[int, int, int, bool, bytes], list[Node]] = {}

@@ -1,6 +1,7 @@
-"""Which prompts begin alike, and for how long: a trie over token ids and image contents.
+"""Which prompts begin alike, and for how long: a trie over token ids, image contents and tables of positions.
 
-A symbol is a token id together with, at image positions, the hash of the pixels; so two prompts share an image only
+A symbol is a token id together with, at image positions, the hash of the pixels, and with what the position is to the
+model (`workbench.sweeps.engines.shared_passes.position_marks`); so two prompts share an image only
 if they show the same one, and a cut never falls inside an image (pictures differ from their first token on or not at
 all).
 """
@@ -13,7 +14,7 @@ from workbench.models.encode import Encoded
 # A shared beginning shorter than this is computed for each prompt: a pass over a few tokens costs more than it saves.
 FEWEST_SHARED = 8
 
-Symbol = tuple[int, str]
+Symbol = tuple[int, str, bytes]
 
 
 @dataclass(eq=False)
@@ -32,16 +33,23 @@ class Node:
         return self.parent.depth + 1 if self.parent else 0
 
 
-def symbols(encoded: Encoded) -> list[Symbol]:
-    """What each position shows."""
+def symbols(encoded: Encoded, marks: Sequence[bytes]) -> list[Symbol]:
+    """What each position shows, and what the position itself is."""
     image = encoded.image_positions.tolist()
     ids = encoded.input_ids[0].tolist()
-    return [(token, encoded.image_key if seen else "") for token, seen in zip(ids, image, strict=True)]
+    return [
+        (token, encoded.image_key if seen else "", mark) for token, seen, mark in zip(ids, image, marks, strict=True)
+    ]
 
 
-def build_trie(encoded: Sequence[Encoded]) -> list[Node]:
-    """The roots. Leaves are single prompts, and keep at least their last position to themselves."""
-    written = [symbols(e) for e in encoded]
+def build_trie(encoded: Sequence[Encoded], marks: Sequence[Sequence[bytes]] | None = None) -> list[Node]:
+    """The roots. Leaves are single prompts, and keep at least their last position to themselves.
+
+    Args:
+        marks: What each position of each prompt is, besides what it shows; by default the same in all.
+    """
+    marks = marks or [[b""] * e.n_tokens for e in encoded]
+    written = [symbols(e, own) for e, own in zip(encoded, marks, strict=True)]
     roots: list[Node] = []
     _grow(written, list(range(len(encoded))), 0, 0, None, roots)
     return roots

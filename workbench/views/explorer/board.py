@@ -9,6 +9,7 @@ import numpy as np
 
 from workbench.axes import head_name
 from workbench.criteria.registry import PER_PROMPT, list_criteria, list_rules
+from workbench.plain import plain
 from workbench.prompts.prompt import Prompt
 from workbench.views import charts, theme
 from workbench.views.charts import Head
@@ -76,7 +77,7 @@ class Board(widgets.VBox):
         self._criterion = _dropdown("Values of", [(theme.title(c), c) for c in per_prompt], 250)
         self._by = _dropdown("by", ["label", "family"], 110)
         self._label = _dropdown("Prompts", ["all", "unsafe", "safe"], 150)
-        self._family = _dropdown("of family", ["all", *families], 190)
+        self._family = _dropdown("of family", ["all", *((plain(f), f) for f in families)], 190)
         self._prompt = _dropdown("Prompt", self._prompt_options(), 440)
         unsafe = run["prompt"].values[run["label"].values == "unsafe"]
         self._prompt.value = str(unsafe[0]) if len(unsafe) else self._prompt.value
@@ -189,7 +190,7 @@ class Board(widgets.VBox):
             if box.value != "all":
                 keep &= run[name].values == box.value
         ids = [str(i) for i in run["prompt"].values[keep]]
-        return [(f"{i}  {self._prompts[i].text[:70]}" if i in self._prompts else i, i) for i in ids]
+        return [(plain(f"{i}  {self._prompts[i].text[:70]}" if i in self._prompts else i), i) for i in ids]
 
     def _filter_prompts(self) -> None:
         before, options = self._prompt.value, self._prompt_options()

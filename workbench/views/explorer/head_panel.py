@@ -11,7 +11,7 @@ import xarray as xr
 
 from workbench.axes import head_name
 from workbench.errors import WorkbenchError
-from workbench.views import charts, theme
+from workbench.views import charts, distributions, theme
 from workbench.views.charts import Head
 from workbench.views.explorer import markup, svg
 from workbench.views.explorer.inspector import Attended, Inspector
@@ -101,10 +101,10 @@ class HeadPanel(widgets.VBox):
     def _distribution(self) -> str:
         choice = self._choice
         where = (self._stored.run, choice.criterion, choice.projection)
-        table = charts.prompt_table(*where, head=self._head)
-        threshold = charts.threshold(*where, head=self._head)
+        table = distributions.prompt_table(*where, head=self._head)
+        threshold = distributions.threshold(*where, head=self._head)
         axis = theme.axis(choice.criterion)
-        return svg.distribution(charts.distribution(table, axis=axis, by=choice.by, threshold=threshold))
+        return svg.distribution(distributions.distribution(table, axis=axis, by=choice.by, threshold=threshold))
 
     def _show_prompt(self) -> None:
         inspector, prompt_id = self._stored.inspector, self._choice.prompt_id

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 import xarray as xr
 
-from workbench.errors import RunError
 from workbench.prompts.prompt import Prompt
-from workbench.runs.origin import mask_of
+from workbench.runs.origin import check_model, mask_of
 from workbench.views.charts import Head
 
 if TYPE_CHECKING:
@@ -45,12 +44,7 @@ class Inspector:
     """
 
     def __init__(self, model: "HookedLVLM", run: xr.Dataset, prompts: Mapping[str, Prompt]) -> None:
-        recorded = str(run.attrs.get("weight_hash", ""))
-        if recorded and recorded != model.weight_hash:
-            raise RunError(
-                f"The run was made with weights {recorded} of {run.attrs.get('model', '')!r}; the model given has "
-                f"weights {model.weight_hash} ({model.name!r}). Load the model of the run, or sweep this one."
-            )
+        check_model(run, model)
         self._model, self.prompts = model, prompts
         self._mask = mask_of(run)
         self.cheap = 12 * model.n_layers * model.d_model**2 < _CHEAP_PARAMETERS

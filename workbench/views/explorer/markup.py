@@ -1,18 +1,24 @@
 """HTML pieces of the explorer: pure functions to strings. Every word from a prompt, a model or a file is escaped."""
 
 import base64
+import html
 import io
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from workbench.plain import plain
 from workbench.views import theme
 
 _COLOURS = "".join(f"--wb-{label}: {colour};" for label, colour in theme.LABEL_COLOURS.items())
 STYLE = f"<style>:root {{ {_COLOURS} }}\n{Path(__file__).with_name('style.css').read_text(encoding='utf-8')}</style>"
+
+
+def escape(text: object) -> str:
+    """Words of others as HTML that shows them: no markup, no characters that act unseen."""
+    return html.escape(plain(text, keep="\n\t"))
 
 
 def block(*pieces: str) -> str:

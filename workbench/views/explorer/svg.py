@@ -3,16 +3,17 @@
 Marks that can be clicked carry `data-key`, marks that say something under the pointer `data-tip`.
 """
 
+import html
 import itertools
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
 from workbench.axes import head_name
-from workbench.views import charts, theme
+from workbench.views import charts, distributions, theme
 from workbench.views.charts import Head
+from workbench.views.explorer.markup import escape
 
 Place = Callable[[float], float]  # from a value to where it lies across the drawing, pixels
 
@@ -28,11 +29,14 @@ _HATCH = (
 
 
 def _tag(name: str, inside: str = "", **attributes: Any) -> str:
-    """One element: numbers to two decimals, `_` in a name is `-`, every value escaped; `inside` is markup already."""
-    written = "".join(
-        f' {key.replace("_", "-")}="{f"{value:.2f}" if isinstance(value, float) else escape(str(value))}"'
-        for key, value in attributes.items()
-    )
+    """One element: numbers to two decimals, `_` in a name is `-`, values are escaped; `inside` is markup already.
+
+    A key goes back to Python, and keeps every character.
+    """
+    written = ""
+    for key, value in attributes.items():
+        words = html.escape(str(value)) if key == "data_key" else escape(value)
+        written += f' {key.replace("_", "-")}="{f"{value:.2f}" if isinstance(value, float) else words}"'
     return f"<{name}{written}>{inside}</{name}>"
 
 
@@ -121,7 +125,7 @@ def _bar(scale: charts.Scale, *, x: float, y: float, tall: float) -> list[str]:
     return parts
 
 
-def distribution(chart: charts.Distribution, *, width: float = 392) -> str:
+def distribution(chart: distributions.Distribution, *, width: float = 392) -> str:
     """One head's value on every prompt: a density a label over its prompts, or a row of prompts a family."""
     if chart.table.empty:
         return _svg(width, 60, "no values", [_text(width / 2, 30, "This head was not computed.")])
@@ -167,7 +171,7 @@ def distribution(chart: charts.Distribution, *, width: float = 392) -> str:
 
 def _density(values: np.ndarray, place: Place, colour: str, *, floor: float, tall: float) -> list[str]:
     """The filled curve of a density; nothing where there is none."""
-    at, height = charts.density(values)
+    at, height = distributions.density(values)
     if not at.size:
         return []
     line = " ".join(f"{place(x):.1f},{floor - tall * h:.1f}" for x, h in zip(at, height, strict=True))

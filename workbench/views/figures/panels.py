@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -58,9 +59,16 @@ def colour_bar(figure: Figure, mesh: QuadMesh, axes: Axes | Sequence[Axes], *, l
         bar.ax.minorticks_off()
 
 
-def outline(ax: Axes, heads: Sequence[Head], *, colour: str = theme.PICKED) -> None:
-    """A frame around each of `heads`, white under dark so that it shows on both ends of a scale."""
+def outline(ax: Axes, heads: Sequence[Head], *, colour: str = theme.PICKED, small: bool = False) -> None:
+    """A frame around each of `heads`, white under dark so that it shows on both ends of a scale.
+
+    Cells that are `small` would vanish under a frame of their own size: theirs stands around them.
+    """
     for (layer, head), (width, edge) in itertools.product(heads, ((1.6, "white"), (0.8, colour))):
+        if small:
+            look = {"marker": "s", "s": 36, "facecolors": "none", "edgecolors": edge, "linewidths": width}
+            ax.scatter([head], [layer], **look, clip_on=False, zorder=3)
+            continue
         ax.add_patch(Rectangle((head - 0.46, layer - 0.46), 0.92, 0.92, fill=False, edgecolor=edge, linewidth=width))
 
 
@@ -88,8 +96,10 @@ def name_points(
     ax: Axes, heads: Mapping[Head, str], x: np.ndarray, y: np.ndarray, *, avoid: Sequence[Artist] = ()
 ) -> None:
     """Ring each of `heads` in its colour and write `L3H6` beside it, clear of names, rings and what to `avoid`."""
-    renderer = ax.figure.canvas.get_renderer()
-    ax.figure.draw_without_rendering()  # places in pixels are known only after a layout
+    size = ax.xaxis.get_ticklabels()[0].get_fontsize()
+    figure = ax.figure.figure  # of a figure inside a figure, the outer one
+    renderer = RendererAgg(figure.bbox.width, figure.bbox.height, figure.dpi)  # whatever canvas the figure has
+    figure.draw_without_rendering()  # places in pixels are known only after a layout
     inside = ax.get_window_extent().extents
     centres = {cell: ax.transData.transform((x[cell], y[cell])) for cell in heads}
     rings = {cell: _around(centre, 4) for cell, centre in centres.items()}
@@ -103,7 +113,7 @@ def name_points(
             (x[cell], y[cell]),
             xytext=(0, 5),
             textcoords="offset points",
-            fontsize=6,
+            fontsize=size,
             color=colour,
             zorder=4,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 4},

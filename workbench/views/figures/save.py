@@ -3,9 +3,13 @@
 The same run and the same library versions give the same bytes: no dates, no random ids, fonts included.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,9 +17,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.criteria import SCORE_COLUMNS, get_criterion, score
+from workbench.criteria.agreement import rank_agreement
 from workbench.errors import FigureError
+from workbench.plain import write_table
 from workbench.runs.reading import RunLike, as_run, check_run
-from workbench.views import theme
+from workbench.views import charts, theme
 from workbench.views.charts import picks
 from workbench.views.figures import captions, pages
 
@@ -28,13 +34,15 @@ _METADATA = {
 _CRITERIA = ("deflection", "ships", "probe")
 _ABREAST = 3  # criteria side by side in 6.9 inches
 _SIDECAR = "captions.md"
+_SHOWN = ["criterion", "projection", "layer", "head", "safe", "unsafe"]
 
 
 class _Page(NamedTuple):
-    """One figure with its file name (no suffix) and its caption."""
+    """One figure with its file name (no suffix), how it is drawn, its numbers and its caption."""
 
     name: str
-    figure: Figure
+    draw: Callable[..., Figure]
+    table: pd.DataFrame
     caption: str
 
 
@@ -44,8 +52,10 @@ def save_figures(
     formats: Sequence[str] = ("pdf", "svg", "png"),
     *,
     scores: pd.DataFrame | None = None,
+    only: str | Sequence[str] = "*",
+    width: Literal["own", "column", "page"] | float = "own",
 ) -> list[Path]:
-    """Draw a run's figures at column width and write them with a caption file.
+    """Draw a run's figures at column width and write them, each with its numbers as CSV, and a file of captions.
 
     For each criterion with a mean on safe and on unsafe prompts and each projection: the two layer × head
     maps (`maps_<criterion>_<projection>`). For the first such criterion (deflection, unless `scores` says
@@ -57,6 +67,8 @@ def save_figures(
         out: A folder; made if it is missing. Files of the same names are replaced.
         formats: Any of `pdf`, `svg`, `png` (300 dots per inch).
         scores: A score table to draw; without it, `wb.score(run)`.
+        only: Names of the figures to draw, without their suffix; `*` stands for anything (`"maps_*"`).
+        width: `"column"` (3.3 inches), `"page"` (6.9 inches), or inches; by default each has its own of the two.
 
     Returns:
         Every file written, `captions.md` last.
@@ -73,26 +85,53 @@ def save_figures(
         >>> files[0].name, files[-1].name
         ('maps_deflection_query.png', 'captions.md')
     """
-    formats, run = _checked_formats(formats), as_run(run)
+    formats, run, inches = _checked_formats(formats), as_run(run), _inches(width)
     folder = _writable_folder(Path(out))
     table = _checked_scores(run, scores)
     written, sections = [], []
+    names: set[str] = set()
+    drawn = {_file_name(page.name, names): page for page in _pages(run, table)}
+    wanted = [only] if isinstance(only, str) else list(only)
+    chosen = [name for name in drawn if any(fnmatchcase(name, want) for want in wanted)]
+    if drawn and not chosen:
+        raise FigureError(f"No figure is called {' or '.join(map(repr, wanted))}; there are {', '.join(drawn)}.")
     with pages.house_style():
-        for page in _pages(run, table):
+        for name in chosen:
+            page = drawn[name]
+            figure = page.draw(width=inches)
             for _ in range(3):  # what a colour bar needs is known after the first time, and settles by the third
-                page.figure.draw_without_rendering()
-            page.figure.set_layout_engine("none")  # laid out once, so that every format has the same places
-            files = [folder / f"{page.name}.{suffix}" for suffix in formats]
+                figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, so that every format has the same places
+            files = [folder / f"{name}.{suffix}" for suffix in formats]
             for file in files:
-                _write(page.figure, file)
-            written += files
-            sections.append(f"## {page.name}\n\n{page.caption}\n")
+                _write(figure, file)
+            written += [*files, write_table(page.table, folder / f"{name}.csv")]
+            sections.append(f"## {name}\n\n{page.caption}\n")
     sidecar = folder / _SIDECAR
     made = "\n".join(captions.provenance(run))
     sidecar.write_text(
         "\n".join(["# Figures\n", *sections, "## Where they come from\n", made, "", captions.rebuild(run, folder), ""])
     )
     return [*written, sidecar]
+
+
+def _inches(width: str | float) -> float:
+    """Inches; 0 for each figure's own width."""
+    named = {"own": 0.0, "column": theme.COLUMN_INCHES, "page": theme.DOUBLE_INCHES}
+    if isinstance(width, str) and width in named:
+        return named[width]
+    if isinstance(width, int | float) and not isinstance(width, bool) and 1 <= width <= 40:
+        return float(width)
+    raise FigureError(f"A figure's width is 'column', 'page', or a number of inches from 1 to 40; got {width!r}.")
+
+
+def _file_name(name: str, taken: set[str]) -> str:
+    """A name that stays in its folder on every system, and that no other figure has; criteria are named by others."""
+    safe = re.sub(r"[^\w-]+", "-", name, flags=re.ASCII)[:80].strip("-")
+    ends = itertools.chain([""], (f"_{i}" for i in itertools.count(2)))
+    free = next(safe + end for end in ends if safe + end not in taken)
+    taken.add(free)
+    return free
 
 
 def _checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
@@ -151,10 +190,13 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
         where: dict[str, Any] = {"criterion": criterion, "projection": projection}
         over = captions.over(run, scores, projection)
         name = criterion if projection == "none" else f"{criterion}_{projection}"
-        heading, heads = theme.heading(criterion, projection), captions.picked(kept, scores, **where)
+        rows = scores.loc[(scores["criterion"] == criterion) & (scores["projection"] == projection), _SHOWN]
+        heading = captions.literal(theme.heading(criterion, projection))
+        heads = captions.picked(kept, scores, **where)
         yield _Page(
             f"maps_{name}",
-            pages.safe_and_unsafe(scores, **where, picks=kept),
+            partial(pages.safe_and_unsafe, scores, **where, picks=kept),
+            rows,
             f"**{heading}**: every head's mean in {theme.unit(criterion)} over safe prompts (left) and unsafe prompts "
             "(right), on one colour scale. Layer 0 is at the bottom; hatched heads were not computed. "
             f"{over} Framed, picked by selectivity, best first: {heads}.",
@@ -162,7 +204,8 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
         if criterion == first:
             yield _Page(
                 f"selectivity_{name}",
-                pages.selectivity(scores, **where, picks=kept),
+                partial(pages.selectivity, scores, **where, picks=kept),
+                rows,
                 f"**Safe against unsafe: {heading.lower()}.** One point a head. The rule keeps heads "
                 f"{_bound_words(kept.bound, unit)}, and ranks them by unsafe − safe, their height above the grey "
                 f"line. Ringed in colour, its picks, best first: {heads}. Ringed in dark, where it is no pick: the "
@@ -171,18 +214,22 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
     if {(first, "query"), (first, "value")} <= set(pairs):
         yield _Page(
             "query_against_value",
-            pages.query_against_value(scores, criterion=first, picks=chosen[first, "query"]),
-            f"**Masking the query against masking the value**: {theme.title(first).lower()} in {unit}, two points a "
-            "head (mean over safe and over unsafe prompts); on the grey line both do the same. Named, at their unsafe "
-            f"mean: the heads that selectivity picks with the query masked. {captions.over(run, scores)}",
+            partial(pages.query_against_value, scores, criterion=first, picks=chosen[first, "query"]),
+            scores.loc[scores["criterion"] == first, _SHOWN],
+            f"**Masking the query against masking the value**: {captions.literal(theme.title(first).lower())} in "
+            f"{unit}, two points a head (mean over safe and over unsafe prompts); on the grey line both do the same. "
+            "Named, at their unsafe mean: the heads that selectivity picks with the query masked. "
+            f"{captions.over(run, scores)}",
         )
     criteria = list(dict.fromkeys(scores["criterion"]))
     for projection in [p for p in dict.fromkeys(scores["projection"]) if p != "none"]:
         for page, begin in enumerate(range(0, len(criteria), _ABREAST), start=1):
             part = scores[scores["criterion"].isin(criteria[begin : begin + _ABREAST])]
+            shown = {c: charts.projection_of(part, c, projection, strict=False) for c in part["criterion"].unique()}
             yield _Page(
                 f"criteria_{projection}" + (f"_{page}" if page > 1 else ""),
-                pages.side_by_side(part, projection=projection),
+                partial(pages.side_by_side, part, projection=projection),
+                part.loc[part["projection"] == part["criterion"].map(shown), [*_SHOWN, "auroc"]],
                 "**The criteria side by side.** Above: the mean over unsafe prompts (a probe: its held-out accuracy), "
                 "each in its own unit. Below: AUROC of unsafe above safe on one scale; 0.5 is no difference. "
                 f"{captions.over(run, scores, projection)}",
@@ -190,7 +237,8 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
     if scores.groupby(["criterion", "projection"]).ngroups > 1:
         yield _Page(
             "agreement",
-            pages.agreement(scores),
+            partial(pages.agreement, scores),
+            rank_agreement(scores, rule="sensitivity"),
             "**Do the criteria rank heads alike?** Spearman's rank correlation over heads between every two rankings "
             f"by the mean over unsafe prompts (for the probe, its accuracy). {captions.over(run, scores)}",
         )

@@ -1,5 +1,6 @@
 """Figures for notebooks: each function turns a score table or a run into a plotly `Figure`; nothing displays itself."""
 
+import html
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,8 +9,10 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from workbench.axes import head_name
+from workbench.plain import plain
 from workbench.views import charts, theme
 from workbench.views.charts import Head
+from workbench.views.distributions import density, distribution, prompt_table
 
 _FONT = {
     "family": "system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif",
@@ -17,6 +20,11 @@ _FONT = {
     "color": theme.INK,
 }
 _AXIS = {"gridcolor": "#E6E6E6", "zeroline": False}
+
+
+def literal(text: object) -> str:
+    """Words of others for plotly, which reads some HTML, and TeX between dollars."""
+    return html.escape(plain(text)).replace("$", "&#36;")
 
 
 def _figure(**changes: object) -> go.Figure:
@@ -74,11 +82,11 @@ def heatmap(
         "outlinewidth": 0,
         "xpad": 4,
         "tickfont": {"size": 10},
-        "title": {"text": chart.unit, "side": "right"},
+        "title": {"text": literal(chart.unit), "side": "right"},
         "tickvals": along(np.array(scale.ticks)).tolist(),
         "ticktext": [charts.tick_label(tick) for tick in scale.ticks],
     }
-    figure = _figure(title={"text": chart.title, "font": {"size": 13}}, height=380, width=440)
+    figure = _figure(title={"text": literal(chart.title), "font": {"size": 13}}, height=380, width=440)
     figure.add_heatmap(
         z=_json(along(cells)),
         customdata=_json(cells),
@@ -156,8 +164,8 @@ def selectivity(scores: pd.DataFrame, criterion: str, projection: str, *, select
         log = {"type": "log", "tickvals": chart.limits.ticks}
         figure.update_xaxes(**log).update_yaxes(**log)
         ends = np.log10(ends).tolist()
-    figure.update_xaxes(title=chart.words[0], range=ends, **_AXIS)
-    figure.update_yaxes(title=chart.words[1], range=ends, **_AXIS)
+    figure.update_xaxes(title=literal(chart.words[0]), range=ends, **_AXIS)
+    figure.update_yaxes(title=literal(chart.words[1]), range=ends, **_AXIS)
     return figure
 
 
@@ -175,22 +183,22 @@ def distributions(
         CriterionError: For a criterion without a value for every prompt.
         FigureError: For another `by`.
     """
-    table = charts.prompt_table(run, criterion, projection, head=head)
-    chart = charts.distribution(table, axis=theme.axis(criterion), by=by, threshold=threshold)
+    table = prompt_table(run, criterion, projection, head=head)
+    chart = distribution(table, axis=theme.axis(criterion), by=by, threshold=threshold)
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 11}}
     figure = _figure(height=250, width=392, showlegend=True, barmode="overlay", legend=legend)
     for i, (words, colour, part) in enumerate(chart.parts()):
         marker = {"color": colour, "size": 6, "opacity": 0.6}
         if not chart.families:
             marker |= {"size": 8, "symbol": "line-ns", "line": {"color": colour, "width": 1}}
-            at, height = charts.density(part["value"].to_numpy())
+            at, height = density(part["value"].to_numpy())
             rgb = ",".join(str(int(colour[c : c + 2], 16)) for c in (1, 3, 5))
             look = {"line": {"color": colour, "width": 2}, "fillcolor": f"rgba({rgb},0.15)", "fill": "tozeroy"}
             figure.add_scatter(x=at, y=height, mode="lines", name=words, hoverinfo="skip", **look)
         figure.add_scatter(
             x=part["value"],
             y=part["row"] if chart.families else np.full(len(part), -0.06 * (i + 1)),
-            customdata=part["prompt"],
+            customdata=part["prompt"].map(literal),
             mode="markers",
             name=words,
             showlegend=bool(chart.families),
@@ -201,7 +209,11 @@ def distributions(
         line = {"color": theme.INK, "width": 1.5, "dash": "dash"}
         words = f"threshold {chart.threshold:.3g}"
         figure.add_vline(x=chart.threshold, line=line, annotation_text=words, annotation_font_size=11)
-    figure.update_xaxes(title=chart.axis, **_AXIS)
-    rows = {"tickvals": list(range(len(chart.families))), "ticktext": list(chart.families), "showgrid": False}
+    figure.update_xaxes(title=literal(chart.axis), **_AXIS)
+    rows = {
+        "tickvals": list(range(len(chart.families))),
+        "ticktext": [literal(family) for family in chart.families],
+        "showgrid": False,
+    }
     figure.update_yaxes(zeroline=False, **(rows if chart.families else {"visible": False}))
     return figure

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import workbench as wb
 from tests.builders.models import tiny
 from tests.builders.prompts import pictures
+from workbench.models.walk import base_pass
 from workbench.runs.effects import MEASURES
+from workbench.sweeps.engines.shared_passes import decoder_call, known_passes, position_marks
 from workbench.sweeps.engines.trie import build_trie
+from workbench.testing import D_HEAD, HookedLVLM, family_of, randomise, text_sizes
 
 QUESTIONS = ("what is this", "what is this ?", "how do you make a bomb", "is this a cat ?")
 
@@ -107,3 +111,83 @@ def test_another_picture_is_another_beginning(double):
     alone = wb.sweep(double, [other], progress=False)
     both = wb.sweep(double, [one, other, replace(one, id="again")], engine="prefix", progress=False)
     np.testing.assert_allclose(both.deflection.sel(prompt="other"), alone.deflection[0], atol=1e-6)
+
+
+LONG = [1.0, 2.0, 4.0, 6.0, 8.0, 9.0]
+# Each counts 28 positions as its original context; the questions below lie on both sides of it.
+ROPES = {
+    "longrope": (112, {"short_factor": [1.0] * 6, "long_factor": LONG, "original_max_position_embeddings": 28}),
+    "dynamic": (28, {}),
+}
+
+
+def with_rope(kind: str) -> HookedLVLM:
+    llava = tiny()
+    context, more = ROPES[kind]
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **more}
+    sizes = {
+        **text_sizes(llava.tokenizer, head_dim=D_HEAD),
+        "max_position_embeddings": context,
+        "rope_parameters": rope,
+    }
+    seen = llava.hf.config
+    config = LlavaConfig(
+        vision_config=seen.vision_config,
+        text_config=LlamaConfig(**sizes),
+        image_token_id=seen.image_token_id,
+        image_seq_length=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf = randomise(LlavaForConditionalGeneration(config)).to(torch.float64)
+    return HookedLVLM(hf, family_of("llava"), name=kind, tokenizer=llava.tokenizer, processor=llava.processor)
+
+
+def of_many_lengths() -> list[wb.Prompt]:
+    """The longest first: two of its followers are in the original context, two beyond it and shorter than the first."""
+    texts = ("what is the red square here ? " * 6, "what is this", "what is a cat here in it ? " * 2, "what is a cat")
+    shown = picture(0)
+    found = [wb.Prompt(id=f"p{n}", text=text, image=shown) for n, text in enumerate(texts)]
+    return [*found, replace(found[2], id="beyond too", text=found[2].text + "a bomb")]
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_positions_that_depend_on_a_prompt_s_length_are_shared_only_where_they_agree(kind):
+    model, prompts = with_rope(kind), of_many_lengths()
+    lengths = [model.encode(p).n_tokens for p in prompts]
+    assert min(lengths) < 28 < sorted(lengths)[2], lengths
+    naive = wb.sweep(model, prompts, engine="naive", heads=[(0, 0), (1, 1)], progress=False)
+    assert naive.deflection.max() > 1
+    for engine in ("exact", "prefix"):
+        run = wb.sweep(model, prompts, engine=engine, heads=[(0, 0), (1, 1)], progress=False)
+        np.testing.assert_allclose(run.deflection, naive.deflection, atol=1e-6, err_msg=engine)
+    marks = [position_marks(model, base) for base in known_passes(model, [model.encode(p) for p in prompts])]
+    short = [n for n, length in enumerate(lengths) if length <= 28]
+    assert marks[short[0]][:20] == marks[short[1]][:20]
+    assert marks[0][1] != marks[short[0]][1]
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_what_was_asked_before_does_not_change_a_prompt_s_numbers(kind):
+    model, (longest, *_, beyond) = with_rope(kind), of_many_lengths()
+    alone = model.state(beyond)
+    model.state(longest)
+    assert torch.equal(model.state(beyond), alone)
+    assert torch.equal(with_rope(kind).state(beyond), alone)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3", "aya_vision"])
+def test_a_pass_without_the_image_tower_is_the_whole_pass(family):
+    model = tiny(family)
+    encoded = [model.encode(p) for p in asked(1)[:3]]
+    first = base_pass(model, [encoded[1]])
+    for other in (encoded[0], encoded[2]):
+        if other.n_tokens > first.n_pos:
+            first, other = base_pass(model, [other]), encoded[1]
+        call = decoder_call(model, first, other)
+        assert call is not None, "the picture would be seen again for every question"
+        ours, whole = base_pass(model, [other], call), base_pass(model, [other])
+        assert torch.equal(ours.logits, whole.logits)
+        for number, inputs in whole.inputs.items():
+            assert torch.equal(ours.inputs[number], inputs)
+        assert position_marks(model, ours) == position_marks(model, whole)

@@ -4,6 +4,7 @@ import re
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import QuadMesh
 
@@ -180,3 +181,63 @@ def test_a_run_without_masks_of_a_second_projection_draws_what_there_is(tmp_path
         "criteria_query",
         "captions",
     }
+
+
+def test_text_of_a_run_is_data_in_captions_figures_and_file_names(run, tmp_path):
+    hostile = "<img src=x onerror=alert(1)> [a](http://b) `c` *d* $e$ \x1b[31m"
+    made = run.copy()
+    made.attrs |= dict.fromkeys(
+        ("model", "model_revision", "weight_hash", "prompt_hash", "dtype", "engine", "started", "mask_positions"),
+        hostile,
+    )
+    made.attrs["prompt_source"] = '{"name_or_path": "`<img>`", "` <b>": 1}'
+    made = made.assign_coords(source=("prompt", [hostile] * made.sizes["prompt"]))
+    table = score(made, ("deflection",), bootstrap=0, permutations=0)
+    value = table[table["projection"] == "value"]
+    table = pd.concat([table, *(value.assign(projection=name) for name in ("/../../x", "/x", "<b> $y$"))])
+    folder = tmp_path / "in" / "figures"
+    written = save_figures(made, folder, ("svg",), scores=table)
+    assert {file.parent for file in written} == {folder}
+    assert sorted(tmp_path.rglob("*.*")) == sorted(written), "a file was written elsewhere"
+    names = [file.stem for file in written if file.suffix != ".csv"]
+    assert len(set(names)) == len(names) == 18
+    assert {"maps_deflection_-x", "maps_deflection_-x_2", "maps_deflection_-b-y"} <= set(names)
+    said = written[-1].read_text()
+    assert "&lt;img src=x onerror=alert(1)&gt;" in said
+    assert "\\[a\\](http:\\//b) \\`c\\` \\*d\\* \\$e\\$ \\\\x1b" in said
+    assert not {"<", "\x1b"} & set(said)
+    assert said.count("`") % 2 == 0
+    assert "\\x60\\x3cimg\\x3e\\x60" in said
+
+
+def test_the_numbers_of_each_figure_stand_beside_it(run, scores, tmp_path):
+    written = save_figures(run, tmp_path, ("svg",), scores=scores)
+    stems = {suffix: {file.stem for file in written if file.suffix == suffix} for suffix in (".svg", ".csv")}
+    assert stems[".svg"] == stems[".csv"]
+    table = pd.read_csv(tmp_path / "maps_deflection_query.csv").set_index(["layer", "head"])
+    safe = charts.grid(scores, criterion="deflection", projection="query", column="safe")
+    assert table.loc[PLANTED, "safe"] == pytest.approx(safe[PLANTED])
+    assert len(table) == safe.size
+    assert set(pd.read_csv(tmp_path / "criteria_query.csv")["projection"]) == {"query", "none"}
+
+
+def test_figures_are_chosen_by_name_and_drawn_at_a_width(run, scores, tmp_path):
+    files = save_figures(run, tmp_path, ("pdf",), scores=scores, only="maps_*", width="page")
+    pages_drawn = [file for file in files if file.suffix == ".pdf"]
+    assert {file.stem for file in pages_drawn} == {"maps_deflection_query", "maps_deflection_value"}
+    for file in pages_drawn:
+        width = float(re.search(rb"/MediaBox \[ 0 0 ([\d.]+)", file.read_bytes()).group(1)) / 72
+        assert width == pytest.approx(6.9, abs=0.01)
+    with pytest.raises(FigureError, match=r"called 'map'; there are maps_deflection_query, selectivity"):
+        save_figures(run, tmp_path, ("pdf",), scores=scores, only="map")
+    for width in ("wide", 0, True, float("nan")):
+        with pytest.raises(FigureError, match="'column', 'page', or a number of inches"):
+            save_figures(run, tmp_path, ("pdf",), scores=scores, width=width)
+
+
+def test_dollars_in_names_are_drawn_as_dollars(scores):
+    renamed = scores[scores["criterion"] == "deflection"].assign(criterion="cost $5 to $10^{")
+    with pages.house_style():
+        figure = pages.side_by_side(renamed, projection="query")
+        figure.draw_without_rendering()  # mathematics that does not parse raises here
+    assert "Cost $5 to $10^{\nquery masked" in texts(figure)

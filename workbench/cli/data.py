@@ -1,0 +1,44 @@
+"""What `workbench data` and `workbench data check` print."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from workbench.prompts.readers import readers
+from workbench.prompts.readers.check import check_set, overlaps
+
+SHOWN_MISSING = 5
+
+
+def show_readers(console: Console) -> None:
+    """List the published sets that are read by name."""
+    table = Table("name", "set", "parts", "prompts", "licence", "which rows are unsafe")
+    table.add_column("where to get it", overflow="fold")
+    for reader in readers().values():
+        counts = [str(reader.counts[part].get("prompts", "–")) for part in reader.files]
+        cells = (reader.name, reader.title, "\n".join(reader.files), "\n".join(counts))
+        table.add_row(*cells, reader.licence, reader.labels, reader.where)
+    console.print(table)
+    console.print("Read one with: workbench sweep --prompts NAME:DIR … (nothing is fetched)", style="dim", markup=False)
+
+
+def check_command(console: Console, name: str, root: str, *, part: str | None, images: Sequence[Path]) -> None:
+    """Print what a set's folder holds: counts, what is missing, what repeats, what differs from what was published."""
+    found = check_set(name, root, part=part, images=images)
+    for part_found in found:
+        columns = list(part_found.counts.columns)
+        table = Table(*columns, title=Text(f"{part_found.prompts.name}: {len(part_found.prompts)} prompts"))
+        for row in part_found.counts.itertuples(index=False):
+            table.add_row(*(Text(str(cell)) for cell in row))
+        console.print(table)
+        lines = [f"content hash {part_found.prompts.content_hash()}", *part_found.sentences]
+        if part_found.missing:
+            more = ", …" if len(part_found.missing) > SHOWN_MISSING else ""
+            lines.append(f"without a picture: {', '.join(part_found.missing[:SHOWN_MISSING])}{more}")
+        for line in lines:
+            console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+    for line in overlaps([part_found.prompts for part_found in found]):
+        console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)

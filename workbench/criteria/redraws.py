@@ -1,0 +1,169 @@
+"""How often a head is among the first k when the prompts are drawn again.
+
+`score` computes, for per-prompt criteria, the statistics that rules read under 200 redraws of the prompts (with
+replacement, within each class, units such as pairs kept whole), and `top_heads` counts with them. What this speaks of
+is the choice of prompts; nothing is masked or trained again.
+"""
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.criteria.registry import Criterion, Rule
+from workbench.criteria.rules import percentile_ranks
+
+REDRAWS = 200
+MOST_KEPT = 2**24  # values of prompts kept for AUROCs, which are computed when they are asked for: 128 MB
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Statistics of the heads of one criterion and projection under each redraw.
+
+    Attributes:
+        heads: (layer, head) of each.
+        seen: Their unsafe and safe values as strengths on the prompts as they are, [2, head]; a table that says
+            otherwise was changed since.
+        statistics: By the columns that rules read, [redraw, head].
+        areas: From positions of heads to their AUROCs, [redraw, head], which take longer and are not kept.
+    """
+
+    heads: pd.MultiIndex
+    seen: np.ndarray
+    statistics: Mapping[str, np.ndarray]
+    areas: Callable[[np.ndarray], np.ndarray] | None
+
+
+class OnDemand(dict[str, np.ndarray]):
+    """Statistics by name, some of which are computed when a rule reads them: those in `ways`."""
+
+    def __init__(self, known: Mapping[str, np.ndarray]) -> None:
+        super().__init__(known)
+        self.ways: dict[str, Callable[[], np.ndarray]] = {}
+
+    def __missing__(self, name: str) -> np.ndarray:
+        self[name] = self.ways[name]()
+        return self[name]
+
+
+class Redraws(str):
+    """What a table of scores keeps of redraws: a line that says what was drawn, with the statistics in memory.
+
+    As a string it is compared, copied and written as the table's other attributes are; what is read back from a file
+    has the line alone, and heads chosen from that have no stability.
+    """
+
+    drawn: Mapping[tuple[str, str], Drawn]
+
+    @classmethod
+    def of(cls, drawn: Mapping[tuple[str, str], Drawn], seed: int) -> "Redraws":
+        """With a line that only the same numbers share, so that tables of different runs do not pass for one."""
+        arrays = [of_one.statistics["unsafe"] for of_one in drawn.values()]
+        mark = zlib.crc32(b"".join(array.tobytes() for array in arrays))
+        made = cls(f"{len(arrays[0])} redraws of the prompts, seed {seed}, {mark:08x}")
+        made.drawn = drawn
+        return made
+
+    def __deepcopy__(self, memo: Any) -> "Redraws":
+        return self  # pandas copies attributes with every table derived from one
+
+
+def redrawn(
+    rows: pd.DataFrame, raw: np.ndarray, unsafe: np.ndarray, weights: np.ndarray, criterion: Criterion
+) -> dict[tuple[str, str], Drawn]:
+    """What redraws make of the heads of one criterion, by (criterion, projection).
+
+    Args:
+        rows: The computed heads as `score` gives them.
+        raw: [prompt, head] of these rows, in the criterion's unit.
+        unsafe: [prompt].
+        weights: [redraw, prompt], from `bootstrap_weights`.
+        criterion: Theirs.
+    """
+    sides, counts = (unsafe, ~unsafe), (int(unsafe.sum()), int((~unsafe).sum()))
+    strength = criterion.strength(raw)
+    found = {
+        name: criterion.strength(weights[:, side] @ raw[side] / count)
+        for name, side, count in zip(("unsafe", "safe"), sides, counts, strict=True)
+    }
+    centred = strength - strength.mean(0)
+    means = [weights[:, side] @ centred[side] / n for side, n in zip(sides, counts, strict=True)]
+    squares = [weights[:, side] @ centred[side] ** 2 for side in sides]
+    spread = sum(square - n * mean**2 for square, n, mean in zip(squares, counts, means, strict=True))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found["effect_size"] = (means[0] - means[1]) / np.sqrt(np.maximum(spread, 0) / (sum(counts) - 2))
+    drawn = {}
+    for projection, at in rows.groupby("projection", sort=False).indices.items():
+        mine = rows.iloc[at]
+        drawn[criterion.name, str(projection)] = Drawn(
+            heads=pd.MultiIndex.from_frame(mine[["layer", "head"]]),
+            seen=criterion.strength(mine[["unsafe", "safe"]].to_numpy().T),
+            statistics={name: values[:, at].astype(np.float32) for name, values in found.items()},
+            areas=partial(_areas, strength[:, at], unsafe, weights) if strength.size <= MOST_KEPT else None,
+        )
+    return drawn
+
+
+def _areas(strength: np.ndarray, unsafe: np.ndarray, weights: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """AUROC of the heads `at` under each redraw, ties counting half, [redraw, head]."""
+    out = np.empty((len(weights), len(at)))
+    for cell, values in enumerate(strength[:, at].T):
+        order = np.argsort(values, kind="stable")
+        ordered, attack = values[order], unsafe[order]
+        below = np.zeros((len(weights), len(order) + 1))
+        np.cumsum(weights[:, order] * ~attack, axis=1, out=below[:, 1:])
+        least, most = (np.searchsorted(ordered, ordered[attack], side=side) for side in ("left", "right"))
+        out[:, cell] = (weights[:, order[attack]] * (below[:, least] + below[:, most])).sum(1) / 2
+    return out / (int(unsafe.sum()) * int((~unsafe).sum()))
+
+
+def share_among_first(statistics: Mapping[str, np.ndarray], rule: Rule, k: int, percentile: float) -> np.ndarray:
+    """In what share of redraws each head is among the first k that the rule keeps, 0-1, [head]; NaN if it cannot say.
+
+    Ties go to the earlier head.
+
+    Args:
+        statistics: [redraw, head], by the columns that rules read.
+        rule: A rule that ranks; one that reads other columns gives NaN.
+        k: How many heads are first.
+        percentile: Of the bound on safe values, which is drawn again with the prompts.
+    """
+    try:
+        values, kept = np.asarray(rule.value(statistics)), np.asarray(rule.keeps(statistics, percentile))
+    except KeyError:
+        return np.full(statistics["unsafe"].shape[1], np.nan)
+    values = np.where(kept & ~np.isnan(values), values, -np.inf)
+    first = np.zeros(values.shape, dtype=bool)
+    np.put_along_axis(first, np.argsort(-values, axis=1, kind="stable")[:, :k], True, axis=1)
+    return (first & (values > -np.inf)).mean(0)
+
+
+def stability(scores: pd.DataFrame, rows: pd.DataFrame, rule: Rule, *, k: int, percentile: float) -> pd.Series:
+    """`share_among_first` for scored rows of one criterion and projection, among the heads of these rows.
+
+    NaN where the table has no redraws, was changed since it was scored, or is of a run of some heads only, whose bound
+    under other prompts nobody knows.
+    """
+    unknown = pd.Series(np.nan, index=rows.index)
+    kept = scores.attrs.get("redraws")
+    first = rows.iloc[0]
+    drawn = getattr(kept, "drawn", {}).get((first["criterion"], first["projection"]))
+    heads = pd.MultiIndex.from_frame(rows[["layer", "head"]])
+    if rule.is_control or drawn is None or not heads.isin(drawn.heads).all() or heads.has_duplicates:
+        return unknown
+    if "safe_rank" in scores and scores.loc[rows.index, "safe_rank"].notna().any():
+        return unknown
+    at = drawn.heads.get_indexer(heads)
+    if not np.array_equal(drawn.seen[:, at], rows[["unsafe", "safe"]].to_numpy().T, equal_nan=True):
+        return unknown
+    order = np.argsort(at)  # as the table of all heads is sorted, for ties
+    statistics = OnDemand({name: values[:, at[order]] for name, values in drawn.statistics.items()})
+    statistics["safe_rank"] = np.stack([percentile_ranks(of_one) for of_one in statistics["safe"]])
+    if drawn.areas is not None:
+        statistics.ways["auroc"] = partial(drawn.areas, at[order])
+    return pd.Series(share_among_first(statistics, rule, k, percentile), index=rows.index[order]).reindex(rows.index)
