@@ -8,7 +8,8 @@ from typing import Any
 
 from workbench.checking import plainly
 from workbench.detectors import hidden_detect, judge, one_head, sahs
-from workbench.detectors.detector import Cost, Detector, DetectorRecord
+from workbench.detectors.cost import Cost
+from workbench.detectors.detector import Detector, DetectorRecord
 from workbench.detectors.evaluation import evaluate, graded_scores
 from workbench.detectors.hidden_detect import HiddenDetect
 from workbench.detectors.judge import JudgeDetector

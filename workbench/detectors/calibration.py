@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.axes import LABELS
+from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import DetectorError
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
@@ -129,3 +130,16 @@ def check_labels(prompts: Sequence[Prompt], what: str, *, at_least: int = FEWEST
 def unsafe_array(prompts: Sequence[Prompt]) -> np.ndarray:
     """True where the prompt is labelled unsafe, shape [prompt]."""
     return np.array([p.label == "unsafe" for p in prompts], dtype=bool)
+
+
+def densities_cross(unsafe: np.ndarray, safe: np.ndarray) -> tuple[float, str]:
+    """The published threshold and how it was found.
+
+    A class whose values are all the same has no density. If the other class lies wholly above or below it, the midpoint
+    of the medians is taken, as published for densities that do not cross; otherwise that is an error.
+    """
+    constant = min(np.ptp(unsafe), np.ptp(safe)) == 0
+    if constant and (unsafe.min() > safe.max() or unsafe.max() < safe.min()):
+        return float(np.median(unsafe) + np.median(safe)) / 2, "midpoint, since a class is constant"
+    found = kde_threshold(unsafe, safe)
+    return found.value, f"kde {found.method}"

@@ -14,8 +14,9 @@ import pandas as pd
 import xarray as xr
 
 from workbench.axes import Head
-from workbench.criteria.thresholds import balanced_accuracy, kde_threshold
-from workbench.detectors.calibration import Parts, calibration_parts, unsafe_array
+from workbench.criteria.thresholds import balanced_accuracy
+from workbench.detectors.calibration import Parts, calibration_parts, densities_cross, unsafe_array
+from workbench.detectors.cost import Cost
 from workbench.detectors.stored import ARRAYS, DESCRIPTION, FORMAT, calibration_record, finite_number, read_stored, word
 from workbench.errors import DetectorError, WorkbenchError
 from workbench.models.fingerprint import fingerprint
@@ -23,26 +24,6 @@ from workbench.models.hooked import HookedLVLM
 from workbench.plain import plain
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.sweeps.sweep import sweep
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What it costs to judge one prompt.
-
-    Attributes:
-        forward_passes: Work in units of one unmasked forward pass of the prompt, from counts of layers and positions.
-            NaN where the judge is no model of ours.
-        detect_s: Median seconds for one prompt, images prepared and all.
-        generate_s: Median seconds of a plain greedy reply to it.
-        latency_ratio: `detect_s / generate_s`.
-        n_prompts: On how many prompts it was measured.
-    """
-
-    forward_passes: float
-    detect_s: float
-    generate_s: float
-    latency_ratio: float
-    n_prompts: int
 
 
 @dataclass(frozen=True)
@@ -295,7 +276,7 @@ class Detector(ABC):
         labels = unsafe_array(parts.threshold)
         unsafe, safe = values[labels], values[~labels]
         if self.threshold_rule == "kde":
-            self.threshold, method = _densities_cross(unsafe, safe)
+            self.threshold, method = densities_cross(unsafe, safe)
         else:
             self.threshold, method = float(self.threshold_rule), "given"
         self.calibration = {
@@ -340,19 +321,6 @@ class Detector(ABC):
     def _fits(self, model: HookedLVLM) -> bool:
         """Whether what was learned has the sizes of the model; what was loaded from a file may not."""
         return True
-
-
-def _densities_cross(unsafe: np.ndarray, safe: np.ndarray) -> tuple[float, str]:
-    """The published threshold and how it was found.
-
-    A class whose values are all the same has no density. If the other class lies wholly above or below it, the midpoint
-    of the medians is taken, as published for densities that do not cross; otherwise that is an error.
-    """
-    constant = min(np.ptp(unsafe), np.ptp(safe)) == 0
-    if constant and (unsafe.min() > safe.max() or unsafe.max() < safe.min()):
-        return float(np.median(unsafe) + np.median(safe)) / 2, "midpoint, since a class is constant"
-    found = kde_threshold(unsafe, safe)
-    return found.value, f"kde {found.method}"
 
 
 def check_count(number: object, what: str) -> None:
