@@ -9,31 +9,30 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-import typer.core
 from rich.console import Console
 from rich.text import Text
 
 from workbench import __version__
+from workbench.cli.options import (
+    Device,
+    Dtype,
+    Factor,
+    Form,
+    Json,
+    ModelName,
+    PromptsName,
+    Quiet,
+    Registered,
+    RunPath,
+    Seed,
+    Table,
+    Template,
+    listed,
+    numbers,
+)
 from workbench.errors import RunError, WorkbenchError
 from workbench.plain import plain
 from workbench.sweeps.process import settle_process
-
-
-class Registered(typer.core.TyperCommand):
-    """A command whose help names the criteria and rules that there are; they are looked up when it is shown."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from workbench.criteria import list_criteria, list_rules
-
-        names = {
-            "criteria": ", ".join(c.name for c in list_criteria()),
-            "rules": ", ".join(rule.name for rule in list_rules()),
-        }
-        for param in self.params:
-            if isinstance(param, typer.core.TyperOption) and param.help:
-                param.help = param.help.format(**names)
-        super().format_help(ctx, formatter)
-
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,47 +45,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="Published prompt sets, read by name.")
 app.add_typer(data_app, name="data")
 console = Console()
-
-ModelName = Annotated[
-    str,
-    typer.Option("--model", "-m", help="pocket, pocket-base, planted, planted-pair; a checkpoint directory; a Hub id."),
-]
-Template = Annotated[
-    str, typer.Option(help="chat (the model's own), raw (no template), a Jinja template, or a file with one.")
-]
-PromptsName = Annotated[
-    str,
-    typer.Option(
-        "--prompts", "-p", help="pocket or planted; a .jsonl, .csv or .parquet file; NAME:DIR of a published set."
-    ),
-]
-RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
-Form = Annotated[
-    Literal["limit", "as_published", "scale"], typer.Option("--form", "--mask-form", help="Form of the mask.")
-]
-Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form scale changes nothing.")]
-Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
-Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]
-
-
-def _names(text: str) -> list[str]:
-    return text.split(",")
-
-
-def _numbers(text: str) -> list[int]:
-    for part in _names(text):
-        if not part.strip().isdecimal():
-            raise WorkbenchError(f"Numbers of heads are whole numbers, comma-separated, like 1,3,5; got {part!r}.")
-    return [int(part) for part in _names(text)]
-
-
-def _listed(help: str, parser: Any = _names) -> Any:
-    """An option that takes several words at once, comma-separated."""
-    return typer.Option(help=help, parser=parser, metavar="A,B,…")
 
 
 def _check_there(path: str) -> None:
@@ -194,7 +152,7 @@ def sweep(
 @app.command(cls=Registered)
 def score(
     run: RunPath,
-    criteria: Annotated[Any, _listed("Comma-separated, or all. Of {criteria}.")] = "deflection,ships,probe",
+    criteria: Annotated[Any, listed("Comma-separated, or all. Of {criteria}.")] = "deflection,ships,probe",
     rule: Annotated[str, typer.Option(help="How heads are ranked: {rules}.")] = "selectivity",
     top: Annotated[int, typer.Option(help="How many heads to print for each criterion and projection.")] = 5,
     out: Table = None,
@@ -214,8 +172,8 @@ def score(
 def figures(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
-    formats: Annotated[Any, _listed("Of pdf, svg and png, comma-separated.")] = "pdf,svg,png",
-    only: Annotated[Any, _listed("Figures to draw, comma-separated; * stands for anything: maps_*.")] = "*",
+    formats: Annotated[Any, listed("Of pdf, svg and png, comma-separated.")] = "pdf,svg,png",
+    only: Annotated[Any, listed("Figures to draw, comma-separated; * stands for anything: maps_*.")] = "*",
     width: Annotated[str, typer.Option(help="column, page, or inches; each figure's own by default.")] = "own",
     quiet: Quiet = False,
 ) -> None:
@@ -260,12 +218,12 @@ def compare(
     prompts: Annotated[
         str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
     ] = None,
-    criteria: Annotated[Any, _listed("Comma-separated. Of {criteria}.")] = "deflection,ships,probe",
-    rules: Annotated[Any, _listed("Comma-separated. Of {rules}.")] = "sensitivity,selectivity,auroc,layer_matched",
-    n_heads: Annotated[Any, _listed("Numbers of heads, comma-separated.", _numbers)] = "1,3,5",
+    criteria: Annotated[Any, listed("Comma-separated. Of {criteria}.")] = "deflection,ships,probe",
+    rules: Annotated[Any, listed("Comma-separated. Of {rules}.")] = "sensitivity,selectivity,auroc,layer_matched",
+    n_heads: Annotated[Any, listed("Numbers of heads, comma-separated.", numbers)] = "1,3,5",
     controls: Annotated[int, typer.Option(help="Draws of matched random heads beside each set; with --model.")] = 3,
     judges: Annotated[
-        Any, _listed("Of exact, phrases and ships-2025, one or two; two print their agreement.")
+        Any, listed("Of exact, phrases and ships-2025, one or two; two print their agreement.")
     ] = "exact",
     out: Table = None,
     template: Template = "chat",
@@ -294,7 +252,8 @@ def detect(
 ) -> None:
     """Test a detector by family and category, with graded scores."""
     given = dict(locals())
-    _check_there(source)
+    if model is None:
+        _check_there(source)
     from workbench.cli.detect import detect_command
 
     detect_command(console, **given)
