@@ -152,6 +152,10 @@ def _pretrained(name: str, options: dict[str, Any], weights: dict[str, Any]) -> 
     if Path(where).is_dir() or not _hub_answers(where):
         options = {**options, "local_files_only": True}
     settings = _attempt(name, "its configuration", lambda: PreTrainedConfig.get_config_dict(where, **options)[0])
+    if not isinstance(settings, dict):
+        raise ModelError(
+            f"config.json of {name} holds a {type(settings).__name__}; an object was wanted. Save it again."
+        )
     family = family_of(str(settings.get("model_type", "")))
     _refuse_strange_files(name, where, options)
     before, shows_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
