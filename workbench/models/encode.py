@@ -121,7 +121,7 @@ def encode(model: Decoder, prompt: Prompt) -> Encoded:
     return encoded
 
 
-def context(model: Decoder) -> tuple[float, str]:
+def context(model: Decoder) -> tuple[float | int, str]:
     """How many tokens the model was made for, and where that is said; rotary scaling counts where it extends it."""
     text = model.decoder.config
     limit = getattr(text, "max_position_embeddings", None)
