@@ -54,7 +54,7 @@ def test_a_template_that_drops_or_mixes_up_roles_is_refused():
     strict = model("llama", "{{ raise_exception('no system prompts') if messages[0].role == 'system' else 'x' }}")
     prompt = Prompt("p", "what", system="is this")
     for tiny, said in ((blind, "has no words for"), (deaf, "leaves out"), (strict, "no system prompts")):
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises((ModelError, PromptError), match=said):
             tiny.encode(prompt)
         if tiny is not strict:
             tiny.encode(replace(prompt, system="", prefill=" is"))

@@ -10,8 +10,9 @@ from tests.unit.synthetic_run import synthetic_run
 from workbench.criteria import statistics
 from workbench.criteria.probes import fold_numbers
 from workbench.criteria.score import score
-from workbench.detectors.calibration import run_parts
+from workbench.detectors.calibration import stand_ins
 from workbench.errors import RunError
+from workbench.prompts import split_prompts
 from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.splits import with_splits
 
@@ -44,8 +45,8 @@ def test_copies_are_one_unit_everywhere() -> None:
     assert len(np.unique(shuffles, axis=0)) > 10
     for labels in shuffles:
         assert all(len(label) == 1 for label in per_content(run, labels))
-    selection, threshold, _ = run_parts(run)
-    assert not set(selection["content"].values) & set(threshold["content"].values)
+    parts = [{p.text for p in part} for part in split_prompts(stand_ins(run)).values()]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 48
 
 
 def test_copies_in_pairs_move_with_their_twins() -> None:
