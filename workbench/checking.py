@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from numbers import Integral, Real
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import core_schema
@@ -21,7 +22,11 @@ from workbench.errors import ArgumentError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # as file systems have it
 CONFIG = ConfigDict(arbitrary_types_allowed=True, strict=True)
+
+
+MOST_SEED = 2**63 - 1
 
 
 class Mark:
@@ -76,6 +81,20 @@ class OneOf(Mark):
         return value
 
 
+class Place(Mark):
+    """A path or URL that could be one: text or a Path, not blank, without half characters or zero bytes."""
+
+    def check(self, value: Any) -> str | Path:
+        text = str(value)
+        if not isinstance(value, str | Path) or not text.strip() or "\0" in text or not _encodes(text):
+            raise ValueError("must be a path or URL")
+        if max(map(len, text.split("/"))) > LONGEST_NAME or len(text) > LONGEST_PATH:
+            raise ValueError(
+                f"must be a path of at most {LONGEST_PATH} characters, {LONGEST_NAME} in each of its names"
+            )
+        return value
+
+
 @dataclass(frozen=True)
 class Converted(Mark):
     """What `convert` makes of the value; its WorkbenchError is the message, its ValueError gets the argument's name."""
@@ -84,6 +103,9 @@ class Converted(Mark):
 
     def check(self, value: Any) -> Any:
         return self.convert(value)
+
+
+Seed = Annotated[int, Whole(0, MOST_SEED)]
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -130,7 +152,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 def plainly(value: Any) -> str:
     """A value as a message may show it: short, and with control characters written out."""
     if isinstance(value, str | bytes | int | float | bool | list | tuple | dict | set | type(None)):
-        return reprlib.repr(value)
+        return reprlib.repr(value).encode("utf-8", "backslashreplace").decode()
     return f"a {type(value).__name__}"
 
 
@@ -155,6 +177,15 @@ def _words(error: ValidationError) -> str:
         str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"].replace("Input should", "must")
     )
     return said[0].lower() + said[1:]
+
+
+def _encodes(text: str) -> bool:
+    """Whether a string is text; half of a surrogate pair is not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _within(value: float, least: float | None, most: float | None) -> bool:

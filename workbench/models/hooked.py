@@ -9,22 +9,27 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
+from workbench.axes import PROJECTIONS, Head, as_heads
+from workbench.checking import Converted, OneOf, Whole, checked
 from workbench.errors import MaskError
 from workbench.models.attention import attention_pattern, sites_set
 from workbench.models.decoder import Decoder
 from workbench.models.encode import Encoded, encode
-from workbench.models.masks import Mask, published_queries
+from workbench.models.masks import Mask, SomeMask, published_queries
 from workbench.models.precision import double_kept
 from workbench.models.probes import probe_prompt
 from workbench.models.walk import BasePass, base_pass, join
-from workbench.prompts.prompt import Prompt
+from workbench.prompts.prompt import OnePrompt, Prompt
+
+SomeHeads = Annotated[Sequence[Head], Converted(as_heads)]
+Projection = Annotated[str, OneOf(PROJECTIONS)]
 
 
 class HookedLVLM(Decoder):
@@ -89,14 +94,15 @@ class HookedLVLM(Decoder):
                     stack.enter_context(sites_set([self.sites[layer]], edit=edit))
             yield
 
+    @checked
     @torch.no_grad()
     def state(
         self,
-        prompt: Prompt,
+        prompt: OnePrompt,
         *,
-        heads: Sequence[tuple[int, int]] = (),
-        projection: str = "query",
-        mask: Mask | None = None,
+        heads: SomeHeads = (),
+        projection: Projection = "query",
+        mask: SomeMask = None,
     ) -> Float[Tensor, " d_model"]:
         """Final state after the final norm at the last prompt position, with the given (layer, head) pairs masked."""
         encoded, mask = self.encode(prompt), mask or Mask()
@@ -109,25 +115,27 @@ class HookedLVLM(Decoder):
             self.hf(**encoded.model_inputs, use_cache=False, logits_to_keep=1)
         return kept[-1]
 
+    @checked
     def logits(
         self,
-        prompt: Prompt,
+        prompt: OnePrompt,
         *,
-        heads: Sequence[tuple[int, int]] = (),
-        projection: str = "query",
-        mask: Mask | None = None,
+        heads: SomeHeads = (),
+        projection: Projection = "query",
+        mask: SomeMask = None,
     ) -> Float[Tensor, " vocab"]:
         """Next-token logits at the last prompt position, with the given (layer, head) pairs masked."""
         return self.unembed(self.state(prompt, heads=heads, projection=projection, mask=mask))
 
+    @checked
     def generate(
         self,
-        prompt: Prompt,
+        prompt: OnePrompt,
         *,
-        max_new_tokens: int = 32,
-        heads: Sequence[tuple[int, int]] = (),
-        projection: str = "query",
-        mask: Mask | None = None,
+        max_new_tokens: Annotated[int, Whole(1)] = 32,
+        heads: SomeHeads = (),
+        projection: Projection = "query",
+        mask: SomeMask = None,
         **options: Any,
     ) -> str:
         """Greedy reply, with the given heads masked in the prompt and while decoding.
@@ -139,15 +147,16 @@ class HookedLVLM(Decoder):
         )
         return self.tokenizer.decode(out.sequences[0, out.n_prompt_tokens :], skip_special_tokens=True).strip()
 
+    @checked
     @torch.no_grad()
     def generated(
         self,
         asked: Prompt | Sequence[Encoded],
         *,
-        max_new_tokens: int = 32,
-        heads: Sequence[tuple[int, int]] = (),
-        projection: str = "query",
-        mask: Mask | None = None,
+        max_new_tokens: Annotated[int, Whole(1)] = 32,
+        heads: SomeHeads = (),
+        projection: Projection = "query",
+        mask: SomeMask = None,
         **options: Any,
     ) -> Any:
         """What `generate` decodes: transformers' output record, with `sequences` and our `n_prompt_tokens`.

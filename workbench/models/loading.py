@@ -3,13 +3,14 @@
 import json
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, is_torchvision_available
 from transformers.utils import logging as hf_logging
 
+from workbench.checking import Converted, OneOf, Place, checked, plainly
 from workbench.errors import ModelError, WorkbenchError
 from workbench.models.conformance.at_load import check_at_load
 from workbench.models.families import FAMILIES, family_of
@@ -18,7 +19,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.templates import read_template
 
 EMBEDDED = {"pocket": "embedded/pocket/pocket", "pocket-base": "embedded/pocket/pocket-base"}
-PLANTED = ("planted", "planted-pair")
+PLANTED = ("planted", "planted-pair", "null")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Buffers that older checkpoints keep, and that transformers computes anew.
 BENIGN = re.compile(r"(rotary_emb\.inv_freq|position_ids|attn\.masked_bias)$")
@@ -26,12 +27,17 @@ NAMED = 5  # keys that a message names, out of many
 HUB_SECONDS = 3.0  # the Hub's time to answer at all, before what is cached here is taken
 
 
+def _name(value: Any) -> Any:
+    return Place().check(value) if isinstance(value, str | Path) else value
+
+
+@checked
 def load_model(
-    name: Any,
+    name: Annotated[Any, Converted(_name)],
     *,
     processor: Any = None,
     template: str | Path = "chat",
-    dtype: str = "float32",
+    dtype: Annotated[str, OneOf(DTYPES)] = "float32",
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
@@ -42,9 +48,10 @@ def load_model(
     """Load a model and let it prove that masks act on it and that looking changes nothing.
 
     Args:
-        name: "pocket", "pocket-base", "planted", "planted-pair"; a local directory written by `save_pretrained`
-            (weights and processor or tokenizer together); a Hub id; or a transformers model that is loaded already. It
-            is taken over as it is: set to evaluation, without gradients, with our attention function.
+        name: "pocket", "pocket-base", "planted", "planted-pair", "null" (Planted without its planted head, on which
+            nothing may be found); a local directory written by `save_pretrained` (weights and processor or tokenizer
+            together); a Hub id; or a transformers model that is loaded already. It is taken over as it is: set to
+            evaluation, without gradients, with our attention function.
         processor: With a model that is loaded already: its processor; of a text-only model, its tokenizer.
         template: How a prompt is put to the model: "chat", by its own chat template; "raw", the picture's placeholder
             and the text alone, for models that were never taught to chat; or a Jinja template, or a file with one.
@@ -70,8 +77,6 @@ def load_model(
         {'planted': [(3, 1)], 'decoy': (0, 2)}
     """
     template = read_template(template)
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}.")
     if device is not None and device_map is not None:
         raise ModelError(f"Give either device={device!r} or device_map={device_map!r}, not both.")
     if not isinstance(name, str | Path):
@@ -102,9 +107,9 @@ def _device(device: str | None) -> torch.device:
     try:
         wanted = torch.device(device)
         torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise ModelError(
-            f"device {device!r} cannot be used here ({error}). Leave it out, or say device='cpu'."
+            f"device {plainly(device)} cannot be used here ({error}). Leave it out, or say device='cpu'."
         ) from error
     if wanted.type == "meta":
         raise ModelError("device 'meta' holds no numbers, so nothing can be computed there. Say device='cpu'.")
@@ -112,12 +117,13 @@ def _device(device: str | None) -> torch.device:
 
 
 def _planted(name: str) -> HookedLVLM:
-    from workbench.models.embedded.planted import build_planted, planted_truth
+    from workbench.models.embedded.planted import build_null, build_planted, planted_truth
 
     pair = name == "planted-pair"
-    hf, processor = build_planted(pair=pair)
+    hf, processor = build_null() if name == "null" else build_planted(pair=pair)
+    truth = None if name == "null" else planted_truth(pair)
     return HookedLVLM(
-        hf, family_of("llava"), name=name, tokenizer=processor.tokenizer, processor=processor, truth=planted_truth(pair)
+        hf, family_of("llava"), name=name, tokenizer=processor.tokenizer, processor=processor, truth=truth
     )
 
 

@@ -17,13 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from workbench.axes import PROJECTIONS
+from workbench.checking import Converted, plainly
 from workbench.errors import MaskError
 from workbench.models.attention import HeadEdit, edited_attention, even_attention, sites_set
 from workbench.models.decoder import Decoder
@@ -69,9 +70,13 @@ class Mask:
     def __post_init__(self) -> None:
         for name, kind in (("form", Form), ("grain", Grain), ("positions", Positions)):
             if getattr(self, name) not in get_args(kind):
-                raise MaskError(f"Mask {name} must be one of {', '.join(get_args(kind))}; got {getattr(self, name)!r}.")
-        if not isinstance(self.factor, int | float) or not -1e6 < self.factor < 1e6:
-            raise MaskError(f"Mask factor must be a finite number (0 removes, 1 changes nothing); got {self.factor!r}.")
+                raise MaskError(
+                    f"Mask {name} must be one of {', '.join(get_args(kind))}; got {plainly(getattr(self, name))}."
+                )
+        if not isinstance(self.factor, int | float) or isinstance(self.factor, bool) or not -1e6 < self.factor < 1e6:
+            raise MaskError(
+                f"Mask factor must be a finite number (0 removes, 1 changes nothing); got {plainly(self.factor)}."
+            )
         if self.form == "limit" and self.factor != 0:
             raise MaskError(
                 f"The limit form is the mask with factor 0, so factor={self.factor} has no place in it. "
@@ -138,6 +143,24 @@ class Mask:
     def describe(self) -> dict[str, str | float]:
         """The mask as run attributes."""
         return {f"mask_{name}": getattr(self, name) for name in ("form", "factor", "grain", "positions")}
+
+
+def as_mask(value: Any) -> Mask:
+    """The mask that is meant: a Mask, the name of a form, or None for the canonical one.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    if value is None:
+        return Mask()
+    if isinstance(value, str) and value in get_args(Form):
+        return Mask(form=value)  # type: ignore[arg-type]  # it is one of them
+    if not isinstance(value, Mask):
+        raise ValueError(f"must be a workbench.Mask, or one of its forms: {', '.join(get_args(Form))}")
+    return value
+
+
+SomeMask = Annotated[Mask | None, Converted(as_mask)]
 
 
 def masked_z(

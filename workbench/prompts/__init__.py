@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from workbench.axes import SPLITS
-from workbench.checking import OneOf, Whole, checked, plainly
+from workbench.checking import OneOf, Seed, Whole, checked, plainly
 from workbench.errors import PromptError
 from workbench.prompts.files import prompts_of_table, read_prompts
 from workbench.prompts.mixing import mix
@@ -32,7 +32,7 @@ def load_prompts(
     images: str | Path | Sequence[str | Path] | None = None,
     missing: Literal["raise", "drop"] = "raise",
     split: Annotated[str, OneOf(SPLITS)] | None = None,
-    seed: Annotated[int, Whole(0)] = 0,
+    seed: Seed = 0,
     n: Annotated[int, Whole(1, MOST_PROMPTS)] | None = None,
 ) -> PromptSet:
     """Prompts drawn from an embedded model's world, read from a file, or taken from what is held already.

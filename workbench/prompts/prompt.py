@@ -9,13 +9,13 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from typing import overload
+from typing import Annotated, Any, overload
 
 import pandas as pd
 from PIL import Image
 
 from workbench.axes import LABELS, SPLITS
-from workbench.checking import plainly
+from workbench.checking import Converted, plainly
 from workbench.errors import PromptError
 from workbench.prompts.pictures import as_rgb, image_hash
 from workbench.prompts.variants import CARRIER, VARIANTS, Given, Print, Words, make_variant
@@ -159,6 +159,16 @@ def _checked_turns(turns: object, where: str) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
+def as_prompt(value: Any) -> Prompt:
+    """A prompt; ValueError for anything else."""
+    if not isinstance(value, Prompt):
+        raise ValueError("must be a workbench.Prompt")
+    return value
+
+
+OnePrompt = Annotated[Prompt, Converted(as_prompt)]
+
+
 class PromptSet(Sequence[Prompt]):
     """An immutable sequence of prompts with unique ids; slices and filters give a `PromptSet` again.
 
@@ -176,6 +186,8 @@ class PromptSet(Sequence[Prompt]):
     def __init__(
         self, prompts: Iterable[Prompt] | Prompt, *, name: str = "", recipe: Mapping[str, object] | None = None
     ) -> None:
+        if not isinstance(prompts, Iterable | Prompt) or isinstance(prompts, str):
+            raise PromptError(f"A PromptSet is made of prompts; got {plainly(prompts)}.")
         self._prompts = (prompts,) if isinstance(prompts, Prompt) else tuple(prompts)
         self.name = name
         # How `load_prompts` can make this very set again; empty for anything filtered, cut or built by hand.
@@ -282,3 +294,18 @@ class PromptSet(Sequence[Prompt]):
         for prompt in self:
             digest.update(f"{prompt.id}\0{prompt.content_hash()}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def as_prompts(value: Any) -> PromptSet:
+    """The prompts that are meant: a PromptSet, any sequence of prompts, or one prompt.
+
+    Raises:
+        PromptError: None, or no prompts.
+    """
+    prompts = value if isinstance(value, PromptSet) else PromptSet(value)
+    if not len(prompts):
+        raise PromptError("There are no prompts here. Load some with workbench.load_prompts('pocket').")
+    return prompts
+
+
+SomePrompts = Annotated[Sequence[Prompt], Converted(as_prompts)]

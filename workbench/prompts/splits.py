@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from workbench.axes import LABELS, SPLITS
+from workbench.checking import Seed, checked
 from workbench.errors import PromptError
-from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.prompt import Prompt, PromptSet, SomePrompts
 from workbench.prompts.ties import DEFAULT_TIES, tie_keys, units
 
 log = logging.getLogger(__name__)
@@ -17,11 +18,12 @@ log = logging.getLogger(__name__)
 DEFAULT_FRACTIONS = {"selection": 0.5, "threshold": 0.25, "test": 0.25}
 
 
+@checked
 def split_prompts(
-    prompts: Sequence[Prompt],
+    prompts: SomePrompts,
     *,
     fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
-    seed: int = 0,
+    seed: Seed = 0,
     ties: Sequence[str] = DEFAULT_TIES,
 ) -> dict[str, PromptSet]:
     """Share the prompts out over splits, evenly for every label and family, so that no split knows another.

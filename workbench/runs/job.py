@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from workbench.axes import Head, as_heads
+from workbench.checking import plainly
 from workbench.errors import MaskError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
@@ -106,8 +108,12 @@ class Partition:
         return json.dumps(asdict(self))
 
 
-def check_heads(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask) -> list[tuple[int, int]]:
+def check_heads(model: HookedLVLM, heads: Sequence[Head], mask: Mask) -> list[Head]:
     """The (layer, head) pairs, sorted; a MaskError names the first that does not exist."""
+    try:
+        heads = as_heads(heads)
+    except ValueError as error:
+        raise MaskError(f"What is masked {error}; got {plainly(heads)}.") from error
     n_rows = len(mask.row_heads(model.n_heads, model.n_kv_heads))
     for layer, head in heads:
         if layer not in model.sites or not 0 <= head < n_rows:
@@ -115,13 +121,13 @@ def check_heads(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask)
                 f"heads names L{layer}H{head}, which is not in {model.name!r}: maskable layers are "
                 f"{', '.join(map(str, model.masked_layers))}; heads are 0..{n_rows - 1} at grain {mask.grain!r}."
             )
-    pairs = sorted({(int(layer), int(head)) for layer, head in heads})
+    pairs = sorted(set(heads))
     if not pairs:
         raise MaskError("heads is empty, so there is nothing to mask. Leave it out to sweep all heads.")
     return pairs
 
 
-def cells_of_heads(model: HookedLVLM, heads: Sequence[tuple[int, int]], mask: Mask, n_projections: int) -> Cells:
+def cells_of_heads(model: HookedLVLM, heads: Sequence[Head], mask: Mask, n_projections: int) -> Cells:
     """The cells of some heads, under every projection."""
     pairs = check_heads(model, heads, mask)
     return by_layer((number, layer, head) for number in range(n_projections) for layer, head in pairs)
@@ -135,13 +141,16 @@ def by_layer(cells: Iterable[tuple[int, int, int]]) -> Cells:
     return found
 
 
-def check_groups(model: HookedLVLM, groups: Sequence[Sequence[tuple[int, int]]], mask: Mask) -> Groups:
+def check_groups(model: HookedLVLM, groups: Sequence[Sequence[Head]], mask: Mask) -> Groups:
     """Head sets without repeats; a MaskError for one that is empty or names a head that does not exist."""
-    if not groups:
-        raise MaskError("groups is empty, so there is nothing to mask. Give sets of (layer, head), or leave it out.")
+    if isinstance(groups, str) or not isinstance(groups, Sequence) or not groups:
+        raise MaskError(
+            f"groups must be sets of heads, such as [[(3, 1), (0, 2)], ['L2H0']]; got {plainly(groups)}. Leave it out "
+            "to mask single heads."
+        )
     for group in groups:
         check_heads(model, group, mask)
-    return tuple(tuple(dict.fromkeys((int(layer), int(head)) for layer, head in group)) for group in groups)
+    return tuple(tuple(dict.fromkeys(as_heads(group))) for group in groups)
 
 
 def blocks(n_prompts: int, size: int) -> Iterator[tuple[int, int]]:

@@ -4,52 +4,75 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import xarray as xr
 from rich.console import Console
 
-from workbench.axes import PROJECTIONS
-from workbench.errors import MaskError, PromptError, RunError, WorkbenchError
+from workbench.axes import PROJECTIONS, Head, as_heads
+from workbench.checking import Converted, OneOf, Place, Seed, Whole, checked
+from workbench.errors import MaskError, PromptError, RunError
 from workbench.models.fingerprint import input_hash
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import load_model
-from workbench.models.masks import Mask
+from workbench.models.masks import Mask, SomeMask
 from workbench.prompts import load_prompts
-from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
 from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups, check_readout
 from workbench.runs.memory import BASE, Memory, Sink, unit_of
 from workbench.runs.opening import NOT_ASKED, open_store, prompt_ids, skipped
 from workbench.runs.schema import layout, provenance, recipe, skeleton
 from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
-from workbench.sweeps.engines.registry import get_engine
+from workbench.sweeps.engines.registry import ENGINES, get_engine
 from workbench.sweeps.execution import run_sweep, work_line
 from workbench.sweeps.plan import plan
 from workbench.sweeps.tasks import Encoder, Sweep, note_left_out
 
 # Masked final states are kept by default when all of them together are at most this large.
 STATE_BUDGET = 512 * 2**20
+MOST_ROWS = 2**20
 
 
+def _as_cluster(value: Any) -> str:
+    kind, colon, count = value.partition(":") if isinstance(value, str) else ("", "", "")
+    if not kind or (kind == "local" and colon and not (count.isascii() and count.isdecimal() and int(count) > 0)):
+        raise ValueError("must be 'local', 'local:N' with N workers, 'auto', or the address of a Ray cluster")
+    plain: str = value
+    return plain
+
+
+def _as_model(value: Any) -> HookedLVLM:
+    if isinstance(value, str | Path):
+        return load_model(value)
+    if not isinstance(value, HookedLVLM):
+        raise ValueError("must be a model from workbench.load_model, or a name or path that it takes")
+    return value
+
+
+def _as_prompts(value: Any) -> PromptSet:
+    return as_prompts(load_prompts(value) if isinstance(value, str | Path) else value)
+
+
+@checked
 def sweep(
-    model: HookedLVLM | str | Path,
-    prompts: Sequence[Prompt] | Prompt | str | Path,
+    model: Annotated[HookedLVLM | str | Path, Converted(_as_model)],
+    prompts: Annotated[Sequence[Prompt] | Prompt | str | Path, Converted(_as_prompts)],
     *,
-    projections: Sequence[str] = PROJECTIONS,
-    mask: Mask | None = None,
-    engine: str = "exact",
-    out: str | Path | None = None,
-    heads: Sequence[tuple[int, int]] | None = None,
-    groups: Sequence[Sequence[tuple[int, int]]] | None = None,
-    keep_states: bool | str = "auto",
-    rows: int | None = None,
+    projections: Sequence[str] | str = PROJECTIONS,
+    mask: SomeMask = None,
+    engine: Annotated[str, OneOf(ENGINES)] = "exact",
+    out: Annotated[str | Path, Place()] | None = None,
+    heads: Annotated[Sequence[Head], Converted(as_heads)] | None = None,
+    groups: Any = None,
+    keep_states: Literal["auto"] | bool = "auto",
+    rows: Annotated[int, Whole(1, MOST_ROWS)] | None = None,
     progress: bool = True,
     engine_options: Mapping[str, Any] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     repair: bool = False,
-    cluster: str | None = None,
+    cluster: Annotated[str, Converted(_as_cluster)] | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     readout: Sequence[str | int] | str | int | None = None,
 ) -> xr.Dataset:
@@ -100,15 +123,13 @@ def sweep(
         >>> bool(unsafe.sel(projection="query", layer=3, head=1).mean() > 20)  # degrees, the planted head
         True
     """
+    assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
     mask = mask or Mask()
-    if isinstance(prompts, str | Path):
-        prompts = load_prompts(prompts)
-    elif not isinstance(prompts, PromptSet):
-        prompts = PromptSet([prompts] if isinstance(prompts, Prompt) else prompts)
-    model = load_model(model) if isinstance(model, str | Path) else model
-    if on_error not in ("raise", "skip"):
-        raise WorkbenchError(f"on_error must be 'raise' or 'skip'; got {on_error!r}.")
-    projections = _check(model, prompts, projections, engine, heads, groups)
+    projections = (projections,) if isinstance(projections, str) else tuple(projections)
+    if not projections or set(projections) - set(PROJECTIONS) or len(set(projections)) < len(projections):
+        raise MaskError(f"projections must name each of {', '.join(PROJECTIONS)} at most once; got {projections}.")
+    if heads is not None and groups is not None:
+        raise MaskError("Give either heads (single cells) or groups (head sets masked together), not both.")
     options, read = get_engine(engine).options(engine_options or {}), check_readout(model, readout)
     job = Job(
         projections,
@@ -199,30 +220,7 @@ def _encoded(encode: Encoder) -> tuple[list[int], int, np.ndarray]:
     return lengths, images, inputs
 
 
-def _check(
-    model: HookedLVLM,
-    prompts: PromptSet,
-    projections: Sequence[str],
-    engine: str,
-    heads: Any,
-    groups: Any,
-) -> tuple[str, ...]:
-    if not isinstance(model, HookedLVLM):
-        raise WorkbenchError(f"sweep needs a model from workbench.load_model; got a {type(model).__name__}.")
-    if not len(prompts):
-        raise PromptError("There are no prompts to sweep. Load some with workbench.load_prompts('pocket').")
-    projections = (projections,) if isinstance(projections, str) else tuple(projections)
-    if not projections or set(projections) - set(PROJECTIONS) or len(set(projections)) < len(projections):
-        raise MaskError(f"projections must name each of {', '.join(PROJECTIONS)} at most once; got {projections}.")
-    get_engine(engine)
-    if heads is not None and groups is not None:
-        raise MaskError("Give either heads (single cells) or groups (head sets masked together), not both.")
-    return projections
-
-
 def _keeps_states(wanted: bool | str, model: HookedLVLM, n_states: int, n_projections: int, mask: Mask) -> bool:
-    if wanted not in (True, False, "auto"):
-        raise WorkbenchError(f"keep_states must be True, False or 'auto'; got {wanted!r}.")
     if wanted != "auto":
         return bool(wanted)
     n_rows = len(mask.row_heads(model.n_heads, model.n_kv_heads))
