@@ -27,6 +27,8 @@ CONFIG = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
 
 MOST_SEED = 2**63 - 1
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 100
 
 
 class Mark:
@@ -124,7 +126,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         workbench.errors.ArgumentError: first: k must be a whole number from 1; got 0.
     """
     signature = inspect.signature(function)
-    adapters: dict[str, TypeAdapter[Any]] = {}  # made at the first call, when the names in annotations are known
+    adapters: dict[str, TypeAdapter[Any]] = {}  # made at the first call, not at import
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -149,18 +151,30 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def check_each(given: Mapping[str, Any], marks: Mapping[str, Mark]) -> None:
+    """Hold values by name against marks, where there is no signature to do it (the options of an engine).
+
+    Raises:
+        ArgumentError: For the first that is wrong.
+    """
+    for name, mark in marks.items():
+        try:
+            mark.check(given[name])
+        except ValueError as error:
+            raise ArgumentError(f"{name} {error}; got {plainly(given[name])}.") from None
+
+
 def plainly(value: Any) -> str:
     """A value as a message may show it: short, and with control characters written out."""
     if isinstance(value, str | bytes | int | float | bool | list | tuple | dict | set | type(None)):
-        return reprlib.repr(value).encode("utf-8", "backslashreplace").decode()
+        return SHORT.repr(value).encode("utf-8", "backslashreplace").decode()
     return f"a {type(value).__name__}"
 
 
 def _adapters(function: Callable[..., Any], signature: inspect.Signature) -> Mapping[str, TypeAdapter[Any]]:
-    hints = inspect.get_annotations(function, eval_str=True)
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    plain = [name for name, p in signature.parameters.items() if p.kind not in kinds and name in hints]
-    return {name: _adapter(hints[name]) for name in plain}
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    plain = {name: p.annotation for name, p in signature.parameters.items() if p.kind not in several}
+    return {name: _adapter(hint) for name, hint in plain.items() if hint is not inspect.Parameter.empty}
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:

@@ -62,7 +62,7 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
             "label": NAMES,
             "image": PICTURES,
             "split": ["nonsense", 3, True, LONE, None, []],
-            "variant": ["nonsense", 3, None, LONE],
+            "variant": [3, None, LONE],
             "family": [3, None, LONE, []],
             "pair_id": [3, None, LONE, []],
         },
@@ -160,7 +160,7 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
         lambda **wrong: wb.sweep(tiny(), prompts(), engine="sketch", engine_options=wrong, progress=False),
         {
             "directions": [0, *COUNTS],
-            "best": [0, *COUNTS],
+            "best": COUNTS,
             "sample": COUNTS,
             "edge": COUNTS,
             "rule": NAMES,
@@ -186,7 +186,6 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
                 [[(0.5, 1)]],
                 [["nonsense"]],
                 True,
-                [[(0, 1), (0, 1)]],
             ]
         },
     ),

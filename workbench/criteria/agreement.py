@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.checking import Whole, checked
-from workbench.criteria.arguments import HowMany, Run, Seed
+from workbench.checking import Seed, Whole, checked
+from workbench.criteria.arguments import HowMany
 from workbench.criteria.ranking import anchor_rule, check_scores, ranked, scored_rows
 from workbench.criteria.registry import get_criterion, get_rule
 from workbench.criteria.score import score
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
 from workbench.errors import CriterionError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import as_run, check_run, selection_part, unsafe_mask
+from workbench.runs.reading import SomeRun, as_run, check_run, selection_part, unsafe_mask
 
 PERSISTENCE = 0.9  # of rank-biased overlap: the first ten ranks carry 86 % of the weight
 
@@ -92,7 +92,7 @@ def rank_biased_overlap(first: list, second: list, *, p: float = PERSISTENCE) ->
 
 @checked
 def head_stability(
-    run: Run,
+    run: SomeRun,
     *,
     criterion: str,
     rule: str,

@@ -5,8 +5,8 @@ import pandas as pd
 import xarray as xr
 
 from workbench.axes import head_name
-from workbench.checking import checked
-from workbench.criteria.arguments import Names, Resamples, RuleNames, Run, Seed
+from workbench.checking import Seed, checked
+from workbench.criteria.arguments import Names, Resamples, RuleNames
 from workbench.criteria.ranking import top_heads
 from workbench.criteria.rates import measures_on
 from workbench.criteria.registry import PER_PROMPT, TRAINED, Criterion, get_criterion
@@ -15,7 +15,7 @@ from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import prompt_values, prompts_of
 from workbench.errors import CriterionError, RunError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import prompt_coord
+from workbench.runs.reading import SomeRun, prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
 HEAD_COLUMNS = ("criterion", "rule", "projection", "layer", "head")
@@ -24,7 +24,7 @@ DETECTION_COLUMNS = (*HEAD_COLUMNS, "threshold", "measure", "family", "value", "
 
 @checked
 def detection_table(
-    run: Run,
+    run: SomeRun,
     *,
     criteria: Names = ("deflection", "ships", "probe"),
     rules: RuleNames = ("sensitivity", "selectivity", "auroc"),
@@ -87,7 +87,7 @@ def detection_table(
 
 @checked
 def leave_one_family_out(
-    run: Run,
+    run: SomeRun,
     *,
     criterion: str,
     rule: str,

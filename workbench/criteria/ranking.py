@@ -5,8 +5,8 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 
-from workbench.checking import Finite, checked
-from workbench.criteria.arguments import HowMany, Seed
+from workbench.checking import Finite, Seed, checked, plainly
+from workbench.criteria.arguments import HowMany
 from workbench.criteria.controls import control_heads
 from workbench.criteria.redraws import stability
 from workbench.criteria.registry import TRAINED, Criterion, get_criterion, get_rule, list_criteria, list_rules
@@ -110,7 +110,7 @@ def scored_rows(scores: pd.DataFrame, criterion: Criterion, projection: str | No
         projection = "query" if "query" in projections else projections[0]
     if projection not in projections:
         raise CriterionError(
-            f"Criterion {criterion.name!r} has no projection {projection!r} in this table; it has "
+            f"Criterion {criterion.name!r} has no projection {plainly(projection)} in this table; it has "
             f"{', '.join(projections)}."
         )
     rows = rows[(rows["projection"] == projection) & rows["unsafe"].notna()]

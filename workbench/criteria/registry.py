@@ -45,6 +45,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.checking import LONGEST_NAME, plainly
 from workbench.errors import CriterionError
 
 PER_PROMPT = "per prompt"
@@ -232,11 +233,11 @@ def _register(known: dict[str, Record], record: Record, kinds: tuple[str, ...]) 
 
 
 def _get(known: Mapping[str, Record], name: str, what: str) -> Record:
-    if name in known:
+    if isinstance(name, str) and name in known:
         return known[name]
-    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:LONGEST_NAME], known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    raise CriterionError(f"There is no {what} {name!r}. {hint}Those that exist: {', '.join(known)}.")
+    raise CriterionError(f"There is no {what} {plainly(name)}. {hint}Those that exist: {', '.join(known)}.")
 
 
 def _table(records: tuple[Any, ...], columns: list[str]) -> pd.DataFrame:

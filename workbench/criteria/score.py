@@ -6,15 +6,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.checking import checked
+from workbench.checking import Seed, checked
 from workbench.criteria import statistics
-from workbench.criteria.arguments import Names, Resamples, Run, Seed
+from workbench.criteria.arguments import Names, Resamples
 from workbench.criteria.redraws import REDRAWS, Drawn, Redraws, redrawn
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
 from workbench.errors import CriterionError
 from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.reading import (
+    SomeRun,
     as_run,
     check_run,
     one_readout,
@@ -31,7 +32,7 @@ SCORE_COLUMNS = ("criterion", "projection", "layer", "head", *STATISTICS)
 
 @checked
 def score(
-    run: Run,
+    run: SomeRun,
     criteria: Names = ("deflection", "ships", "probe"),
     *,
     bootstrap: Resamples = 1000,

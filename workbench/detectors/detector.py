@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench.axes import Head
+from workbench.checking import MOST_SEED, Finite, Whole, check_each
 from workbench.criteria.thresholds import balanced_accuracy
 from workbench.detectors.calibration import Parts, calibration_parts, densities_cross, unsafe_array
 from workbench.detectors.cost import Cost
@@ -68,11 +69,10 @@ class Detector(ABC):
     threshold_rule: str | float
 
     def __init__(self, threshold: str | float, seed: int) -> None:
-        if threshold != "kde" and (isinstance(threshold, str | bool) or not np.isfinite(threshold)):
-            raise DetectorError(f"threshold must be 'kde' or a finite number; got {threshold!r}.")
+        if threshold != "kde":
+            check_each({"threshold": threshold}, {"threshold": Finite()})
         self.threshold_rule = threshold if threshold == "kde" else float(threshold)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise DetectorError(f"seed must be a whole number from 0; got {seed!r}.")
+        check_each({"seed": seed}, {"seed": Whole(0, MOST_SEED)})
         self.threshold, self.seed = float("nan"), seed
         self.model_name, self.weight_hash, self.fingerprint = "", "", ""
         self.calibration: dict[str, Any] = {}

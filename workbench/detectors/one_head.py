@@ -2,23 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import xarray as xr
 
 from workbench.axes import PROJECTIONS, Head, as_head, as_heads, head_name
-from workbench.checking import plainly
+from workbench.checking import Converted, OneOf, Seed, Whole, checked, plainly
 from workbench.criteria import get_criterion, list_criteria, prompt_values, score, top_heads
 from workbench.criteria.registry import PER_PROMPT
 from workbench.detectors.calibration import run_parts
-from workbench.detectors.detector import Detector, DetectorRecord, check_count, has_heads, head_pairs
+from workbench.detectors.detector import Detector, DetectorRecord, has_heads, head_pairs
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask
+from workbench.models.masks import Mask, as_mask
 from workbench.prompts.prompt import Prompt
 from workbench.runs.reading import RunLike, as_run
 from workbench.sweeps.sweep import sweep
+
+
+def _as_mask(value: Any) -> Mask:
+    return Mask(**value) if isinstance(value, Mapping) else Mask() if value is None else as_mask(value)
 
 
 class OneHeadDetector(Detector):
@@ -55,35 +59,33 @@ class OneHeadDetector(Detector):
     name: ClassVar[str] = "one-head"
     learned: ClassVar[Mapping[str, Callable[[Any], Any]]] = {"head": as_head, "candidates": as_heads}
 
+    @checked
     def __init__(
         self,
         *,
-        projection: str = "query",
+        projection: Annotated[str, OneOf(PROJECTIONS)] = "query",
         criterion: str = "deflection",
         rule: str = "selectivity",
-        k: int = 1,
-        head: Head | None = None,
-        mask: Mask | Mapping[str, Any] | None = None,
+        k: Annotated[int, Whole(1, 10**6)] = 1,
+        head: Head | str | None = None,
+        mask: Annotated[Mask | Mapping[str, Any] | None, Converted(_as_mask)] = None,
         threshold: str | float = "kde",
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(threshold, seed)
-        if projection not in PROJECTIONS:
-            raise DetectorError(f"projection must be one of {', '.join(PROJECTIONS)}; got {projection!r}.")
         record = get_criterion(criterion)
         if record.kind != PER_PROMPT:
             usable = ", ".join(c.name for c in list_criteria() if c.kind == PER_PROMPT)
             raise DetectorError(
-                f"Criterion {criterion!r} is {record.kind} and gives no score to a single prompt, so nothing can be "
-                f"detected by it. Those that do: {usable}. For probes there is SAHsDetector."
+                f"Criterion {plainly(criterion)} is {record.kind} and gives no score to a single prompt, so nothing "
+                f"can be detected by it. Those that do: {usable}. For probes there is SAHsDetector."
             )
         if rule not in record.rules:
             raise DetectorError(
-                f"Rule {rule!r} has no meaning for {criterion}; those that have: {', '.join(record.rules)}."
+                f"Rule {plainly(rule)} has no meaning for {criterion}; those that have: {', '.join(record.rules)}."
             )
-        check_count(k, "k is the number of candidate heads")
         self.projection, self.criterion, self.rule, self.k = projection, criterion, rule, k
-        self.mask = Mask(**mask) if isinstance(mask, Mapping) else mask or Mask()
+        self.mask = _as_mask(mask)
         self._given_head = None if head is None else _given(head)
         self.head: Head | None = self._given_head
         self.candidates: list[Head] = [] if self._given_head is None else [self._given_head]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.checking import plainly
+from workbench.checking import Place, plainly
 from workbench.errors import DetectorError
 from workbench.plain import plain
 
@@ -20,7 +20,10 @@ def read_stored(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = Path(path).expanduser()
+    try:
+        path = Path(Place().check(path)).expanduser()
+    except ValueError as error:
+        raise DetectorError(f"The folder of a detector {error}; got {plainly(path)}.") from None
     if not (path / DESCRIPTION).is_file():
         raise DetectorError(
             f"There is no stored detector at {path}: a folder with {DESCRIPTION} was wanted. Detector.save writes one."

@@ -24,6 +24,7 @@ import numpy as np
 from scipy import stats
 
 from workbench.axes import head_name
+from workbench.checking import Finite, check_each
 from workbench.criteria.ranking import best_cells, rule_values
 from workbench.criteria.rules import SAFE_PERCENTILE
 from workbench.criteria.values import safe_levels
@@ -53,8 +54,7 @@ DEFAULTS: Mapping[str, Any] = {
 def settle(options: dict[str, Any]) -> dict[str, Any]:
     """The options, checked; with a screen, what it estimates. A WorkbenchError for one that has no meaning."""
     check_options(options, {"k": 1, "screen": 0, "directions": 1})
-    if not 0.5 <= options["level"] < 1:
-        raise WorkbenchError(f"level is a probability, at least 0.5 and less than 1; got {options['level']!r}.")
+    check_each(options, {"level": Finite(0.5, 1 - 1e-9)})
     if options["screen"] and options["screen"] < options["k"]:
         raise WorkbenchError(f"screen must let at least k = {options['k']} heads in; got {options['screen']}.")
     return {**options, "estimates": [options["by"]]} if options["screen"] else options

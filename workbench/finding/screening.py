@@ -5,24 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from workbench.checking import Mark, OneOf, Whole, check_each
 from workbench.criteria.ranking import best_cells, rule_values
-from workbench.errors import WorkbenchError
 
 Cell = tuple[int, int, int]  # indices of projection, layer and head
 RULES = ("selectivity", "sensitivity")  # differences of means, for which the race has intervals
 ESTIMATED = ("deflection", "kl")
 # Who is under the bound is itself an estimate while heads are screened, so the screen's bound is a little wider.
 SCREEN_PERCENTILE = 84.0
+MOST = 10**6  # heads, or backward passes, that an option may ask for
 
 
 def check_options(options: Mapping[str, Any], least: Mapping[str, int]) -> None:
     """A WorkbenchError for a rule or an estimate that has no meaning, or a count under its least value."""
-    for name, allowed in (("rule", RULES), ("by", ESTIMATED)):
-        if options[name] not in allowed:
-            raise WorkbenchError(f"{name} must be one of {', '.join(allowed)}; got {options[name]!r}.")
-    for name, lowest in least.items():
-        if not isinstance(options[name], int) or options[name] < lowest:
-            raise WorkbenchError(f"{name} must be a whole number, {lowest} or more; got {options[name]!r}.")
+    marks: dict[str, Mark] = {"rule": OneOf(RULES), "by": OneOf(ESTIMATED)}
+    check_each(options, marks | {name: Whole(lowest, MOST) for name, lowest in least.items()})
 
 
 def screened(estimate: np.ndarray, unsafe: np.ndarray, rule: str, k: int) -> set[Cell]:

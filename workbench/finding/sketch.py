@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.checking import plainly
 from workbench.criteria.ranking import rule_values
 from workbench.criteria.rules import SAFE_PERCENTILE
 from workbench.errors import WorkbenchError
@@ -43,13 +44,13 @@ DEFAULTS: Mapping[str, Any] = {
 
 def settle(options: dict[str, Any]) -> dict[str, Any]:
     """The options, checked; a WorkbenchError for one that has no meaning."""
-    names = set(options["estimates"])
-    if not names or names - set(ESTIMATED) or options["by"] not in names:
-        raise WorkbenchError(
-            f"estimates names deflection, kl or both, and by is one of them; got {options['estimates']} "
-            f"and {options['by']!r}."
-        )
     check_options(options, {"directions": 1, "best": 0, "edge": 0, "sample": 0})
+    names = options["estimates"]
+    if not isinstance(names, list | tuple) or set(map(str, names)) - set(ESTIMATED) or options["by"] not in names:
+        raise WorkbenchError(
+            f"estimates names deflection, kl or both, and by is one of them; got {plainly(names)} and "
+            f"{plainly(options['by'])}."
+        )
     return options
 
 

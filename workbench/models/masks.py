@@ -146,13 +146,11 @@ class Mask:
 
 
 def as_mask(value: Any) -> Mask:
-    """The mask that is meant: a Mask, the name of a form, or None for the canonical one.
+    """The mask that is meant: a Mask, or the name of a form.
 
     Raises:
         ValueError: Anything else.
     """
-    if value is None:
-        return Mask()
     if isinstance(value, str) and value in get_args(Form):
         return Mask(form=value)  # type: ignore[arg-type]  # it is one of them
     if not isinstance(value, Mask):
@@ -160,7 +158,7 @@ def as_mask(value: Any) -> Mask:
     return value
 
 
-SomeMask = Annotated[Mask | None, Converted(as_mask)]
+SomeMask = Annotated[Mask, Converted(as_mask)] | None
 
 
 def masked_z(

@@ -143,6 +143,6 @@ def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name.partition(":")[0].lower(), (*WORLDS, *readers()), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return (
-        f"No prompts are called {name!r}.{hint} There are {' and '.join(map(repr, WORLDS))}, "
+        f"No prompts are called {plainly(name)}.{hint} There are {' and '.join(map(repr, WORLDS))}, "
         f"files whose names end in {', '.join(READERS)}, and published sets as NAME:DIR: {', '.join(readers())}."
     )

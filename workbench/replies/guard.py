@@ -12,20 +12,20 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from transformers import LogitsProcessor, TextStreamer
 
 from workbench.axes import PROJECTIONS, Head, as_heads
-from workbench.checking import Converted, OneOf, checked
+from workbench.checking import Converted, OneOf, Whole, checked
 from workbench.detectors import load_detector
 from workbench.detectors.detector import Detector
 from workbench.detectors.stored import DESCRIPTION
 from workbench.errors import ArgumentError, DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import load_model
-from workbench.models.masks import Mask
+from workbench.models.masks import SomeMask
 from workbench.prompts.prompt import Prompt
 
 ALERT = (
@@ -113,14 +113,6 @@ def _as_prompt(prompt: Any) -> Prompt:
     return prompt
 
 
-def _as_mask(mask: Any) -> Mask | None:
-    if isinstance(mask, str):
-        return Mask(form=mask)  # type: ignore[arg-type]  # an unknown form is refused there
-    if mask is not None and not isinstance(mask, Mask):
-        raise ValueError("must be a Mask or the name of its form")
-    return mask
-
-
 def _as_guard(guard: Any) -> Detector | None:
     if isinstance(guard, str | Path) and (Path(guard) / DESCRIPTION).is_file():
         return load_detector(guard)
@@ -136,13 +128,13 @@ def generate(
     model: Annotated[HookedLVLM, Converted(_as_model)],
     prompt: Annotated[Prompt, Converted(_as_prompt)],
     *,
-    max_new_tokens: int = 32,
+    max_new_tokens: Annotated[int, Whole(1, 10**6)] = 32,
     heads: Annotated[Sequence[Head], Converted(as_heads)] = (),
     projection: Annotated[str, OneOf(PROJECTIONS)] = "query",
-    mask: Annotated[Mask | None, Converted(_as_mask)] = None,
+    mask: SomeMask = None,
     guard: Annotated[Detector | None, Converted(_as_guard)] = None,
     recipe: RefusalRecipe | None = None,
-    on_error: str = "raise",
+    on_error: Literal["raise", "refuse"] = "raise",
     show_unguarded: bool = False,
     stream: Any = False,
 ) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -149,6 +150,10 @@ def check_groups(model: HookedLVLM, groups: Sequence[Sequence[Head]], mask: Mask
             "to mask single heads."
         )
     for group in groups:
+        if not isinstance(group, Iterable):
+            raise MaskError(f"groups has sets of heads; got {plainly(group)} among them.")
+        if isinstance(group, str) or any(isinstance(head, Integral) for head in group):
+            raise MaskError(f"groups has sets of heads, and {plainly(group)} is one head. Write [{plainly(group)}].")
         check_heads(model, group, mask)
     return tuple(tuple(dict.fromkeys(as_heads(group))) for group in groups)
 

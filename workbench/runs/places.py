@@ -11,6 +11,7 @@ from zarr.core.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
+from workbench.checking import Place, plainly
 from workbench.errors import RunError
 
 
@@ -22,9 +23,10 @@ def local_path(path: str | Path) -> Path | None:
     Raises:
         RunError: An empty path, a file in its place, or a `file:` URL of another machine.
     """
-    text = str(path)
-    if not text.strip():
-        raise RunError("The path of the run is empty. Give a folder of its own, such as out='run.zarr'.")
+    try:
+        text = str(Place().check(path))
+    except ValueError as error:
+        raise RunError(f"The place of a run {error}; got {plainly(path)}. Give a folder, such as 'run.zarr'.") from None
     if text.startswith("file:"):
         host, text = "", unquote(text.removeprefix("file:"))
         if text.startswith("//"):

@@ -7,12 +7,14 @@ prompts or a cell with holes is refused in one place and in one voice.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from workbench.axes import LABELS, SPLITS
+from workbench.checking import Converted
 from workbench.errors import CriterionError, RunError
 
 SCHEMAS = ("2",)  # the schemas of a run that this version reads
@@ -31,6 +33,13 @@ def as_run(run: RunLike) -> xr.Dataset:
     if not isinstance(run, xr.Dataset) or not (skipped := json.loads(run.attrs.get("skipped", "{}"))):
         return run
     return run.isel(prompt=[place for place, i in enumerate(run["prompt"].values) if str(i) not in skipped])
+
+
+def as_checked_run(run: Any) -> xr.Dataset:
+    """`as_run`, and refused by `check_run` where it is none."""
+    found = as_run(run)
+    check_run(found)
+    return found
 
 
 def check_run(run: xr.Dataset, needs: Sequence[str] = (), *, wanted_by: str = "this") -> None:
@@ -90,6 +99,9 @@ def _how_to_get(variable: str) -> str:
     if variable in ("head_output", "write_root", "image_attention", "refusal_write"):
         return "It is stored per query head: a sweep with grain='kv_group' does not have it; score other criteria."
     return "Sweep again with this version of the workbench."
+
+
+SomeRun = Annotated[RunLike, Converted(as_checked_run)]
 
 
 def unsafe_mask(run: xr.Dataset) -> np.ndarray:

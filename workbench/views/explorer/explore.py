@@ -2,25 +2,36 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
 
+from workbench.checking import Converted, checked
 from workbench.criteria import score
 from workbench.errors import PromptError, WorkbenchError
-from workbench.prompts.prompt import Prompt
+from workbench.prompts.prompt import Prompt, as_prompts
 from workbench.runs.origin import prompts_of
-from workbench.runs.reading import RunLike, as_run
+from workbench.runs.reading import SomeRun, as_run
 
 if TYPE_CHECKING:
-    from workbench.models.hooked import HookedLVLM
     from workbench.views.explorer.board import Board
 
 
+def _as_model(value: Any) -> Any:
+    if value is not None and not hasattr(value, "weight_hash"):  # asked so, since importing the class imports torch
+        raise ValueError("must be a model from workbench.load_model")
+    return value
+
+
+def _as_prompts(value: Any) -> Any:
+    return value if isinstance(value, str | Path) else as_prompts(value)
+
+
+@checked
 def explore(
-    run: RunLike,
-    model: "HookedLVLM | None" = None,
-    prompts: Sequence[Prompt] | str | Path | None = None,
+    run: SomeRun,
+    model: Annotated[Any, Converted(_as_model)] = None,
+    prompts: Annotated[Sequence[Prompt] | str | Path, Converted(_as_prompts)] | None = None,
     *,
     scores: pd.DataFrame | None = None,
 ) -> "Board":

@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from workbench.checking import Place, checked, plainly
 from workbench.criteria import SCORE_COLUMNS, get_criterion, score
 from workbench.criteria.agreement import rank_agreement
 from workbench.errors import FigureError
 from workbench.plain import write_table
-from workbench.runs.reading import RunLike, as_run, check_run
+from workbench.runs.reading import SomeRun, as_run, check_run
 from workbench.views import charts, theme
 from workbench.views.charts import picks
 from workbench.views.figures import captions, pages
@@ -46,10 +47,11 @@ class _Page(NamedTuple):
     caption: str
 
 
+@checked
 def save_figures(
-    run: RunLike,
-    out: str | Path,
-    formats: Sequence[str] = ("pdf", "svg", "png"),
+    run: SomeRun,
+    out: Annotated[str | Path, Place()],
+    formats: Sequence[str] | str = ("pdf", "svg", "png"),
     *,
     scores: pd.DataFrame | None = None,
     only: str | Sequence[str] = "*",
@@ -86,8 +88,8 @@ def save_figures(
         ('maps_deflection_query.png', 'captions.md')
     """
     formats, run, inches = _checked_formats(formats), as_run(run), _inches(width)
-    folder = _writable_folder(Path(out))
     table = _checked_scores(run, scores)
+    folder = _writable_folder(Path(out))
     written, sections = [], []
     names: set[str] = set()
     drawn = {_file_name(page.name, names): page for page in _pages(run, table)}
@@ -138,7 +140,7 @@ def _checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
     asked = (formats,) if isinstance(formats, str) else tuple(formats)
     unknown = [f for f in asked if f not in _METADATA]
     if unknown or not asked:
-        got = ", ".join(repr(f) for f in unknown) or "none"
+        got = ", ".join(map(plainly, unknown)) or "none"
         raise FigureError(
             f"Figures are written as {', '.join(_METADATA)}; got {got}. Pass formats=('pdf', 'png'), for example."
         )
