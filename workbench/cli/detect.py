@@ -131,6 +131,11 @@ def detect_command(
             f"Cost: {cost.forward_passes:.2f} forward passes and {1000 * cost.detect_s:.0f} ms a prompt, "
             f"{cost.latency_ratio:.2f} of a plain reply (median of {cost.n_prompts})",
         )
+    elif model is not None:
+        raise DetectorError(
+            f"{plain(source)} is neither a detector to fit ({', '.join(DETECTORS)}) nor the folder of a stored one. "
+            "Without --model, SOURCE is a stored run."
+        )
     else:
         stored, splits = with_splits(open_run(source), seed=seed)
         chosen: dict[str, Any] = {"projection": projection, "criterion": criterion, "rule": rule}

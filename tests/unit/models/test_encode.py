@@ -53,11 +53,12 @@ def test_a_template_that_drops_or_mixes_up_roles_is_refused():
     deaf = model("llama", "{{ messages[-1].content }}")
     strict = model("llama", "{{ raise_exception('no system prompts') if messages[0].role == 'system' else 'x' }}")
     prompt = Prompt("p", "what", system="is this")
-    for tiny, said in ((blind, "has no words for"), (deaf, "leaves out"), (strict, "no system prompts")):
-        with pytest.raises((ModelError, PromptError), match=said):
+    for tiny, said in ((blind, "has no words for"), (deaf, "leaves out")):
+        with pytest.raises(ModelError, match=said):
             tiny.encode(prompt)
-        if tiny is not strict:
-            tiny.encode(replace(prompt, system="", prefill=" is"))
+        tiny.encode(replace(prompt, system="", prefill=" is"))
+    with pytest.raises(PromptError, match="no system prompts"):  # what a template itself refuses is of the prompt
+        strict.encode(prompt)
     with pytest.raises(ModelError, match="leaves out what the assistant said"):
         deaf.encode(Prompt("p", "what", turns=(("assistant", "this"),)))
 
