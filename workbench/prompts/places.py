@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Protocol
 
 from PIL import Image
 
+from workbench.checking import LONGEST_NAME, plainly
 from workbench.errors import PromptError
 from workbench.prompts.pictures import MAX_BYTES, Picture, as_rgb, picture_of_bytes, stream_of
 
@@ -198,6 +199,8 @@ class Pictures:
 def _check_name(name: str) -> None:
     if "://" in name or name.startswith("data:"):
         raise PromptError(f"image {name[:80]!r} is an address; nothing is fetched. Save the picture beside the file")
+    if max(map(len, name.split("/"))) > LONGEST_NAME:
+        raise PromptError(f"image {plainly(name)} is no usable path: names have at most {LONGEST_NAME} characters")
     if Path(name).is_absolute() or name[1:3] in (":\\", ":/"):
         raise PromptError(f"image {name!r} must be a path relative to the prompt file, not an absolute one")
 

@@ -65,11 +65,14 @@ def check_file(path: Path, what: str = "prompt file") -> None:
 def read_text(path: Path) -> str:
     """A UTF-8 file as text, line ends as they are; a byte-order mark, which spreadsheets put in front, is left out."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise PromptError(
             f"{path} is not UTF-8 text (byte {error.start}: {error.reason}). Save it as UTF-8 and read it again."
         ) from error
+    if "\0" in text:
+        raise PromptError(f"{path} holds zero bytes, so it is no text. Save it as UTF-8 and read it again.")
+    return text
 
 
 def read_csv(path: Path, *, header: Sequence[str] = (), as_written: Sequence[str] = ("text",)) -> Table:
