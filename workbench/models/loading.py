@@ -101,6 +101,22 @@ def load_model(
     return model
 
 
+def as_model(value: Any) -> HookedLVLM:
+    """The model that is meant: one that is loaded, or a name or path that `load_model` takes.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    if isinstance(value, str | Path):
+        return load_model(value)
+    if not isinstance(value, HookedLVLM):
+        raise ValueError("must be a model from workbench.load_model, or a name or path that it takes")
+    return value
+
+
+SomeModel = Annotated[HookedLVLM | str | Path, Converted(as_model)]
+
+
 def _device(device: str | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -24,7 +24,7 @@ from workbench.detectors.detector import Detector
 from workbench.detectors.stored import DESCRIPTION
 from workbench.errors import ArgumentError, DetectorError
 from workbench.models.hooked import HookedLVLM
-from workbench.models.loading import load_model
+from workbench.models.loading import as_model
 from workbench.models.masks import SomeMask
 from workbench.prompts.prompt import Prompt
 
@@ -97,14 +97,6 @@ class Reply(str):
     unguarded: str | None
 
 
-def _as_model(model: Any) -> HookedLVLM:
-    if isinstance(model, str | Path):
-        return load_model(model)
-    if not isinstance(model, HookedLVLM):
-        raise ValueError("must be a model from wb.load_model, or what load_model takes")
-    return model
-
-
 def _as_prompt(prompt: Any) -> Prompt:
     if isinstance(prompt, str):
         return Prompt(id="asked", text=prompt)
@@ -125,7 +117,7 @@ def _as_guard(guard: Any) -> Detector | None:
 
 @checked
 def generate(
-    model: Annotated[HookedLVLM, Converted(_as_model)],
+    model: Annotated[HookedLVLM, Converted(as_model)],
     prompt: Annotated[Prompt, Converted(_as_prompt)],
     *,
     max_new_tokens: Annotated[int, Whole(1, 10**6)] = 32,

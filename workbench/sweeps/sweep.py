@@ -15,7 +15,7 @@ from workbench.checking import Converted, OneOf, Place, Seed, Whole, checked
 from workbench.errors import MaskError, PromptError, RunError
 from workbench.models.fingerprint import input_hash
 from workbench.models.hooked import HookedLVLM
-from workbench.models.loading import load_model
+from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
@@ -43,21 +43,13 @@ def _as_cluster(value: Any) -> str:
     return plain
 
 
-def _as_model(value: Any) -> HookedLVLM:
-    if isinstance(value, str | Path):
-        return load_model(value)
-    if not isinstance(value, HookedLVLM):
-        raise ValueError("must be a model from workbench.load_model, or a name or path that it takes")
-    return value
-
-
 def _as_prompts(value: Any) -> PromptSet:
     return as_prompts(load_prompts(value) if isinstance(value, str | Path) else value)
 
 
 @checked
 def sweep(
-    model: Annotated[HookedLVLM | str | Path, Converted(_as_model)],
+    model: SomeModel,
     prompts: Annotated[Sequence[Prompt] | Prompt | str | Path, Converted(_as_prompts)],
     *,
     projections: Sequence[str] | str = PROJECTIONS,
