@@ -4,7 +4,7 @@ It shares nothing with the exact engine but the weights: it scales queries at a 
 closed form, multiplies z at another, and never resumes. Slow on purpose; tests hold the exact engine against it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from workbench.models.walk import base_pass
 from workbench.runs.job import Job
 from workbench.sweeps.engines.cells import at_heads, base_variables, measured, scatter
 from workbench.sweeps.engines.registry import Engine, block_step, one_phase
-from workbench.sweeps.tasks import Arrays
+from workbench.sweeps.tasks import Arrays, Sweep, Task
 
 
 class NaiveBlock:
@@ -133,9 +133,15 @@ def scale_heads(
     return scaled.flatten(-2) if flat else scaled
 
 
+def phases(sweep: Sweep) -> Iterator[list[Task]]:
+    """One phase, once the bridge has proved itself: one that is not right is no fault of a prompt."""
+    assert sweep.model.bridge is not None
+    yield from one_phase(partial(block_step, NaiveBlock))(sweep)
+
+
 ENGINE = Engine(
     "naive",
     "one full forward a head through TransformerLens' hooks; the reference",
-    one_phase(partial(block_step, NaiveBlock)),
+    phases,
     readout=True,
 )
