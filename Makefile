@@ -11,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIN := pyproject.toml constraints.txt
 ARGS ?=
+# Processes that run the tests; 0 for a debugger.
+WORKERS ?= 2
 # The first interpreter that will do; `python3` itself when none does, so that the messages below can name it.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -38,7 +40,7 @@ test: $(INSTALLED_DEV)  ## the whole test suite (BROWSER=0 leaves out what needs
 	@$(run_tests)
 
 unit: $(INSTALLED_DEV)  ## the short loop: no browser, no families, no clusters, no notebooks
-	$(BIN)/python -m pytest tests/unit tests/planted -n 2 --dist loadfile -m "not slow and not browser" $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/planted -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(ARGS)
 
 faults: $(INSTALLED_DEV)  ## the whole fault campaign: kills, flipped bits, bad calls, hostile files (an hour)
 	FAULTS=long $(BIN)/python -m pytest tests/faults $(ARGS)
@@ -78,11 +80,11 @@ clean:  ## remove the virtual environment and the caches
 ifeq ($(BROWSER),0)
 define run_tests
 echo "BROWSER=0: the browser tests are left out of this run."; \
-$(BIN)/python -m pytest -m "not browser" $(ARGS)
+$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not browser" $(ARGS)
 endef
 else
 define run_tests
-$(BIN)/python tests/find_browser.py --install && $(BIN)/python -m pytest $(ARGS)
+$(BIN)/python tests/find_browser.py --install && $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 endef
 endif
 

@@ -27,6 +27,7 @@ CONFIG = ConfigDict(arbitrary_types_allowed=True, strict=True)
 
 
 MOST_SEED = 2**63 - 1
+TOLD = 10**6  # upper bounds from here on are told to those who pass them
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 100
 
@@ -51,7 +52,8 @@ class Whole(Mark):
     def check(self, value: Any) -> int:
         good = isinstance(value, Integral) and not isinstance(value, bool)
         if not good or not _within(int(value), self.least, self.most):
-            raise ValueError(f"must be a whole number{_range(self.least, self.most)}")
+            told = self.most is not None and (self.most < TOLD or (good and int(value) > self.most))
+            raise ValueError(f"must be a whole number{_range(self.least, self.most if told else None)}")
         return int(value)
 
 
@@ -126,6 +128,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         workbench.errors.ArgumentError: first: k must be a whole number from 1; got 0.
     """
     signature = inspect.signature(function)
+    named = function.__qualname__.rpartition("<locals>.")[2].removesuffix(".__init__")
     adapters: dict[str, TypeAdapter[Any]] = {}  # made at the first call, not at import
 
     @wraps(function)
@@ -134,7 +137,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             wanted = ", ".join(name for name in signature.parameters if name != "self")
-            raise ArgumentError(f"{function.__name__}: {error}; it takes {wanted}.") from None
+            raise ArgumentError(f"{named}: {error}; it takes {wanted}.") from None
         if not adapters:
             adapters.update(_adapters(function, signature))
         wrong = []
@@ -145,7 +148,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
                 except ValidationError as error:
                     wrong.append(f"{name} {_words(error)}; got {plainly(value)}")
         if wrong:
-            raise ArgumentError(f"{function.__name__}: {'. '.join(wrong)}.") from None
+            raise ArgumentError(f"{named}: {'. '.join(wrong)}.") from None
         return function(*bound.args, **bound.kwargs)
 
     return call

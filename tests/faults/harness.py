@@ -19,6 +19,9 @@ OPTIONS = {
 BOOKKEEPING = {"started", "wall_s", "sessions", "parts_agree", "layer_tokens", "vision_passes", "complete", "seal"}
 
 
+PLAN = sweeping.plan
+
+
 def small_blocks() -> None:
     """Blocks of two prompts from here on, in this process: a run of six has three."""
     planned = sweeping.plan

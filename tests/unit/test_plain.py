@@ -70,7 +70,8 @@ def test_no_command_prints_what_a_terminal_would_act_on(stored, tmp_path, capsys
     options = {"criteria": ("deflection",), "rules": ("selectivity",), "n_heads": (1,), "bootstrap": 0}
     compare_command(shown, stored, out=tmp_path / "found.csv", **options)
     detect_command(shown, stored, bootstrap=0, save=tmp_path / "detector")
-    score_command(shown, stored, criteria=("deflection",), rule="selectivity", top=2, out=tmp_path / "s.csv", seed=0)
+    asked = {"criteria": ("deflection",), "rule": "selectivity", "top": 2, "seed": 0}
+    score_command(shown, stored, **asked, out=tmp_path / "s.csv", json=False, quiet=False)
     generate_command(shown, "hello \x1b[31m", model="planted", guard=str(tmp_path / "detector"), show_unguarded=True)
     printed = capsys.readouterr()
     text = shown.export_text() + printed.err

@@ -67,7 +67,7 @@ class OneHeadDetector(Detector):
         criterion: str = "deflection",
         rule: str = "selectivity",
         k: Annotated[int, Whole(1, 10**6)] = 1,
-        head: Head | str | None = None,
+        head: Annotated[Head, Converted(as_head)] | None = None,
         mask: Annotated[Mask | Mapping[str, Any] | None, Converted(_as_mask)] = None,
         threshold: str | float = "kde",
         seed: Seed = 0,
@@ -86,7 +86,7 @@ class OneHeadDetector(Detector):
             )
         self.projection, self.criterion, self.rule, self.k = projection, criterion, rule, k
         self.mask = _as_mask(mask)
-        self._given_head = None if head is None else _given(head)
+        self._given_head = head
         self.head: Head | None = self._given_head
         self.candidates: list[Head] = [] if self._given_head is None else [self._given_head]
 
@@ -198,10 +198,3 @@ DETECTORS = (
         source=f"Ships' head (arXiv 2410.13708) under the detector of {_SOURCE}",
     ),
 )
-
-
-def _given(head: Any) -> Head:
-    try:
-        return as_head(head)
-    except ValueError as error:
-        raise DetectorError(f"head {error}; got {plainly(head)}.") from None

@@ -28,8 +28,10 @@ def with_splits(run: RunLike, *, seed: int = 0) -> tuple[xr.Dataset, str]:
     if len(declared) <= 1:
         split = _dealt(run, seed)
         what = "all of one split" if declared else "without splits"
-        told = f"prompts {what}, dealt 40:30:30 over selection, threshold and test, stratified by label and family "
-        f"(seed {seed})"
+        told = (
+            f"prompts {what}, dealt 40:30:30 over selection, threshold and test, stratified by label and family "
+            f"(seed {seed})"
+        )
         run = run.assign_coords(split=("prompt", split))
         wanted: tuple[str, ...] = SPLITS
     elif not {"selection", "test"} <= set(declared):

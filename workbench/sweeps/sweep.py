@@ -25,7 +25,7 @@ from workbench.runs.opening import NOT_ASKED, open_store, prompt_ids, skipped
 from workbench.runs.schema import layout, provenance, recipe, skeleton
 from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
-from workbench.sweeps.engines.registry import ENGINES, get_engine
+from workbench.sweeps.engines.registry import engine_names, get_engine
 from workbench.sweeps.execution import run_sweep, work_line
 from workbench.sweeps.plan import plan
 from workbench.sweeps.tasks import Encoder, Sweep, note_left_out
@@ -54,7 +54,7 @@ def sweep(
     *,
     projections: Sequence[str] | str = PROJECTIONS,
     mask: SomeMask = None,
-    engine: Annotated[str, OneOf(ENGINES)] = "exact",
+    engine: Annotated[str, OneOf(engine_names)] = "exact",
     out: Annotated[str | Path, Place()] | None = None,
     heads: Annotated[Sequence[Head], Converted(as_heads)] | None = None,
     groups: Any = None,

@@ -365,7 +365,9 @@ def test_a_run_of_few_families_becomes_a_guard_and_says_what_it_cannot_say(famil
     found = detect_command(shown, str(path), bootstrap=0, save=tmp_path / "guard")
     assert value(found, "auroc") == 1
     assert found.loc[found["measure"] == "auroc", ["ci_low", "ci_high"]].isna().all(axis=None)
-    assert "a family it has not seen cannot be said" in shown.export_text()
+    said = shown.export_text()
+    assert "(seed 0)" in said
+    assert "none was held out" in said
     reply = generate_command(shown, asked.where(label="unsafe")[0].text, model="planted", guard=str(tmp_path / "guard"))
     assert reply.flagged
     compared = compare(path, criteria=("deflection",), rules=("selectivity",), n_heads=(1, 2), bootstrap=0)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.synthetic_run import synthetic_run
 from workbench.criteria import SCORE_COLUMNS, list_criteria, list_rules, pairs_table, score, top_heads
-from workbench.errors import CriterionError
+from workbench.errors import ArgumentError, CriterionError
 
 
 def table(unsafe: list[float], safe: list[float], *, criterion: str = "deflection", heads: int = 5) -> pd.DataFrame:
@@ -133,7 +133,7 @@ def test_bad_asks(scores: pd.DataFrame) -> None:
         top_heads(scores, criterion="probe", rule="sensitivity", projection="query")
     with pytest.raises(CriterionError, match="keeps 24 of 24 heads, and 25 were asked for"):
         top_heads(scores, criterion="deflection", rule="sensitivity", k=25)
-    with pytest.raises(CriterionError, match="1 or more; got 0"):
+    with pytest.raises(ArgumentError, match="k must be a whole number from 1; got 0"):
         top_heads(scores, criterion="deflection", rule="sensitivity", k=0)
     with pytest.raises(CriterionError, match="no column q_value"):
         top_heads(scores.drop(columns="q_value"), criterion="deflection", rule="sensitivity")

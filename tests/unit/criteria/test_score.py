@@ -199,7 +199,7 @@ def test_identical_states_are_refused(run: xr.Dataset) -> None:
 
 
 def test_another_schema_another_object_and_missing_variables(run: xr.Dataset) -> None:
-    with pytest.raises(RunError, match="schema '99'; this version reads '1'"):
+    with pytest.raises(RunError, match="schema '99'; this version reads '2'"):
         score(run.assign_attrs(schema="99"))
     with pytest.raises(RunError, match=r"xarray\.Dataset.*got dict"):
         score({"deflection": 1})  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from workbench.criteria.thresholds import kde_threshold
 from workbench.detectors import HiddenDetect, JudgeDetector, OneHeadDetector, SAHsDetector, load_detector
 from workbench.detectors.calibration import calibration_parts
 from workbench.detectors.hidden_detect import refusal_strength
-from workbench.errors import DetectorError, PromptError, RunError, WorkbenchError
+from workbench.errors import ArgumentError, DetectorError, PromptError, RunError, WorkbenchError
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import PromptSet
 from workbench.sweeps.sweep import sweep
@@ -365,10 +365,10 @@ def test_options_without_a_meaning_are_refused_at_once():
         "gives no score to a single prompt": {"criterion": "probe"},
         "no meaning for deflection": {"rule": "best"},
         "projection must be": {"projection": "key"},
-        "1 or more; got 0": {"k": 0},
-        "'kde' or a finite number": {"threshold": float("nan")},
+        "k must be a whole number from 1; got 0": {"k": 0},
+        "threshold must be a finite number": {"threshold": float("nan")},
     }.items():
-        with pytest.raises(DetectorError, match=message):
+        with pytest.raises((DetectorError, ArgumentError), match=message):
             OneHeadDetector(**options)
 
 

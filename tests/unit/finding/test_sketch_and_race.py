@@ -335,13 +335,13 @@ def test_the_level_of_the_race_holds():
     ("engine", "options", "said"),
     [
         ("sketch", {"rule": "best"}, "rule must be one of selectivity"),
-        ("sketch", {"by": "js"}, "estimates names deflection"),
+        ("sketch", {"by": "js"}, "by must be one of deflection, kl"),
         ("sketch", {"directions": 0}, "directions must be a whole number"),
         ("sketch", {"heads": 3}, "takes no option heads; it takes directions"),
-        ("race", {"level": 1.0}, "level is a probability"),
+        ("race", {"level": 1.0}, "level must be a finite number from 0.5"),
         ("race", {"screen": 2}, "at least k = 5"),
-        ("race", {"k": 0}, "k must be a whole number, 1 or more"),
-        ("sketch", {"edge": -1}, "edge must be a whole number, 0 or more"),
+        ("race", {"k": 0}, "k must be a whole number from 1; got 0"),
+        ("sketch", {"edge": -1}, "edge must be a whole number from 0; got -1"),
         ("exact", {"k": 2}, "takes no option k"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 
 from tests.unit.planted_parts import model, prompts, split
 from workbench.detectors import JudgeDetector, OneHeadDetector
-from workbench.errors import DetectorError, WorkbenchError
+from workbench.errors import ArgumentError, DetectorError, WorkbenchError
 from workbench.models.masks import Mask
 from workbench.prompts.worlds.planted import COMPLIANCE, REFUSAL
 from workbench.replies import RefusalRecipe, Reply, generate, generate_batch
@@ -100,14 +100,14 @@ def test_without_a_guard_it_is_plain_generation():
     assert generate(model(), prompt, max_new_tokens=3) == model().generate(prompt, max_new_tokens=3)
     with pytest.raises(DetectorError, match="give guard=detector"):
         generate(model(), prompt, show_unguarded=True)
-    with pytest.raises(DetectorError, match="at least 1"):
+    with pytest.raises(ArgumentError, match="max_new_tokens must be a whole number from 1; got 0"):
         generate(model(), prompt, max_new_tokens=0)
 
 
 def test_a_failing_detection_raises_by_default(failing):
     with pytest.raises(RuntimeError, match="the judge is out"):
         generate(model(), prompts()[1], guard=failing)
-    with pytest.raises(DetectorError, match="on_error must be"):
+    with pytest.raises(ArgumentError, match="on_error must be"):
         generate(model(), prompts()[1], guard=failing, on_error="ignore")
 
 
@@ -197,8 +197,8 @@ def test_a_guard_looks_at_the_model_without_the_mask(guard, tmp_path):
         ({"heads": "3,1"}, "heads must be heads as"),
         ({"heads": [(9, 0)]}, "L9H0"),
         ({"heads": [HEAD], "projection": "key"}, "projection must be one of query, value"),
-        ({"heads": [HEAD], "mask": "zero"}, "form must be one of"),
-        ({"heads": [HEAD], "mask": 0}, "mask must be a Mask"),
+        ({"heads": [HEAD], "mask": "zero"}, "one of its forms: limit, as_published"),
+        ({"heads": [HEAD], "mask": 0}, "mask must be a workbench.Mask"),
         ({"mask": Mask()}, "there are none"),
         ({"max_new_tokens": 2.0}, "max_new_tokens"),
         ({"max_new_tokens": None}, "max_new_tokens"),

@@ -22,7 +22,7 @@ import workbench as wb
 from tests.builders.models import seeded, tiny
 from tests.builders.prompts import text_prompts
 from tests.unit.runs.test_store import files, interrupt_after, same, small_blocks, swept
-from workbench.errors import PromptError, RunError
+from workbench.errors import ArgumentError, PromptError, RunError
 from workbench.models.fingerprint import fingerprint
 from workbench.models.masks import Mask
 from workbench.models.tiny import build_tiny
@@ -321,7 +321,7 @@ def test_a_finished_run_needs_no_right_to_write(model, copy, monkeypatch):
 
 def test_refused_calls_leave_no_litter(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match="The path of the run is empty"):
+    with pytest.raises(ArgumentError, match="out must be a path or URL; got ''"):
         swept(model, "", **LITTLE)
     with pytest.raises(RunError, match=r"'nosuch://here/run\.zarr' cannot be reached"):
         swept(model, "nosuch://here/run.zarr", **LITTLE)

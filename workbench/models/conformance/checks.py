@@ -9,7 +9,7 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from workbench.errors import ModelError
+from workbench.errors import ModelError, PromptError
 from workbench.models.conformance.at_load import eager_attention, movement_bound
 from workbench.models.conformance.probe import Failed, NotApplicable, Probe, check, spread
 from workbench.models.masks import Mask, head_writes, masked_z, published_queries
@@ -288,7 +288,7 @@ def check_text(probe: Probe) -> Any:
     prompt = dataclasses.replace(probe.prompt, image=None)
     try:
         encoded = model.encode(prompt)
-    except ModelError as error:
+    except (ModelError, PromptError) as error:
         raise NotApplicable(f"refused: {error}") from error
     base, whole = base_pass(model, [encoded]), probe.full(prompt)
     for layer in probe.layers:

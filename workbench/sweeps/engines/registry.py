@@ -76,13 +76,17 @@ _HOMES = {
     "sketch": "workbench.finding.sketch",
     "race": "workbench.finding.race",
 }
-ENGINES = tuple(_HOMES)
+
+
+def engine_names() -> tuple[str, ...]:
+    """Every engine, the canonical one first."""
+    return tuple(_HOMES)
 
 
 def get_engine(name: str) -> Engine:
     """The engine of that name; a WorkbenchError lists them for any other."""
     if name not in _HOMES:
-        raise WorkbenchError(f"engine must be one of {', '.join(ENGINES)}; got {name!r}.")
+        raise WorkbenchError(f"engine must be one of {', '.join(_HOMES)}; got {name!r}.")
     engine: Engine = import_module(_HOMES[name]).ENGINE
     return engine
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,7 +55,7 @@ def save_figures(
     *,
     scores: pd.DataFrame | None = None,
     only: str | Sequence[str] = "*",
-    width: Literal["own", "column", "page"] | float = "own",
+    width: Any = "own",
 ) -> list[Path]:
     """Draw a run's figures at column width and write them, each with its numbers as CSV, and a file of captions.
 
