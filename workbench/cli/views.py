@@ -69,7 +69,7 @@ def figures_command(
     from workbench.views.figures.save import save_figures
 
     inches = float(width) if width.replace(".", "", 1).isdecimal() else width
-    for path in save_figures(stored, out, formats, only=only, width=inches):  # type: ignore[arg-type]
+    for path in save_figures(stored, out, formats, only=only, width=inches):
         if not quiet:
             console.print(plain(path), markup=False, highlight=False)
 
