@@ -24,7 +24,6 @@ from workbench.models.fingerprint import fingerprint
 from workbench.models.hooked import HookedLVLM
 from workbench.plain import plain
 from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.sweeps.sweep import sweep
 
 
 @dataclass(frozen=True)
@@ -323,12 +322,6 @@ class Detector(ABC):
         return True
 
 
-def check_count(number: object, what: str) -> None:
-    """Refuse what is no count of at least one."""
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise DetectorError(f"{what}, 1 or more; got {number!r}.")
-
-
 def head_pairs(table: pd.DataFrame) -> list[Head]:
     """The heads of a table with the columns `layer` and `head`, in its order."""
     return [(int(layer), int(head)) for layer, head in zip(table["layer"], table["head"], strict=True)]
@@ -343,12 +336,6 @@ def check_is_model(model: object) -> None:
     """Refuse what is no model of the workbench."""
     if not isinstance(model, HookedLVLM):
         raise DetectorError(f"A detector needs a model from workbench.load_model; got a {type(model).__name__}.")
-
-
-def unmasked_run(model: HookedLVLM, prompts: Sequence[Prompt]) -> xr.Dataset:
-    """A run that holds what the unmasked pass shows (`head_output`, `base_state`, ...), at the least cost."""
-    last = (model.masked_layers[-1], 0)
-    return sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
 
 
 def as_prompts(prompts: Sequence[Prompt]) -> PromptSet:

@@ -7,20 +7,20 @@ import numpy as np
 import xarray as xr
 
 from workbench.axes import Head, as_heads
+from workbench.checking import Whole, check_each
 from workbench.criteria import score, top_heads
 from workbench.criteria.logistic import fit_logistic
 from workbench.detectors.detector import (
     Detector,
     DetectorRecord,
-    check_count,
     has_heads,
     head_pairs,
-    unmasked_run,
 )
 from workbench.detectors.stored import finite_number, finite_vector
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
+from workbench.sweeps.sweep import sweep
 
 
 class SAHsDetector(Detector):
@@ -60,7 +60,7 @@ class SAHsDetector(Detector):
         self, *, k: int = 16, accuracy: float | None = None, C: float = 1.0, threshold: str | float = 0.0, seed: int = 0
     ) -> None:
         super().__init__(threshold, seed)
-        check_count(k, "k is the number of heads")
+        check_each({"k": k}, {"k": Whole(1)})
         if accuracy is not None and not 0 < accuracy <= 1:
             raise DetectorError(f"accuracy is a share of prompts, over 0 and at most 1; got {accuracy!r}.")
         if not C > 0:
@@ -73,7 +73,8 @@ class SAHsDetector(Detector):
         return f"SAHsDetector({len(self.heads)} heads, threshold {self.threshold:.4g})"
 
     def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
-        return unmasked_run(model, prompts)
+        last = (model.masked_layers[-1], 0)  # at the least cost: what the unmasked pass shows is all that is read
+        return sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
 
     def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
         scores = score(seen.drop_vars("split"), ("probe",), bootstrap=0, permutations=0, seed=self.seed)
