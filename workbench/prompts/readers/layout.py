@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workbench.checking import plainly
 from workbench.errors import PromptError
 from workbench.prompts.places import Folder
 from workbench.prompts.tables import Row, Table, read_csv, read_json, read_jsonl, read_parquet, read_text
@@ -118,6 +119,8 @@ class Layout:
         """The lines of a text file that hold something, each as the cell `text`."""
         lines = read_text(path).splitlines()
         held = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+        if not held:
+            raise PromptError(f"{path} holds no line of text. {self.reader.title} is to be had at {self.reader.where}.")
         for number, (line, text) in enumerate(held, start=1):
             yield Row(number, line, {"text": text})
 
@@ -141,11 +144,11 @@ class Layout:
         strange = [name for name in there if name not in (*needed, *optional)]
         if missing or strange:
             lacks = f"the column {', '.join(map(repr, missing))} is missing. " if missing else ""
-            has = f"{', '.join(map(repr, strange[:SHOWN_NAMES]))} is not known. " if strange else ""
+            has = f"{', '.join(map(plainly, strange[:SHOWN_NAMES]))} is not known. " if strange else ""
             raise PromptError(
                 f"{where}: this is not {self.reader.title} as published: {lacks}{has}There is "
-                f"{_some([repr(name) for name in there])}; wanted {', '.join(needed)}. Read a file of your own making "
-                "with load_prompts(FILE, columns={...})."
+                f"{_some([plainly(name) for name in there])}; wanted {', '.join(needed)}. Read a file of your own "
+                "making with load_prompts(FILE, columns={...})."
             )
 
 
