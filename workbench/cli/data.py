@@ -15,13 +15,12 @@ SHOWN_MISSING = 5
 
 def show_readers(console: Console) -> None:
     """List the published sets that are read by name."""
-    table = Table("name", "set", "parts", "prompts", "licence", "which rows are unsafe")
-    table.add_column("where to get it", overflow="fold")
     for reader in readers().values():
-        counts = [str(reader.counts[part].get("prompts", "–")) for part in reader.files]
-        cells = (reader.name, reader.title, "\n".join(reader.files), "\n".join(counts))
-        table.add_row(*cells, reader.licence, reader.labels, reader.where)
-    console.print(table)
+        parts = ", ".join(f"{part} ({reader.counts[part].get('prompts', '–')})" for part in reader.files)
+        console.print(Text(reader.name, "bold"), Text(f"{reader.title}; {reader.labels}"), sep="  ")
+        console.print(
+            f"    {parts}\n    {reader.where}; licence: {reader.licence}", markup=False, highlight=False, soft_wrap=True
+        )
     console.print("Read one with: workbench sweep --prompts NAME:DIR … (nothing is fetched)", style="dim", markup=False)
 
 
