@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.builders.prompts import text_prompts
-from tests.faults.harness import same, small_blocks, swept
+from tests.faults.harness import same, swept
 from workbench.runs.opening import open_run
 from workbench.sweeps.engines.registry import engine_names
 
@@ -49,7 +49,6 @@ def dying():
 @pytest.fixture(scope="module")
 def whole(dying, tmp_path_factory):
     """By engine: the run of a sweep that nobody killed, and how many changes of files it took."""
-    small_blocks()
     known = {}
 
     def of(engine):

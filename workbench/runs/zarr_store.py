@@ -203,9 +203,12 @@ class Store(Folder):
             return {name: (self._shape(name, block, unit), self.layout[name].dtype) for name in names}
 
         for stored in self._slots.read(kinds):
-            if self.digests[stored.block, stored.unit].tobytes() != stored.digest:
-                hashes = np.frombuffer(stored.inputs, np.uint8).reshape(-1, DIGEST)
-                self.inputs[slice(*self.bounds(stored.block))] = hashes
+            at, prompts = (stored.block, stored.unit), slice(*self.bounds(stored.block))
+            hashes = np.frombuffer(stored.inputs, np.uint8).reshape(-1, DIGEST)
+            # All three parts of the manifest: a process may die between writing one of them and the next.
+            known = self.digests[at].tobytes() == stored.digest and self.used[at] == stored.rows
+            if not (known and np.array_equal(self.inputs[prompts], hashes)):
+                self.inputs[prompts] = hashes
                 self._take(stored)
 
     def flush(self) -> None:
