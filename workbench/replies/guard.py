@@ -172,10 +172,6 @@ def generate(
         >>> wb.generate(model, safe, guard=guard).flagged
         False
     """
-    if on_error not in ("raise", "refuse"):
-        raise DetectorError(f"on_error must be 'raise' or 'refuse'; got {on_error!r}.")
-    if max_new_tokens < 1:
-        raise DetectorError(f"max_new_tokens must be at least 1; got {max_new_tokens}.")
     if mask is not None and not heads:
         raise ArgumentError("generate: mask says how heads are masked, and there are none. Give heads=[(layer, head)].")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "heads": heads, "projection": projection, "mask": mask}
