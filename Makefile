@@ -121,4 +121,4 @@ $(INSTALLED_DEV): $(PIN) | $(BIN)/pip
 	@touch $(INSTALLED_CORE) $(INSTALLED_LAB) $(INSTALLED_BENCH)
 
 comma := ,
-EVERYTHING := .[lab$(comma)cluster$(comma)peers$(comma)dev$(comma)docs]
+EVERYTHING := .[gguf$(comma)peft$(comma)datasets$(comma)lab$(comma)cluster$(comma)peers$(comma)dev$(comma)docs]
