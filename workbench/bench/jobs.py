@@ -178,6 +178,12 @@ def find_top5(
     return list(found.values())
 
 
+def estimated(model: HookedLVLM, prompts: PromptSet, directions: int) -> xr.Dataset:
+    """Estimates of the deflection of every cell, without a single exact one."""
+    screen = {"estimates": ["deflection"], "directions": directions, "best": 0, "edge": 0, "sample": 0}
+    return swept(model, prompts, "sketch", engine_options=screen)
+
+
 def first_heads(run: xr.Dataset, projection: str, k: int) -> list[tuple[int, int]]:
     """The k (layer, head) that a user of this run would take for the most selective ones."""
     if "race_top" in run.attrs:
@@ -272,8 +278,7 @@ def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
 def _grown(axis: str, size: int, shape: Shape, n: int, words: int, repeats: int, *, exact: bool = True) -> list[Row]:
     model = build(shape, name=f"{axis} {size}")
     prompts = questions(n, words=words, side=shape.side)
-    screen = {"estimates": ["deflection"], "directions": 4, "best": 0, "edge": 0, "sample": 0}
-    calls: dict[str, Any] = {"sketch": partial(swept, model, prompts, "sketch", engine_options=screen)}
+    calls: dict[str, Any] = {"sketch": partial(estimated, model, prompts, 4)}
     if exact:
         calls["exact"] = partial(swept, model, prompts, "exact")
     calls["sketch"]()  # warm
