@@ -11,8 +11,9 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM, last_attention
 from workbench.models.masks import head_writes
 from workbench.models.walk import BasePass
-from workbench.runs.effects import measure, refusal_log_odds
+from workbench.runs.effects import measure
 from workbench.runs.job import Job
+from workbench.runs.vocabulary import refusal_log_odds
 from workbench.sweeps.tasks import Arrays
 
 
@@ -57,7 +58,7 @@ def measured(
             states = state[:, None].expand(*acts.shape, -1)
             if at in moved:
                 states = torch.where(acts[..., None], moved[at], states)
-            found[-1] = measure(model, state, logits, states, prompts=ids, rows=names)
+            found[-1] = measure(model, state, logits, states, measures=job.measures, prompts=ids, rows=names)
             if job.keep_states:
                 found[-1]["state"] = states
     if not job.readout:
