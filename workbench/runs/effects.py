@@ -11,7 +11,9 @@ from torch import Tensor
 
 from workbench.errors import RunError
 from workbench.models.hooked import HookedLVLM
-from workbench.runs.vocabulary import OF_VOCABULARY, over_vocabulary, wide
+from workbench.runs.vocabulary import OF_VOCABULARY, over_vocabulary, refusal_log_odds, wide
+
+__all__ = ["MEASURES", "angle_degrees", "check_states", "measure", "refusal_log_odds", "wide"]
 
 MEASURES = ("deflection", "kl", "js", "tv", "top1_change", "l2", "norm_ratio", "refusal_change")
 

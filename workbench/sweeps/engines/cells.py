@@ -11,9 +11,8 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM, last_attention
 from workbench.models.masks import head_writes
 from workbench.models.walk import BasePass
-from workbench.runs.effects import measure
+from workbench.runs.effects import measure, refusal_log_odds
 from workbench.runs.job import Job
-from workbench.runs.vocabulary import refusal_log_odds
 from workbench.sweeps.tasks import Arrays
 
 
