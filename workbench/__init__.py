@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workbench.prompts.prompt import Prompt, PromptSet
     from workbench.replies import generate
     from workbench.runs.opening import open_run
+    from workbench.sweeps.forecast import plan
     from workbench.sweeps.sweep import sweep
     from workbench.views.explorer.explore import explore
     from workbench.views.figures.save import save_figures
@@ -32,6 +33,7 @@ _HOME = {
     "load_prompts": "workbench.prompts",
     "mix": "workbench.prompts",
     "open_run": "workbench.runs.opening",
+    "plan": "workbench.sweeps.forecast",
     "save_figures": "workbench.views.figures.save",
     "score": "workbench.criteria",
     "sweep": "workbench.sweeps.sweep",
@@ -50,6 +52,7 @@ __all__ = [
     "load_prompts",
     "mix",
     "open_run",
+    "plan",
     "plot",
     "save_figures",
     "score",

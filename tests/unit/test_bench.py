@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.bench import __main__ as bench
 from workbench.bench import jobs, large, peers
-from workbench.bench.operations import Counts
 from workbench.bench.steps import Ledger, Step, run_steps
 from workbench.bench.synthetic import Shape, build, questions, split_heads
 from workbench.bench.timing import Row, Timing, ratio
 from workbench.errors import FigureError
+from workbench.sweeps.operations import Counts
 from workbench.sweeps.sweep import sweep
 from workbench.views.figures.bench import save_growth
 

@@ -85,6 +85,29 @@ def demo(
 
 
 @app.command()
+def plan(
+    model: ModelName,
+    prompts: PromptsName,
+    projections: Annotated[
+        list[str], typer.Option("--projection", help="The projection masked; give it twice for both, the default.")
+    ] = ["query", "value"],  # noqa: B006 - typer hands out copies
+    measures: Annotated[
+        list[str], typer.Option("--measure", help="What is measured of each cell; repeat for more; all by default.")
+    ] = [],  # noqa: B006
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    seed: Seed = 0,
+    template: Template = "chat",
+    dtype: Dtype = "float32",
+    device: Device = None,
+) -> None:
+    """Say what a sweep will take (time, memory, disk) from a few rows that are timed."""
+    given = dict(locals())
+    from workbench.cli.sweep import plan_command
+
+    plan_command(console, **given)
+
+
+@app.command()
 def sweep(
     model: ModelName,
     prompts: PromptsName,
@@ -137,6 +160,9 @@ def sweep(
     ] = "raise",
     readout: Annotated[
         list[str], typer.Option(help="Where states are read: final, or a layer's number; repeat for more.")
+    ] = [],  # noqa: B006
+    measures: Annotated[
+        list[str], typer.Option("--measure", help="What is measured of each cell; repeat for more; all by default.")
     ] = [],  # noqa: B006
     seed: Seed = 0,
 ) -> None:

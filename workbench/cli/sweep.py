@@ -12,6 +12,8 @@ from workbench.errors import WorkbenchError
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.prompts import load_prompts
+from workbench.runs.effects import MEASURES
+from workbench.sweeps.forecast import plan
 from workbench.sweeps.sweep import sweep
 
 
@@ -40,6 +42,7 @@ def sweep_command(
     repair: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     readout: Sequence[str] = (),
+    measures: Sequence[str] = (),
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
 
@@ -64,6 +67,7 @@ def sweep_command(
             repair=repair,
             on_error=on_error,
             readout=readout,
+            measures=measures or MEASURES,
         )
     except KeyboardInterrupt as stopped:
         Console(stderr=True).print(str(stopped), highlight=False, markup=False)
@@ -72,6 +76,29 @@ def sweep_command(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
     )
     console.print(f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}", highlight=False, markup=False)
+
+
+def plan_command(
+    console: Console,
+    *,
+    model: str,
+    prompts: str,
+    projections: list[str],
+    measures: Sequence[str] = (),
+    n: int | None = None,
+    seed: int = 0,
+    template: str = "chat",
+    dtype: str = "float32",
+    device: str | None = None,
+) -> None:
+    """Print what a sweep will take.
+
+    Raises:
+        WorkbenchError: As `plan`, `load_model` and `load_prompts` do.
+    """
+    loaded = load_model(model, template=template, dtype=dtype, device=device)
+    chosen = load_prompts(prompts, n=n, seed=seed)
+    console.print(str(plan(loaded, chosen, projections=projections, measures=measures or MEASURES)), highlight=False)
 
 
 def column_map(columns: Sequence[str]) -> dict[str, str | None]:
