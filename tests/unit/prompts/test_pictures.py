@@ -39,7 +39,9 @@ def decoded(monkeypatch) -> list:
     names: list[str] = []
     decode = Picture._decode
     monkeypatch.setattr(Picture, "_decode", lambda self: (names.append(self.name), decode(self))[1])
-    monkeypatch.setattr(pictures, "RECENT", pictures.Recent(4 * 48 * 3))  # room for three pictures of 8 x 6
+    monkeypatch.setattr(
+        pictures, "RECENT", pictures.Recent(4 * 48 * 3, pictures.RECENT.size)
+    )  # room for three pictures of 8 x 6
     return names
 
 
