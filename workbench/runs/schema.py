@@ -23,7 +23,6 @@ from workbench.models.fingerprint import fingerprint, request_hash
 from workbench.models.hooked import HookedLVLM
 from workbench.models.offloaded import at_hand
 from workbench.prompts.prompt import PromptSet
-from workbench.runs.effects import MEASURES
 from workbench.runs.job import FINAL, Job, Partition
 
 SCHEMA = "2"
@@ -111,11 +110,11 @@ def layout(
         state = Variable(
             ("prompt", "d_model"), (n_prompts, model.d_model), (block, model.d_model), "float32", by_layer=False
         )
-        return dict.fromkeys(MEASURES, grouped) | {"base_state": state}
+        return dict.fromkeys(job.measures, grouped) | {"base_state": state}
     n_rows = len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
     shape, chunks = (n_prompts, n_projections, model.n_layers, n_rows), (block, n_projections, 1, n_rows)
     read = Variable((*HEAD_DIMS, *many), (*shape, *n_reads), (*chunks, *n_reads), exact, by_layer=True)
-    variables = dict.fromkeys(MEASURES, read)
+    variables = dict.fromkeys(job.measures, read)
     if job.keep_states:
         width = (*n_reads, model.d_model)
         of_state = (*HEAD_DIMS, *many, "d_model")
@@ -223,6 +222,7 @@ def recipe(
         "groups": "none" if job.groups is None else json.dumps(job.groups),
         "keeps_states": job.keep_states,
         "readout": list(job.readout or (FINAL,)),
+        "measures": list(job.measures),
     }
 
 
