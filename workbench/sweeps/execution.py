@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -57,16 +58,17 @@ def run_sweep(sweep: Sweep, engine: str, foreseen: Mapping[str, int], progress: 
         )
 
     try:
-        with _bar(progress) as bar, _threads(sink), _runner(sweep, cluster) as run:
-            line, total = bar.add_task(f"sweep ({engine}), prompts x layers"), 0
+        with bar(progress) as shown, _threads(sink), _runner(sweep, cluster) as run:
+            line, total = shown.add_task(f"sweep ({engine}), prompts x layers"), 0
             for tasks in get_engine(engine).phases(sweep):
                 total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
-                bar.update(line, total=total)
-                run(tasks, sink, lambda n: bar.advance(line, n), count)
+                shown.update(line, total=total)
+                run(tasks, sink, lambda n: shown.advance(line, n), count)
             if sweep.job.mask.positions != "all" and sweep.job.groups is None:
-                line = bar.add_task("the same at all positions, layers", total=len(sweep.job.layers(model)))
-                sink.note(positions_agreement=agreement_with_all(sweep, lambda: bar.advance(line)))
-        count(complete=True, used_bytes=peak_bytes(model.device))
+                line = shown.add_task("the same at all positions, layers", total=len(sweep.job.layers(model)))
+                sink.note(positions_agreement=agreement_with_all(sweep, lambda: shown.advance(line)))
+        # The memory of a cluster's workers is not seen from here.
+        count(complete=True, **({} if cluster else {"used_bytes": peak_bytes(model.device)}))
     except (KeyboardInterrupt, Terminated) as stopped:
         kept = "Nothing is stored; with out=PATH the same call could go on from here."
         if isinstance(sink, Store):
@@ -113,7 +115,8 @@ class Lines:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _bar(shown: bool) -> Progress | Lines:
+def bar(shown: bool, *, transient: bool = False) -> Progress | Lines:
+    """Progress with the time left: bars on a terminal, lines in a log; `transient` leaves no bar behind."""
     console = Console(stderr=True)
     if shown and not console.is_terminal:
         return Lines(console)
@@ -123,7 +126,7 @@ def _bar(shown: bool) -> Progress | Lines:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not shown)
+    return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not shown, transient=transient)
 
 
 @contextmanager
@@ -184,5 +187,6 @@ def work_line(attrs: Mapping[str, Any]) -> str:
     )
     if attrs["naive_vision_passes"]:
         line += f"; {attrs['vision_passes']:,} image passes, not {attrs['naive_vision_passes']:,}"
-    planned, used = attrs["planned_bytes"] / 2**30, attrs["used_bytes"] / 2**30
-    return f"{line}. Memory: {used:.2f} GiB at the most, {planned:.2f} planned."
+    if "used_bytes" in attrs:
+        line += f". Memory: {decimal(attrs['used_bytes'])} at the most, {decimal(attrs['planned_bytes'])} planned"
+    return f"{line}."
