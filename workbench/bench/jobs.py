@@ -60,7 +60,7 @@ def swept(model: HookedLVLM, prompts: PromptSet, engine: str, **options: Any) ->
     return sweep(model, prompts, engine=engine, keep_states=False, progress=False, **options)
 
 
-def a_part(cells: Sequence[peers.Cell], n: int, seed: int = 0) -> list[int]:
+def a_part(cells: Sequence[Any], n: int, seed: int = 0) -> list[int]:
     """Indices of `n` cells drawn at random, where all of them would take too long."""
     draws = np.random.default_rng(seed)
     return sorted(draws.permutation(len(cells))[:n].tolist())

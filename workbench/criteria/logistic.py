@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 GRADIENT_TOLERANCE = 1e-8  # largest gradient entry at the optimum, against that at zero coefficients or 1
 ROUGH = 1e-5  # the same, up to which float32 goes
+POOLED = 1e-2  # the same for the pooled folds, from where each fold goes on by itself
 ROUGH_STEPS, STEPS, CONJUGATE_STEPS = 6, 10, 6
 SMALLEST = 1e-30  # instead of 0 in a denominator
 DAMPED_STEPS, HALVINGS = 200, 30
@@ -64,8 +65,8 @@ def fit_logistic(
     features = np.asarray(features)
     batch = features.shape[:-2]
     weights = np.ones(np.shape(labels)) if weight is None else np.asarray(weight, dtype=np.float64)
-    _check(features, np.asarray(labels), weights)
     flat = features.reshape(-1, *features.shape[-2:])
+    _check(flat, np.asarray(labels), weights)
     sign = torch.as_tensor(np.where(np.asarray(labels).astype(bool), 1.0, -1.0), device=device)
     cost = torch.as_tensor(C * np.atleast_2d(weights), device=device)
     at_once = max(1, NUMBERS_AT_ONCE // (flat.shape[1] * (flat.shape[2] + 1)))
@@ -86,7 +87,7 @@ def _check(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Non
             "A logistic regression needs features [..., n, d], labels [n] and weights [n] or [fold, n]; "
             f"got features {features.shape}, labels {labels.shape}, weights {weights.shape}."
         )
-    if not np.isfinite(features).all():
+    if not all(np.isfinite(head).all() for head in features):  # one at a time: no second array of their size
         raise CriterionError(
             "A logistic regression was given features that are NaN or infinite. Fit computed heads only."
         )
@@ -110,7 +111,8 @@ def _solve(x: "Tensor", cost: "Tensor") -> "Tensor":
     light, flat = cost.float(), penalty.float()
     theta = torch.zeros(heads, 1, width, device=x.device)
     inverse = _inverse_hessian(single, light.mean(0), flat, theta[:, 0])
-    theta, _ = _newton(single, single, light.mean(0, keepdim=True), flat, theta, inverse, coarse[:, :1], ROUGH_STEPS)
+    pooled = POOLED / ROUGH * coarse[:, :1]
+    theta, _ = _newton(single, single, light.mean(0, keepdim=True), flat, theta, inverse, pooled, ROUGH_STEPS)
     theta = torch.where(torch.isfinite(theta).all(-1, keepdim=True), theta, torch.zeros_like(theta))
     inverse = _inverse_hessian(single, light.mean(0), flat, theta[:, 0])
     theta = theta.expand(heads, folds, width).contiguous()
