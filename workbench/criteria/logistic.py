@@ -72,10 +72,12 @@ def fit_logistic(
     at_once = max(1, NUMBERS_AT_ONCE // (flat.shape[1] * (flat.shape[2] + 1)))
     parts = []
     for start in range(0, len(flat), at_once):
-        x = torch.as_tensor(flat[start : start + at_once], dtype=torch.float64, device=device)
-        x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        some = torch.as_tensor(flat[start : start + at_once], device=device)
         # A sample's sign and features only ever appear multiplied: the problem becomes "push every margin up".
-        parts.append(_solve(x * sign[:, None], cost).cpu().numpy())
+        x = sign.new_empty((*some.shape[:2], some.shape[2] + 1))
+        torch.mul(some, sign[:, None], out=x[..., :-1])
+        x[..., -1] = sign
+        parts.append(_solve(x, cost).cpu().numpy())
     theta = np.concatenate(parts).reshape(*batch, *weights.shape[:-1], features.shape[-1] + 1)
     return theta[..., :-1], theta[..., -1]
 
@@ -106,7 +108,8 @@ def _solve(x: "Tensor", cost: "Tensor") -> "Tensor":
     heads, folds, width = len(x), len(cost), x.shape[-1]
     penalty = torch.ones(width, dtype=x.dtype, device=x.device)
     penalty[-1] = 0
-    tolerance = GRADIENT_TOLERANCE * (cost.sum(-1) * x.abs().amax((-1, -2))[:, None]).clamp_min(1)  # head, fold
+    largest = torch.maximum(x.amax((-1, -2)), -x.amin((-1, -2)))
+    tolerance = GRADIENT_TOLERANCE * (cost.sum(-1) * largest[:, None]).clamp_min(1)  # head, fold
     single, coarse = x.float(), (ROUGH / GRADIENT_TOLERANCE * tolerance).float()
     light, flat = cost.float(), penalty.float()
     theta = torch.zeros(heads, 1, width, device=x.device)
@@ -156,7 +159,7 @@ def _newton(
         going = ~done[open_].all(1)
         if step == steps or not going.any():
             break
-        if not going.all():  # what is done is left behind
+        if 2 * int(going.sum()) < len(open_):  # what is done is left behind; to move the rest costs as much as a step
             open_, x, single, inverse = open_[going], x[going], single[going], inverse[going]
             at, miss, gradient = at[going], miss[going], gradient[going]
         curvature = (cost * miss * (1 - miss)).float()
