@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from workbench.detectors.detector import Detector, DetectorRecord
+from workbench.detectors.detector import Detector
+from workbench.detectors.record import DetectorRecord
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
@@ -92,7 +93,7 @@ class JudgeDetector(Detector):
         self.judge, self._stored_judge = judge, ""
         return self
 
-    def _worker(self, model: HookedLVLM) -> HookedLVLM | None:
+    def worker(self, model: HookedLVLM) -> HookedLVLM | None:
         if self.judge is None:
             return model
         return self.judge if isinstance(self.judge, HookedLVLM) else None
@@ -103,7 +104,7 @@ class JudgeDetector(Detector):
                 f"This stored detector wants its judge model back (weights {self._stored_judge}): "
                 "detector.with_judge(workbench.load_model(...))."
             )
-        asked = self._worker(model)
+        asked = self.worker(model)
         if asked is None:
             assert callable(self.judge)
             return xr.Dataset({"score": ("prompt", np.array([float(self.judge(p)) for p in prompts]))})
