@@ -134,7 +134,7 @@ class Detector(ABC):
         Raises:
             DetectorError: If the detector was fitted on another model, or a score is not finite.
         """
-        self._check_model(model, prompts)
+        self.check_model(model, prompts)
         return self._score(model, as_prompts(prompts))
 
     def predict(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
@@ -280,7 +280,7 @@ class Detector(ABC):
                 f"This {type(self).__name__} is not fitted. Call fit(model, prompts) first, or load one."
             )
 
-    def _check_model(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> None:
+    def check_model(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> None:
         """Refuse a model the detector was not fitted on, and no prompts at all."""
         self._check_fitted()
         check_is_model(model)

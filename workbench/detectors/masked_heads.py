@@ -110,7 +110,7 @@ class MaskedHeadsDetector(Detector):
         return self.values(run)
 
     def wants(self, model: HookedLVLM, *, choosing: bool) -> Wants:
-        heads = None if choosing else self.heads_in_use()
+        heads = None if choosing and self._chooses() else self.heads_in_use()
         return Wants(projections=(self.projection,), heads=heads, mask=self.mask)
 
     def best_heads(self, seen: xr.Dataset) -> list[Head]:

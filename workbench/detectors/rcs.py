@@ -1,4 +1,4 @@
-"""`RCSDetector`: is a prompt, in a learned projection of one layer's states, nearer to malicious ones than to benign?"""
+"""`RCSDetector`: is a prompt, in a learned projection of states, nearer to malicious prompts than to benign ones?"""
 
 from collections.abc import Callable, Mapping
 from functools import partial

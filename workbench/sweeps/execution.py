@@ -48,7 +48,7 @@ def run_sweep(sweep: Sweep, engine: str, naive: tuple[int, int], progress: bool,
         )
 
     try:
-        with _bar(progress) as bar, _threads(sink), _runner(sweep, cluster) as run:
+        with progress_bar(progress) as bar, _threads(sink), _runner(sweep, cluster) as run:
             line, total = bar.add_task(f"sweep ({engine}), prompts x layers"), 0
             for tasks in get_engine(engine).phases(sweep):
                 total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
@@ -104,7 +104,8 @@ class Lines:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _bar(shown: bool) -> Progress | Lines:
+def progress_bar(shown: bool) -> Progress | Lines:
+    """A bar with the time left on a terminal; lines every so often in a log."""
     console = Console(stderr=True)
     if shown and not console.is_terminal:
         return Lines(console)
