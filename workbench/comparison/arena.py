@@ -81,7 +81,7 @@ def arena(
         `passes` (forward passes, mean) and `milliseconds` (mean; depends on the machine). In `attrs`: `differences`
         (every detector against chance and every other, `workbench.comparison.differences`, as records), `draws` (of
         those that draw), `left_out` (who could not be fitted, and why), `splits`, `judges`, `agreement` of two judges,
-        `thresholds` and `stability` by detector.
+        `thresholds` and `stability` by detector, how many test `prompts`, `model`, `weight_hash` and `seed`.
 
     Raises:
         DetectorError: If there is no such detector or guard, or none could be fitted.
@@ -127,6 +127,9 @@ def arena(
         "thresholds": {e.key: float(e.detector.threshold) for e in fitted},
         "stability": {e.key: e.detector.stability for e in fitted},
         "prompts": len(test),
+        "model": model.name,
+        "weight_hash": model.weight_hash,
+        "seed": seed,
     }
     return table
 

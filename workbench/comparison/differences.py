@@ -1,8 +1,8 @@
 """Is one detector better than another, or than chance? Paired, on the same test prompts, corrected for all comparisons.
 
-Detection rates and false alarms are compared by McNemar's exact test on the prompts where two detectors decide
-differently; AUROC by the bootstrap that both share (normal approximation); and AUROC against chance by shuffling
-labels, pairs kept together. p-values are corrected by Holm's method, all comparisons of a measure together.
+Decisions at the detectors' own thresholds are compared by McNemar's exact test on the prompts that one decides rightly
+and the other wrongly; AUROC by the bootstrap that both share (normal approximation); and AUROC against chance by
+shuffling labels, pairs kept together. p-values are corrected by Holm's method, all comparisons of a measure together.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ def difference_table(entered: Sequence[Entrant], field: Field) -> pd.DataFrame:
 
     Returns:
         One row a pair × measure: detector, other (`chance`, or a detector), measure, `difference` (detector − other;
-        AUROC − 0.5 against chance) with its 95 % interval, p_value, p_corrected (Holm), and how many `comparisons` it
-        was corrected for.
+        AUROC − 0.5 against chance; `accuracy_kde` is the share of prompts decided rightly) with its 95 % interval,
+        p_value, p_corrected (Holm), and how many `comparisons` it was corrected for.
     """
     unsafe = field.unsafe
     areas = {e.key: statistics.auroc(e.values[:1].T, unsafe)[0] for e in entered}
@@ -46,16 +46,19 @@ def difference_table(entered: Sequence[Entrant], field: Field) -> pd.DataFrame:
         difference = areas[a.key] - areas[b.key]
         interval = statistics.percentile_interval(samples)
         rows.append(_row(a.key, b.key, "auroc", difference, interval, _normal_p(difference, samples)))
-        for measure, of in (("detection_rate_kde", unsafe), ("fpr_kde", ~unsafe)):
-            one, two = a.flagged[0, of].astype(float), b.flagged[0, of].astype(float)
-            resampled = (field.weights[:, of] * (one - two)).sum(1) / of.sum()
-            interval = statistics.percentile_interval(resampled)
-            rows.append(_row(a.key, b.key, measure, (one - two).mean(), interval, mcnemar(one, two)))
+        one, two = ((e.flagged[0] == unsafe).astype(float) for e in (a, b))
+        interval = statistics.percentile_interval((field.weights * (one - two)).mean(1))
+        rows.append(_row(a.key, b.key, "accuracy_kde", (one - two).mean(), interval, mcnemar(one, two)))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     for _, of in table.groupby([table["measure"], table["other"] == CHANCE]):
         table.loc[of.index, "p_corrected"] = holm(of["p_value"].to_numpy())
         table.loc[of.index, "comparisons"] = int(of["p_value"].notna().sum())
     return table.astype({"comparisons": int})
+
+
+def differences_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The differences that `arena` found, as `difference_table` gives them."""
+    return pd.DataFrame(table.attrs.get("differences", []), columns=list(COLUMNS))
 
 
 def _row(detector: str, other: str, measure: str, difference: float, interval: Sequence, p: float) -> dict:

@@ -115,7 +115,7 @@ class Answers:
             for name, of in (("benign_quality_flagged", wrongly), ("benign_quality_forced", benign)):
                 if flags:
                     mean = worth[of].mean() if of.any() else np.nan
-                    yield row(key, group, name, mean, self.field.mean_interval(worth[of]), int(of.sum()))
+                    yield row(key, group, name, mean, self.field.mean_interval(worth[of], shares=True), int(of.sum()))
 
 
 def made_guard(given: str | Guard) -> Guard:

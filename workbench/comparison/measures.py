@@ -86,11 +86,11 @@ class Field:
             for kind in sorted(set(family[source == name]) - {""}):
                 yield Group(name or "unnamed", kind, (source == name) & (family == kind))
 
-    def mean_interval(self, values: np.ndarray) -> Interval:
-        """Bootstrap interval of the mean of some numbers; of shares of 0 and 1 the exact one."""
+    def mean_interval(self, values: np.ndarray, *, shares: bool = False) -> Interval:
+        """Bootstrap interval of the mean of some numbers; the exact one where all are shares of 0 or 1."""
         if not len(values):
             return NOTHING
-        if set(values) <= {0.0, 1.0}:
+        if shares and set(values) <= {0.0, 1.0}:
             low, high = statistics.rate_interval(int(values.sum()), len(values))
             return float(low), float(high)
         draws = np.random.default_rng(self.seed).integers(len(values), size=(max(len(self.weights), 1), len(values)))
