@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench import plot
+    from workbench.comparison import arena
     from workbench.criteria import score, top_heads
     from workbench.models.hooked import HookedLVLM
     from workbench.models.loading import load_model
@@ -26,6 +27,7 @@ _HOME = {
     "Mask": "workbench.models.masks",
     "Prompt": "workbench.prompts.prompt",
     "PromptSet": "workbench.prompts.prompt",
+    "arena": "workbench.comparison",
     "explore": "workbench.views.explorer.explore",
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
@@ -44,6 +46,7 @@ __all__ = [
     "Prompt",
     "PromptSet",
     "__version__",
+    "arena",
     "explore",
     "generate",
     "load_model",

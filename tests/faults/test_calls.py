@@ -232,6 +232,21 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
             "on_error": [*NAMES, None],
         },
     ),
+    "arena": (
+        lambda **wrong: wb.arena(
+            **{"model": "planted", "prompts": "planted", "detectors": "direction", "costed": 0, "bootstrap": 0, **wrong}
+        ),
+        {
+            "model": [*THINGS, "nonsense"],
+            "prompts": [None, 3, "nonsense", [], [3], object()],
+            "detectors": [None, 3, "nonsense", (), [3], "direction:layer", "direction:layer=x", object()],
+            "guards": [3, "nonsense", [3], object()],
+            "bootstrap": COUNTS,
+            "costed": COUNTS,
+            "max_new_tokens": [0, *COUNTS],
+            "seed": [-1, 1.5, "3", True, NAN],
+        },
+    ),
     "state": (
         lambda **wrong: tiny().state(**{"prompt": prompts()[0], "heads": [(0, 1)], **wrong}),
         {

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from workbench import __version__
+from workbench.cli.arena import Contest, arena
 from workbench.cli.options import (
     Device,
     Dtype,
@@ -235,6 +236,9 @@ def compare(
     from workbench.cli.detect import compare_command
 
     compare_command(console, **given)
+
+
+app.command(cls=Contest)(arena)
 
 
 @app.command(cls=Registered)

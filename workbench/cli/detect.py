@@ -25,7 +25,7 @@ from workbench.prompts import load_prompts
 from workbench.prompts.pictures import open_picture
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import split_prompts
-from workbench.replies.guard import Reply, generate
+from workbench.replies.guarded import Reply, generate
 from workbench.runs.opening import open_run
 from workbench.runs.splits import in_split, with_splits
 
