@@ -11,8 +11,7 @@ from torch import Tensor
 
 from workbench.errors import RunError
 from workbench.models.hooked import HookedLVLM
-
-MEASURES = ("deflection", "kl", "js", "tv", "top1_change", "l2", "norm_ratio", "refusal_change")
+from workbench.runs.schema import MEASURES
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -120,4 +119,4 @@ def measure(
     }
     # Logits of equal states may differ in the last bit when the batch has another shape; equal is equal.
     same = (states == base_state).all(-1)
-    return {name: value.masked_fill(same, 1.0 if name == "norm_ratio" else 0.0) for name, value in found.items()}
+    return {name: found[name].masked_fill(same, 1.0 if name == "norm_ratio" else 0.0) for name in MEASURES}
