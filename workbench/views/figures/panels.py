@@ -106,13 +106,14 @@ def name_points(
     for (head, colour), place in zip(heads.items(), places, strict=True):
         ax.scatter(*place, s=24, facecolors="none", edgecolors=colour, linewidths=0.8, zorder=3)
         names.append(ax.text(*place, head_name(*head), fontsize=size, color=colour, zorder=4))
+    dots = np.vstack([cloud.get_offsets() for cloud in ax.collections if len(cloud.get_offsets()) > 1] + [places])
     ax.figure.figure.draw_without_rendering()  # places in pixels are known only after a layout
     adjust_text(
         names,
         target_x=places[:, 0],
         target_y=places[:, 1],
-        x=places[:, 0],
-        y=places[:, 1],
+        x=dots[:, 0],
+        y=dots[:, 1],
         objects=list(avoid) or None,
         ax=ax,
         expand=(1.3, 1.5),
