@@ -34,7 +34,7 @@ from workbench.cli.options import (
     rule_names,
 )
 from workbench.cli.printing import Shell, tell
-from workbench.errors import RunError, WorkbenchError
+from workbench.errors import RunError, WorkbenchError, lacking
 from workbench.plain import plain
 from workbench.sweeps.process import settle_process
 
@@ -160,8 +160,11 @@ def sweep(
 def score(
     run: RunPath,
     criteria: Annotated[
-        Any, listed("Comma-separated, or all. Of {criteria}.", names=criterion_names)
-    ] = "deflection,ships,probe",
+        Any,
+        listed(
+            "Comma-separated, or all. Of {criteria}. By default deflection, ships and probe.", names=criterion_names
+        ),
+    ] = None,
     rule: Annotated[
         str,
         typer.Option(
@@ -333,11 +336,15 @@ def data_check(
 
 
 @app.command()
-def lab() -> None:
+def lab(
+    folder: Annotated[Path, typer.Option(help="Where an installed package puts copies of its notebooks.")] = Path(
+        "workbench-notebooks"
+    ),
+) -> None:
     """Open JupyterLab on the notebook in which heads can be clicked."""
     from workbench.cli.views import lab_command
 
-    raise typer.Exit(lab_command())
+    raise typer.Exit(lab_command(folder))
 
 
 def main() -> None:
@@ -348,6 +355,9 @@ def main() -> None:
         app(standalone_mode=True)
     except WorkbenchError as error:
         errors.print(Text("Error: ", "red") + Text(plain(error, keep="\n\t"), ""), soft_wrap=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        errors.print(Text("Error: ", "red") + Text(plain(lacking(error)), ""), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Stopped.", highlight=False)

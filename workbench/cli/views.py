@@ -1,5 +1,6 @@
 """What `workbench score`, `figures` and `lab` do."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,9 +33,10 @@ def score_command(
 
     from workbench.criteria import get_criterion, score, top_heads
     from workbench.criteria.ranking import anchor_rule
+    from workbench.views.charts import usual_criteria
     from workbench.views.tables import top_heads_table
 
-    scores = score(stored, "all" if list(criteria) == ["all"] else criteria, seed=seed)
+    scores = score(stored, criteria or usual_criteria(stored), seed=seed)
     tops, left_out = [], []
     for criterion, projection in scores[["criterion", "projection"]].drop_duplicates().itertuples(index=False):
         by = rule or anchor_rule(get_criterion(criterion))
@@ -66,10 +68,22 @@ def figures_command(console: Console, run: str, *, out: Path, width: str, quiet:
             console.print(plain(path), markup=False, highlight=False)
 
 
-def lab_command() -> int:
-    """JupyterLab on the first notebook of the checkout; its exit status."""
+def lab_command(folder: Path) -> int:
+    """JupyterLab on the first notebook; its exit status.
+
+    From a checkout the notebooks are opened where they are. From an installed package copies of them are put into
+    `folder`; what lies there already is left as it is.
+    """
     if find_spec("jupyterlab") is None:
         raise WorkbenchError("JupyterLab is not installed. Install it with: pip install 'lvlm-workbench[lab]'.")
-    notebook = Path(__file__).parents[2] / "notebooks" / "01_explore_heads.ipynb"
-    where = [str(notebook)] if notebook.is_file() else []
-    return subprocess.run([sys.executable, "-m", "jupyter", "lab", *where], check=False).returncode
+    package = Path(__file__).parents[1]
+    shipped = package / "notebooks"
+    if not shipped.is_dir():
+        folder = package.parent / "notebooks"
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        for notebook in shipped.glob("*.ipynb"):
+            if not (folder / notebook.name).exists():
+                shutil.copy(notebook, folder)
+    command = [sys.executable, "-m", "jupyter", "lab", str(next(iter(sorted(folder.glob("*.ipynb"))), folder))]
+    return subprocess.run(command, check=False).returncode

@@ -5,20 +5,30 @@ Each back end (matplotlib for files, plotly for notebooks, SVG in the explorer) 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from workbench.axes import as_heads, head_name
 from workbench.checking import plainly
 from workbench.criteria import get_criterion
 from workbench.criteria.ranking import ranked, scored_rows
+from workbench.criteria.registry import TRAINED
 from workbench.criteria.rules import SAFE_PERCENTILE
 from workbench.errors import FigureError
 from workbench.views import theme
 
 Head = tuple[int, int]
+
+
+def usual_criteria(run: xr.Dataset) -> tuple[str, ...]:
+    """Of deflection, ships and the probe: those that the run has values for; the probe where torch can train it."""
+    there = [get_criterion(name) for name in ("deflection", "ships", "probe")]
+    torch = find_spec("torch") is not None
+    return tuple(c.name for c in there if set(c.needs) <= set(run.data_vars) and (torch or c.kind != TRAINED))
 
 
 def grid(scores: pd.DataFrame, *, criterion: str, projection: str, column: str) -> np.ndarray:

@@ -18,7 +18,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.checking import Place, checked, plainly
-from workbench.criteria import SCORE_COLUMNS, get_criterion, score
+from workbench.criteria import SCORE_COLUMNS, score
 from workbench.errors import FigureError
 from workbench.plain import write_table
 from workbench.runs.reading import SomeRun, as_run, check_run
@@ -33,7 +33,6 @@ _METADATA = {
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
 }
-_CRITERIA = ("deflection", "ships", "probe")
 _ABREAST = 3  # criteria side by side in 6.9 inches
 _SIDECAR = "captions.md"
 _SHOWN = ["criterion", "projection", "layer", "head", "safe", "unsafe"]
@@ -164,14 +163,14 @@ def _writable_folder(folder: Path) -> Path:
 def _checked_scores(run: xr.Dataset, scores: pd.DataFrame | None) -> pd.DataFrame:
     check_run(run)
     if scores is None:
-        drawn = [c for c in _CRITERIA if set(get_criterion(c).needs) <= set(run.data_vars)]
+        drawn = charts.usual_criteria(run)
         if not drawn:
             have = ", ".join(map(str, run.data_vars)) or "none"
             raise FigureError(
                 f"The run has none of the variables that are drawn (deflection, kl, head_output); it has {have}. "
                 "Sweep again with wb.sweep, or pass the table to draw as scores=."
             )
-        scores = score(run, criteria=tuple(drawn))
+        scores = score(run, criteria=drawn)
     if absent := [c for c in SCORE_COLUMNS if c not in scores]:
         raise FigureError(
             f"A score table needs the columns {', '.join(SCORE_COLUMNS)}; this one lacks {', '.join(absent)}. Use "
