@@ -51,7 +51,7 @@ def fitted(table: Table, width: int) -> list[Table]:
             room = width - sum(needed[:keys])
         parts[-1].append(i)
         room -= needed[i]
-    found = []
+    found: list[Table] = []
     for part in parts:
         one = copy(table)
         one.columns = [replace(columns[i][0], _index=place) for place, i in enumerate(part)]

@@ -137,13 +137,13 @@ def selectivity(
             line={"color": MIDDLE, "width": 1, "dash": "dash"},
             hoverinfo="skip",
         )
-    ends = [low, high]
+    limits = [low, high]
     if chart.limits.log:
         log = {"type": "log", "tickvals": chart.limits.ticks}
         figure.update_xaxes(**log).update_yaxes(**log)
-        ends = np.log10(ends).tolist()
-    figure.update_xaxes(title=literal(chart.words[0]), range=ends, zeroline=False)
-    return figure.update_yaxes(title=literal(chart.words[1]), range=ends, zeroline=False)
+        limits = np.log10(limits).tolist()
+    figure.update_xaxes(title=literal(chart.words[0]), range=limits, zeroline=False)
+    return figure.update_yaxes(title=literal(chart.words[1]), range=limits, zeroline=False)
 
 
 def agreement(scores: pd.DataFrame) -> go.Figure:

@@ -261,5 +261,5 @@ def test_ground_and_ink_on_the_screen_are_the_reader_s(run, scores):
     for figure in [*figures, wb.plot.screen.distributions(run, "deflection", "query", head=PLANTED)]:
         assert figure.layout.paper_bgcolor is None
         assert figure.layout.font.color is None
-        ink = {trace.line.color for trace in figure.data if trace.mode == "lines"}
+        ink = {trace.line.color for trace in figure.data if getattr(trace, "mode", "") == "lines"}
         assert "#333333" not in ink, "dark lines are lost on a dark ground"
