@@ -7,6 +7,8 @@ no setting of the process.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import lacking
+
 if TYPE_CHECKING:
     from workbench import plot
     from workbench.comparison import arena
@@ -66,7 +68,10 @@ def __getattr__(name: str) -> Any:
         return import_module("workbench.plot")
     if name not in _HOME:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        raise lacking(error) from error
 
 
 def __dir__() -> list[str]:
