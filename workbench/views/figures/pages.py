@@ -33,7 +33,7 @@ RC = {
 }
 
 
-def _new_figure(own: float, height: float, asked: float) -> Figure:
+def new_figure(own: float, height: float, asked: float = 0) -> Figure:
     """A figure of its own width in inches, or of the one asked for, with its height in proportion."""
     width = asked or own
     figure = Figure(figsize=(width, height * (width / own)), layout="constrained")
@@ -47,7 +47,7 @@ def safe_and_unsafe(scores: pd.DataFrame, *, criterion: str, projection: str, pi
     where = {"criterion": criterion, "projection": projection}
     maps = {column: charts.grid(scores, **where, column=column) for column in ("safe", "unsafe")}
     scale = charts.scale(np.stack(list(maps.values())))
-    figure = _new_figure(theme.COLUMN_INCHES, _map_height(maps["safe"], panel_inches=1.2), width)
+    figure = new_figure(theme.COLUMN_INCHES, _map_height(maps["safe"], panel_inches=1.2), width)
     axes = figure.subplots(1, 2, sharey=True)
     for ax, (column, cells) in zip(axes, maps.items(), strict=True):
         mesh = heat_map(ax, cells, scale=scale)
@@ -67,14 +67,14 @@ def _map_height(cells: np.ndarray, *, panel_inches: float) -> float:
 
 def selectivity(scores: pd.DataFrame, *, criterion: str, projection: str, picks: Picks, width: float = 0) -> Figure:
     """Every head by its mean on safe prompts (across) and unsafe prompts (up), with the rule's bound and its picks."""
-    figure = _new_figure(theme.COLUMN_INCHES, 2.7, width)
+    figure = new_figure(theme.COLUMN_INCHES, 2.7, width)
     displays.selectivity(scores, criterion=criterion, projection=projection, picks=picks, ax=figure.subplots())
     return figure
 
 
 def query_against_value(scores: pd.DataFrame, *, criterion: str, picks: Picks, width: float = 0) -> Figure:
     """Every head by what masking its query does (across) and what masking its value does (up)."""
-    figure = _new_figure(theme.COLUMN_INCHES, 2.7, width)
+    figure = new_figure(theme.COLUMN_INCHES, 2.7, width)
     ax = figure.subplots()
     points = []
     for column, marker in (("safe", "o"), ("unsafe", "^")):
@@ -99,7 +99,7 @@ def side_by_side(scores: pd.DataFrame, *, projection: str, width: float = 0) -> 
     }
     rates = charts.scale(np.stack([chart.cells for chart in maps["auroc"]]), column="auroc")
     height = _map_height(maps["unsafe"][0].cells, panel_inches=1.4)
-    figure = _new_figure(theme.DOUBLE_INCHES if len(shown) > 1 else theme.COLUMN_INCHES, 2 * height, width)
+    figure = new_figure(theme.DOUBLE_INCHES if len(shown) > 1 else theme.COLUMN_INCHES, 2 * height, width)
     axes = figure.subplots(2, len(shown), sharex=True, sharey=True, squeeze=False)
     for above, below, value, rate in zip(*axes, maps["unsafe"], maps["auroc"], strict=True):
         colour_bar(figure, heat_map(above, value.cells, scale=value.scale), above, label=value.unit)
@@ -116,7 +116,7 @@ def agreement(scores: pd.DataFrame, *, width: float = 0) -> Figure:
     """How alike every two rankings of the heads are: see `displays.agreement`."""
     few = scores.groupby(["criterion", "projection"]).ngroups <= 8
     side = theme.COLUMN_INCHES if few else theme.DOUBLE_INCHES
-    figure = _new_figure(side, side * 0.82, width)
+    figure = new_figure(side, side * 0.82, width)
     displays.agreement(scores, ax=figure.subplots())
     return figure
 
