@@ -206,9 +206,7 @@ def generate(
     return reply
 
 
-def refuse(
-    model: HookedLVLM, prompt: Prompt, recipe: RefusalRecipe, *, failed: bool = False, **options: Any
-) -> str:
+def refuse(model: HookedLVLM, prompt: Prompt, recipe: RefusalRecipe, *, failed: bool = False, **options: Any) -> str:
     """The reply to a flagged prompt; `failed`: its detection failed, so that generation may fail too."""
     alerted = replace(prompt, text=f"{prompt.text}\n\n{recipe.alert}".strip()) if recipe.alert else prompt
     try:

@@ -105,13 +105,14 @@ def _cell(table: pd.DataFrame, answer: str, group: str, measure: str) -> float:
 def _says(table: pd.DataFrame, layer: int) -> str:
     flagged = table[(table["measure"] == "flagged") & (table["group"] == "benign")]
     told = f"{flagged['value'].iloc[0]:.0%} of safe prompts are flagged. " if len(flagged) else ""
+    answered = {way: _cell(table, way, "benign", "answered as expected") for way in table["answer"].unique()}
     told += (
-        f"Flagged benign requests are answered as expected in {_cell(table, RECIPE, 'benign', 'answered as expected'):.0%} "
-        f"of cases by the recipe ({_cell(table, PLAIN, 'benign', 'answered as expected'):.0%} when not flagged)"
+        f"Flagged benign requests are answered as expected in {answered[RECIPE]:.0%} of cases by the recipe "
+        f"({answered[PLAIN]:.0%} when not flagged)"
     )
     soft = [f"steered × {s:g}" for s in STRENGTHS]
     said = [
-        f"{name.removeprefix('steered ')}: {_cell(table, name, 'benign', 'answered as expected'):.0%} of benign answered, "
+        f"{name.removeprefix('steered ')}: {answered[name]:.0%} of benign answered, "
         f"{_cell(table, name, 'unsafe', 'refused'):.0%} of unsafe refused"
         for name in soft
     ]

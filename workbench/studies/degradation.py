@@ -23,7 +23,9 @@ GIVEN, WORDS = "as given", "text only"
 def find(material: Material) -> Findings:
     """Replies of every model to the test prompts, as given and with the words alone, with paired tests."""
     models = [material.model, *material.models]
-    names = [m.name if [o.name for o in models].count(m.name) == 1 else f"{m.name} ({i + 1})" for i, m in enumerate(models)]
+    names = [
+        m.name if [o.name for o in models].count(m.name) == 1 else f"{m.name} ({i + 1})" for i, m in enumerate(models)
+    ]
     asked = material.test_prompts()
     variants = {GIVEN: asked}
     if alone := [p for p in asked if p.image is not None and p.text.strip()]:
@@ -44,7 +46,9 @@ def find(material: Material) -> Findings:
     for name in names[1:]:
         for less, more in ((name, names[0]), (names[0], name)):
             counted = [(verdicts[n, GIVEN] == "refused")[unsafe] for n in (more, less)]
-            tests.append({"test": f"{more} refuses more than {less}", "p_value": more_than_each(counted[0], counted[1:])})
+            tests.append(
+                {"test": f"{more} refuses more than {less}", "p_value": more_than_each(counted[0], counted[1:])}
+            )
     table = pd.DataFrame(rows)
     checked = tested(tests)
     return Findings(table, _says(table, checked), checked, _beside(table, material, names))
@@ -84,9 +88,7 @@ def draw(findings: Findings) -> Any:
     table = table.assign(row=table["model"] + ", " + table["asked"])
     order = ["unsafe", "benign", "question"]
     shown = table[table["group"].isin(order)]
-    return figures.dots(
-        shown, rows="row", panels="group", x="complied with, 95 % interval", limits=(-0.02, 1.02)
-    )
+    return figures.dots(shown, rows="row", panels="group", x="complied with, 95 % interval", limits=(-0.02, 1.02))
 
 
 STUDY = StudyRecord(

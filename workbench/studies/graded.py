@@ -13,7 +13,7 @@ from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
-from workbench.studies.measuring import families, is_unsafe, mean_of, rate, separations
+from workbench.studies.measuring import families, is_unsafe, mean_of, of_area, rate, separations
 from workbench.studies.study import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
@@ -37,13 +37,14 @@ def find(material: Material, *, by: str) -> Findings:
                 rows.append(about | {"measure": FLAGGED, **rate(value[of] > threshold)})
             if label == "unsafe":
                 area = separations(value[:, None], run, of | (test & ~unsafe), seed=material.seed).iloc[0]
-                ends = {"value": area["auroc"], "ci_low": area["ci_low"], "ci_high": area["ci_high"], "n": area["n"]}
-                rows.append(about | {"measure": AREA, **ends})
+                rows.append(about | {"measure": AREA, **of_area(area)})
                 tests.append({"test": name, "p_value": area["p_value"]})
     table, checked = pd.DataFrame(rows), tested(tests)
     angles = table[(table["measure"] == ANGLE) & (table["label"] == "unsafe")].sort_values("value")
     table = table.sort_values(["label", "measure"], ascending=[False, True], kind="stable").reset_index(drop=True)
-    return Findings(table, _says(angles, checked, by, head_name(*chosen.heads[0])), checked, _beside(angles, by, material))
+    return Findings(
+        table, _says(angles, checked, by, head_name(*chosen.heads[0])), checked, _beside(angles, by, material)
+    )
 
 
 def _says(angles: pd.DataFrame, tests: pd.DataFrame, by: str, head: str) -> str:

@@ -10,7 +10,7 @@ from workbench.axes import head_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
-from workbench.studies.measuring import Chosen, families, is_unsafe, rate, separations, span
+from workbench.studies.measuring import Chosen, families, is_unsafe, of_area, rate, separations, span
 from workbench.studies.study import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
@@ -24,16 +24,13 @@ def find(material: Material) -> Findings:
     run = material.run
     chosen = material.chosen(k=max(SIZES))
     unsafe, test = is_unsafe(run), in_split(run, "test")
-    groups = {"all": test & unsafe} | {
-        f: test & unsafe & (prompt_coord(run, "family") == f) for f in families(run)
-    }
+    groups = {"all": test & unsafe} | {f: test & unsafe & (prompt_coord(run, "family") == f) for f in families(run)}
     rows, tests = [], []
     for k in [size for size in SIZES if size <= len(chosen.heads)]:
         for way, values, threshold in _fused(chosen, k):
             about = {"heads": k, "way": way, "which": head_names(chosen.heads[:k])}
             area = separations(values[:, None], run, seed=material.seed).iloc[0]
-            ends = {"value": area["auroc"], "ci_low": area["ci_low"], "ci_high": area["ci_high"], "n": area["n"]}
-            rows.append(about | {"measure": "auroc", "family": "all", **ends})
+            rows.append(about | {"measure": "auroc", "family": "all", **of_area(area)})
             tests.append({"test": f"{k} heads, {way}", "p_value": area["p_value"]})
             if not np.isfinite(threshold):
                 continue
@@ -108,7 +105,7 @@ def _says(table: pd.DataFrame) -> str:
 
 
 def _largest_drop(table: pd.DataFrame) -> tuple[str, int, float] | None:
-    """The family and number of heads (by their mean) with the largest loss of detection rate against one head, points."""
+    """The family and number of heads with the largest loss of detection rate by their mean, in points."""
     rates = _pick(table, way="mean", measure="detection_rate")
     wide = rates.pivot_table(index="family", columns="heads", values="value")
     if 1 not in wide or wide.shape[1] < 2:
@@ -137,7 +134,7 @@ def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
 def draw(findings: Findings) -> Any:
     table = findings.table[(findings.table["family"] == "all") & findings.table["measure"].isin(list(SHOWN))]
     table = table.assign(measure=table["measure"].map(SHOWN))
-    words = {"x_words": "number of heads", "y_words": "share"}
+    words: dict[str, Any] = {"x_words": "number of heads", "y_words": "share"}
     return figures.lines(table, x="heads", series="way", panels="measure", limits=(-0.03, 1.03), **words)
 
 

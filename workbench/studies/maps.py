@@ -31,7 +31,7 @@ def find(material: Material) -> Findings:
     picked = [head_name(*head) for head in _picks(table).selective][:3]
     says = (
         f"{more} of {len(table)} heads turn the state further on unsafe prompts than on safe ones (one-sided "
-        f"permutation, false discoveries held at 5 %). The two maps rank heads alike (Spearman {alike:.2f}); of the ten "
+        f"permutation, false discoveries held at 5 %). The two maps' rank correlation is {alike:.2f}; of the ten "
         f"heads that turn it most, {share['unsafe']:.0%} on unsafe and {share['safe']:.0%} on safe prompts lie in the "
         f"first third of the layers. Selectivity puts {listed(picked) or 'no head'} first."
     )

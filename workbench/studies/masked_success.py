@@ -19,7 +19,12 @@ from workbench.studies.study import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 SIZES, CONTROLS, TOKENS = (1, 3, 5), 3, 16
-CHOICES = (("deflection", "selectivity"), ("deflection", "sensitivity"), ("ships", "sensitivity"), ("probe", "sensitivity"))
+CHOICES = (
+    ("deflection", "selectivity"),
+    ("deflection", "sensitivity"),
+    ("ships", "sensitivity"),
+    ("probe", "sensitivity"),
+)
 SHOWN = {"unsafe": "unsafe requests", "benign": "benign requests", QUESTION_FAMILY: "questions"}
 NOTHING, RANDOM = "nothing", "random heads"
 
@@ -105,8 +110,8 @@ def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
     none = of[of["masked"] == NOTHING]["value"].iloc[0]
     ships = of[of["masked"] == "ships, sensitivity"].set_index("n_heads")["value"]
     differs = (
-        f"model ({material.model.name}), prompts, judge ({material.judge} against substrings), and heads by Ships' mean "
-        "over prompts"
+        f"model ({material.model.name}), prompts, judge ({material.judge} against substrings), and heads by Ships' "
+        "mean over prompts"
     )
 
     def ours(k: int) -> str:
@@ -140,7 +145,7 @@ def draw(findings: Findings) -> Any:
     every["masked"] = pd.Categorical(every["masked"], kinds)
     every["panel"] = pd.Categorical(every["group"].map(SHOWN), list(SHOWN.values()))
     every = every.sort_values(["panel", "masked", "n_heads"], kind="stable")
-    words = {"x_words": "heads masked", "y_words": "complied with, answered as expected"}
+    words: dict[str, Any] = {"x_words": "heads masked", "y_words": "complied with, answered as expected"}
     return figures.lines(every, x="n_heads", series="masked", panels="panel", limits=(-0.03, 1.03), **words)
 
 

@@ -12,7 +12,7 @@ from workbench.errors import CriterionError
 from workbench.runs.pairs import unit_names
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
-from workbench.studies.measuring import BOOTSTRAP, is_unsafe, listed, rate, separations, span
+from workbench.studies.measuring import BOOTSTRAP, is_unsafe, listed, of_area, rate, separations, span
 from workbench.studies.study import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
@@ -21,7 +21,7 @@ SHOWN = {"auroc": "AUROC", "detection_rate": "unsafe flagged", "false_positive_r
 
 
 def find(material: Material) -> Findings:
-    """One head a measure, chosen by selectivity over that measure; what it detects, and how it differs from the angle."""
+    """One head a measure, chosen by selectivity over it; what it detects, and how it differs from the angle."""
     run = material.run
     test, unsafe = in_split(run, "test"), is_unsafe(run)
     chosen, names = {}, [c.name for c in list_criteria() if c.kind == PER_PROMPT and set(c.needs) <= set(run)]
@@ -34,15 +34,13 @@ def find(material: Material) -> Findings:
             chosen[name] = found
     values = np.stack([c.value for c in chosen.values()], axis=1)
     areas = separations(values, run, seed=material.seed)
-    weights = statistics.bootstrap_weights(
-        unsafe[test], unit_names(run)[test], resamples=BOOTSTRAP, seed=material.seed
-    )
+    weights = statistics.bootstrap_weights(unsafe[test], unit_names(run)[test], resamples=BOOTSTRAP, seed=material.seed)
     draws = np.stack([_areas(values[test][:, i], unsafe[test], weights) for i in range(len(chosen))])
     rows = []
     for i, (name, found) in enumerate(chosen.items()):
         about = {"measure_of_change": name, "head": head_name(*found.heads[0])}
         area = areas.iloc[i]
-        rows.append(about | {"measure": "auroc", "value": area["auroc"], **_ends(area), "n": area["n"]})
+        rows.append(about | {"measure": "auroc"} | of_area(area))
         threshold = found.threshold()
         for measure, of in (("detection_rate", test & unsafe), ("false_positive_rate", test & ~unsafe)):
             if np.isfinite(threshold):
@@ -70,10 +68,6 @@ def find(material: Material) -> Findings:
         "'One Head to Rule Them All' (NeurIPS 2025), Figure 12",
     )
     return Findings(table, says, tests, (beside,))
-
-
-def _ends(area: Any) -> dict[str, float]:
-    return {"ci_low": area["ci_low"], "ci_high": area["ci_high"]}
 
 
 def _areas(values: np.ndarray, unsafe: np.ndarray, weights: np.ndarray) -> np.ndarray:

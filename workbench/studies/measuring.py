@@ -49,17 +49,20 @@ class Chosen:
         k: int = 1,
         seed: int = 0,
         among: np.ndarray | None = None,
+        without: Sequence[Head] = (),
     ) -> Self:
         """The first `k` heads, or as many as the rule keeps.
 
         Args:
             among: Prompts that the choice may see, [prompt]; the selection split by default.
+            without: Heads that are not to be chosen.
         """
         record = get_criterion(criterion)
         rule = rule or anchor_rule(record)
         part = run.isel(prompt=np.flatnonzero(in_split(run, "selection") if among is None else among))
         scores = score(part.drop_vars("split"), (criterion,), bootstrap=0, permutations=0, seed=seed)
         projection = projection if projection in set(scores["projection"]) else str(scores["projection"].iloc[0])
+        scores = scores[[head not in set(without) for head in head_pairs(scores)]]
         heads = tuple(head_pairs(_as_many(scores, criterion, rule, projection, k, seed)))
         by_head = decision_values(run, record).sel(projection=projection)
         values = np.stack([by_head.sel(layer=layer, head=head).values for layer, head in heads], axis=1)
@@ -134,6 +137,11 @@ def separations(
             ends = statistics.auroc_interval(of, unsafe, pairs, resamples=bootstrap, seed=seed)
         rows.append((float(area), float(ends[0]), float(ends[1]), float(p[column]), int(among.sum())))
     return pd.DataFrame(rows, columns=["auroc", "ci_low", "ci_high", "p_value", "n"])
+
+
+def of_area(area: Any) -> dict[str, Any]:
+    """A row of `separations` as a measurement: value, ci_low, ci_high, n."""
+    return {"value": area["auroc"], "ci_low": area["ci_low"], "ci_high": area["ci_high"], "n": int(area["n"])}
 
 
 def rate(flagged: np.ndarray) -> dict[str, float]:

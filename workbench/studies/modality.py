@@ -19,7 +19,7 @@ from workbench.replies.judges import judge_replies
 from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
-from workbench.studies.measuring import listed, mean_of, rate, separations, span
+from workbench.studies.measuring import listed, mean_of, of_area, rate, separations, span
 from workbench.studies.study import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
@@ -49,8 +49,7 @@ def find(material: Material) -> Findings:
         before = series if name == VARIANTS[0] else before
         alone = np.full(len(asked), "", dtype=object)
         area = separations(value[:, None], run, in_split(run, "test"), seed=material.seed).iloc[0]
-        ends = {"value": area["auroc"], "ci_low": area["ci_low"], "ci_high": area["ci_high"], "n": area["n"]}
-        rows.append({"variant": name, "prompts": "all", "measure": "auroc"} | ends)
+        rows.append({"variant": name, "prompts": "all", "measure": "auroc"} | of_area(area))
         tests.append({"test": name, "p_value": area["p_value"]})
         verdicts = judge_replies(asked, _replies(material, asked), material.judge)
         for label, of in (("unsafe", unsafe), ("safe", ~unsafe)):

@@ -13,14 +13,14 @@ def _few(material: Material, field: str) -> str:
     return f"the unsafe prompts name {', '.join(names) or 'none'} in {field!r}"
 
 
-OTHER_MODEL = Need(
-    "another model (others=, --other MODEL)", lambda m: "" if m.models else "none was given"
-)
+OTHER_MODEL = Need("another model (others=, --other MODEL)", lambda m: "" if m.models else "none was given")
 SAME_SHAPE = Need(
     "another model with as many layers and heads (others=, --other MODEL)",
-    lambda m: ""
-    if any((o.n_layers, o.n_heads) == (m.model.n_layers, m.model.n_heads) for o in m.models)
-    else "none was given",
+    lambda m: (
+        ""
+        if any((o.n_layers, o.n_heads) == (m.model.n_layers, m.model.n_heads) for o in m.models)
+        else "none was given"
+    ),
 )
 FAMILIES = Need("unsafe prompts of two families or more", lambda m: _few(m, "family"))
 CATEGORIES = Need("unsafe prompts of two categories (policies) or more", lambda m: _few(m, "category"))

@@ -15,7 +15,7 @@ from workbench.runs.pairs import unit_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
-from workbench.studies.measuring import is_unsafe, rate, separations, span
+from workbench.studies.measuring import is_unsafe, of_area, rate, separations, span
 from workbench.studies.study import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
@@ -75,8 +75,7 @@ def find(material: Material) -> Findings:
             rows.append(about | {"measure": "accuracy in training"} | rate(right[train]))
             if task == SAFETY:
                 area = separations(decisions[:, None], run, seed=material.seed).iloc[0]
-                ends = {"value": area["auroc"], "ci_low": area["ci_low"], "ci_high": area["ci_high"], "n": area["n"]}
-                rows.append(about | {"measure": "auroc"} | ends)
+                rows.append(about | {"measure": "auroc"} | of_area(area))
                 tests.append({"test": f"{curve} {setting:g}", "p_value": area["p_value"]})
     table = pd.DataFrame(rows)
     return Findings(table, _says(table), tested(tests), _beside(table, material))
@@ -104,9 +103,7 @@ def _settings(probes: Probes, run: xr.Dataset, seed: int) -> Iterator[tuple[str,
     for shots in SHOTS:
         some = np.zeros(len(category), dtype=bool)
         inside = np.flatnonzero(probes.train)
-        some[inside] = few_shot_masks(
-            probes.labels[inside], category[inside], shots=shots, repeats=1, seed=seed
-        )[0]
+        some[inside] = few_shot_masks(probes.labels[inside], category[inside], shots=shots, repeats=1, seed=seed)[0]
         if 0 < probes.labels[some].sum() < some.sum():
             yield "shots a category", shots, len(best), probes.decisions(best, train=some)
     for penalty in PENALTIES:
@@ -140,7 +137,8 @@ def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
         Beside(
             "how many heads",
             "16 to 32 are kept (7B models)",
-            f"AUROC {span(best)} at its best, with {int(best['setting'])} of {material.model.n_layers * material.model.n_heads}",
+            f"AUROC {span(best)} at its best, with {int(best['setting'])} of "
+            f"{material.model.n_layers * material.model.n_heads}",
             f"model ({material.model.name}), prompts; that the probed tensor is z before W_O is our reading",
             "SAHs, 'Spot Risks Before Speaking' (arXiv 2501.02029), as quoted in rebuttals",
         ),
@@ -151,7 +149,7 @@ def draw(findings: Findings) -> Any:
     table = findings.table
     table = table[table["measure"] == "accuracy"].copy()
     table["setting"] = [f"{value:g}" for value in table["setting"]]
-    words = {"x_words": "", "y_words": "accuracy on unseen prompts"}
+    words: dict[str, Any] = {"x_words": "", "y_words": "accuracy on unseen prompts"}
     return figures.lines(table, x="setting", series="task", panels="curve", line=0.5, limits=(0.2, 1.03), **words)
 
 

@@ -33,7 +33,7 @@ def find(material: Material) -> Findings:
                 row = {"layer": int(layer), "mask": str(projection), "prompts": label, "measure": ANGLE}
                 rows.append(row | mean_of(mean[of], units[of], seed=material.seed))
             contents = prompt_coord(run, "content")
-            how = {"permutations": PERMUTATIONS, "seed": material.seed, "contents": contents}
+            how: dict[str, Any] = {"permutations": PERMUTATIONS, "seed": material.seed, "contents": contents}
             p = statistics.permutation_p(mean[:, None], unsafe, units, **how)[0]
             tests.append({"test": f"layer {layer}, {projection} masked", "p_value": p})
         for label, of in (("safe", ~unsafe), ("unsafe", unsafe)):

@@ -48,7 +48,9 @@ def find(material: Material) -> Findings:
                     measured.setdefault((where, measure), []).append(value)
     table = _table(measured, run)
     half = _honest(material)
-    return Findings(table, _says(table, n), tested([{"test": "disjoint splits", "p_value": half}]), _beside(table, material, n))
+    return Findings(
+        table, _says(table, n), tested([{"test": "disjoint splits", "p_value": half}]), _beside(table, material, n)
+    )
 
 
 def _measures(values: np.ndarray, unsafe: np.ndarray, threshold: float) -> dict[str, float]:
@@ -95,8 +97,8 @@ def _says(table: pd.DataFrame, n: int) -> str:
         return "No draw gave a head and a threshold, so the two protocols could not be compared."
     distinct = [_cell(table, f"{label} prompts", "distinct_requests") for label in ("unsafe", "safe")]
     return (
-        f"Chosen and thresholded on {n} + {n} rows, the head's balanced accuracy is {inside['value']:.3f} on a test set "
-        f"that holds those rows and {apart['value']:.3f} on the rest without their pairs and repetitions: "
+        f"Chosen and thresholded on {n} + {n} rows, the head's balanced accuracy is {inside['value']:.3f} on a test "
+        f"set that holds those rows and {apart['value']:.3f} on the rest without their pairs and repetitions: "
         f"{more['value']:+.3f} ({more['ci_low']:+.3f} to {more['ci_high']:+.3f} over {int(more['n'])} draws). "
         f"{int(distinct[0]['value'])} of {int(distinct[0]['n'])} unsafe and {int(distinct[1]['value'])} of "
         f"{int(distinct[1]['n'])} safe prompts are distinct requests."
@@ -121,7 +123,9 @@ def draw(findings: Findings) -> Any:
     table = findings.table[findings.table["tested_on"].isin([INSIDE, APART])]
     table = table[table["measure"].isin(list(SHOWN))]
     table = table.assign(measure=table["measure"].map(SHOWN))
-    return figures.dots(table, rows="measure", series="tested_on", x="share, middle 95 % of draws", limits=(-0.02, 1.02))
+    return figures.dots(
+        table, rows="measure", series="tested_on", x="share, middle 95 % of draws", limits=(-0.02, 1.02)
+    )
 
 
 STUDY = StudyRecord(
@@ -129,7 +133,8 @@ STUDY = StudyRecord(
     asks="How much better does a head look when its selection rows lie inside the test set?",
     source="this project, on the released selection files of 'One Head to Rule Them All'",
     runs="the sweep; 200 draws of the selection rows",
-    fails="With one clear head every draw chooses it and the two agree; optimism grows with heads and shrinks with rows.",
+    fails="With one clear head every draw chooses it and the two agree; optimism grows with heads, and shrinks with "
+    "rows.",
     find=find,
     draw=draw,
 )

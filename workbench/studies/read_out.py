@@ -9,7 +9,7 @@ from workbench.axes import head_name
 from workbench.errors import CriterionError
 from workbench.runs.splits import in_split, with_splits
 from workbench.studies.material import Material
-from workbench.studies.measuring import is_unsafe, rate, separations, span
+from workbench.studies.measuring import is_unsafe, of_area, rate, separations, span
 from workbench.studies.study import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
@@ -27,7 +27,7 @@ def find(material: Material) -> Findings:
     rows, tests = [], []
     for at in read:
         one = with_splits(run.sel(readout=str(at), drop=True), seed=material.seed)[0]
-        place = model.n_layers - 1 if at == "final" else int(at)
+        place = model.n_layers - 1 if at == "final" else int(str(at))
         reached = one.sel(layer=one["layer"] <= place)
         try:
             chosen = material.chosen(reached)
@@ -35,8 +35,7 @@ def find(material: Material) -> Findings:
             continue
         about = {"layer_read": place, "head": head_name(*chosen.heads[0])}
         area = separations(chosen.value[:, None], reached, seed=material.seed).iloc[0]
-        ends = {"value": area["auroc"], "ci_low": area["ci_low"], "ci_high": area["ci_high"], "n": area["n"]}
-        rows.append(about | {"measure": "auroc"} | ends)
+        rows.append(about | {"measure": "auroc"} | of_area(area))
         tests.append({"test": f"read after layer {place}", "p_value": area["p_value"]})
         threshold, unsafe, test = chosen.threshold(), is_unsafe(reached), in_split(reached, "test")
         if np.isfinite(threshold):
@@ -46,17 +45,17 @@ def find(material: Material) -> Findings:
     areas = table[table["measure"] == "auroc"].reset_index(drop=True)
     works = areas[checked["p_corrected"].to_numpy() < 0.05]
     best = areas.loc[areas["value"].idxmax()]
-    seen = f"layer {int(works['layer_read'].min())}" if len(works) else "no layer"
+    seen = f"layer {int(works['layer_read'].min())}" if len(works) else "none"
     says = (
-        f"The first layer at which unsafe prompts are told from safe ones is {seen} of 0 to {model.n_layers - 1} "
-        f"(one-sided permutation, Holm's correction over {len(areas)} read-outs); the final state gives an AUROC of "
+        f"The first of the layers 0 to {model.n_layers - 1} after which unsafe prompts are told from safe ones: {seen} "
+        f"(one-sided permutation, Holm's correction over {len(areas)} read-outs). The final state gives an AUROC of "
         f"{span(areas.iloc[-1])}, the best read-out, layer {int(best['layer_read'])}, {span(best)}, with heads chosen "
         "anew at each."
     )
     beside = Beside(
         "which layer the state is read from",
         "any layer after about 20 of 32 works (LLaVA-1.5-7B); the final one by default",
-        f"from {seen} on" if len(works) else "none",
+        f"from {seen} on" if len(works) else seen,
         f"model ({model.name}, {model.n_layers} layers), prompts; states between go through the final norm here",
         "rebuttal of 'One Head to Rule Them All' (NeurIPS 2025)",
     )
@@ -65,7 +64,7 @@ def find(material: Material) -> Findings:
 
 def draw(findings: Findings) -> Any:
     table = findings.table.assign(measure=findings.table["measure"].map(SHOWN))
-    words = {"x_words": "layer after which the state is read", "y_words": "share"}
+    words: dict[str, Any] = {"x_words": "layer after which the state is read", "y_words": "share"}
     return figures.lines(table, x="layer_read", series="measure", limits=(-0.03, 1.03), line=0.5, **words)
 
 

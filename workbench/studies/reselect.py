@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.axes import Head, head_name, head_names
+from workbench.axes import Head, head_names
 from workbench.comparison.suppression import suppress
 from workbench.errors import CriterionError
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split, with_splits
 from workbench.studies.material import Material
-from workbench.studies.measuring import families, is_unsafe, percent, rate, separations, span
+from workbench.studies.measuring import families, is_unsafe, of_area, percent, rate, separations, span
 from workbench.studies.study import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
@@ -21,21 +21,21 @@ SHOWN = {"auroc": "AUROC", "detection_rate": "unsafe flagged", "false_positive_r
 
 def find(material: Material) -> Findings:
     """Round after round the chosen heads write nothing any more, and others are chosen on the model that is left."""
-    rows, tests, gone = [], [], []
+    rows, tests = [], []
+    gone: list[Head] = []
     model, run = material.model, material.run
     for number in range(ROUNDS + 1):
         if number:
             model = suppress(material.model, gone)
             run = with_splits(material.sweep(model, projections=("query",)), seed=material.seed)[0]
         try:
-            chosen = material.chosen(run, k=K)
+            chosen = material.chosen(run, k=K, without=gone)
         except CriterionError:
             break  # nothing is left that the rule would keep
         about = {"suppressed": len(gone), "gone": head_names(gone), "chosen": head_names(chosen.heads)}
         unsafe, test, family = is_unsafe(run), in_split(run, "test"), prompt_coord(run, "family")
         area = separations(chosen.value[:, None], run, seed=material.seed).iloc[0]
-        ends = {"value": area["auroc"], "ci_low": area["ci_low"], "ci_high": area["ci_high"], "n": area["n"]}
-        rows.append(about | {"measure": "auroc", "family": "all"} | ends)
+        rows.append(about | {"measure": "auroc", "family": "all"} | of_area(area))
         tests.append({"test": f"{len(gone)} heads suppressed", "p_value": area["p_value"]})
         threshold = chosen.threshold()
         for name in ["all", *families(run)] if np.isfinite(threshold) else []:
@@ -44,13 +44,9 @@ def find(material: Material) -> Findings:
         if np.isfinite(threshold):
             flagged = chosen.value[test & ~unsafe] > threshold
             rows.append(about | {"measure": "false_positive_rate", "family": "all"} | rate(flagged))
-        gone = list(dict.fromkeys([*gone, *_left(chosen.heads, gone)]))
+        gone = [*gone, *chosen.heads]
     table = pd.DataFrame(rows)
     return Findings(table, _says(table), tested(tests), _beside(table, material))
-
-
-def _left(heads: tuple[Head, ...], gone: list[Head]) -> list[Head]:
-    return [head for head in heads if head not in gone]
 
 
 def _rows(table: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -87,7 +83,7 @@ def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
 def draw(findings: Findings) -> Any:
     table = findings.table[(findings.table["family"] == "all") & findings.table["measure"].isin(list(SHOWN))]
     table = table.assign(series=table["measure"].map(SHOWN))
-    words = {"x_words": "heads suppressed before choosing again", "y_words": "share"}
+    words: dict[str, Any] = {"x_words": "heads suppressed before choosing again", "y_words": "share"}
     return figures.lines(table, x="suppressed", series="series", limits=(-0.03, 1.03), **words)
 
 

@@ -71,10 +71,10 @@ def _says(table: pd.DataFrame, groups: dict[tuple[str, int], tuple[Head, ...]]) 
     of = table[(table["measure"] == "KL on test prompts") & (table["step"] == STEPS)]
     kl = {(r.objective, r.prompts): r.value for r in of.itertuples()}
     return (
-        f"By the angle between sets of states the search takes {head_names(last['subspace'])}, by the mean KL divergence "
-        f"{head_names(last['kl'])}; they share {len(shared)} of {STEPS}. Masked together on unseen prompts the first "
-        f"group moves the next token by {kl['subspace', 'unsafe']:.2f} nats on unsafe and {kl['subspace', 'safe']:.2f} on "
-        f"safe prompts, the second by {kl['kl', 'unsafe']:.2f} and {kl['kl', 'safe']:.2f}, {STEPS} random heads by "
+        f"By the angle between sets of states the search takes {head_names(last['subspace'])}, by the mean KL "
+        f"divergence {head_names(last['kl'])}; they share {len(shared)} of {STEPS}. Masked together on unseen prompts "
+        f"the first group moves the next token by {kl['subspace', 'unsafe']:.2f} nats on unsafe and "
+        f"{kl['subspace', 'safe']:.2f} on safe prompts, the second by {kl['kl', 'unsafe']:.2f} and {kl['kl', 'safe']:.2f}, {STEPS} random heads by "
         f"{kl[RANDOM, 'unsafe']:.2f} and {kl[RANDOM, 'safe']:.2f}."
     )
 
@@ -85,7 +85,7 @@ def _beside(groups: dict[tuple[str, int], tuple[Head, ...]], material: Material)
             "heads of a group",
             "5 at most; attack success peaks near 3 (Llama-2-7b-chat: 0.72 with three heads)",
             f"{STEPS} heads: {head_names(groups['subspace', STEPS])} by the published objective",
-            f"model ({material.model.name}), prompts; effect measured here on the next token, in masked-success on replies",
+            f"model ({material.model.name}), prompts; the effect is measured here on the next token",
             "Sahara, Ships (ICLR 2025, arXiv 2410.13708), section 4",
         ),
     )
@@ -94,9 +94,10 @@ def _beside(groups: dict[tuple[str, int], tuple[Head, ...]], material: Material)
 def draw(findings: Findings) -> Any:
     table = findings.table[findings.table["measure"] == "KL on test prompts"]
     table = table.assign(
-        panel=table["prompts"] + " prompts", objective=table["objective"].replace({"subspace": "angle of sets", "kl": "KL"})
+        panel=table["prompts"] + " prompts",
+        objective=table["objective"].replace({"subspace": "angle of sets", "kl": "KL"}),
     )
-    words = {"x_words": "heads in the group", "y_words": "KL divergence (nats)"}
+    words: dict[str, Any] = {"x_words": "heads in the group", "y_words": "KL divergence (nats)"}
     return figures.lines(table, x="step", series="objective", panels="panel", **words)
 
 

@@ -11,12 +11,13 @@ from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
-from workbench.studies.measuring import Chosen, families, is_unsafe, rate, separations
+from workbench.studies.measuring import Chosen, families, is_unsafe, of_area, rate, separations
 from workbench.studies.study import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 K = 5
 EVERY = "all"
+SHOWN = {"auroc": "AUROC of the first head", "overlap": "share of the first five"}
 
 
 def find(material: Material) -> Findings:
@@ -36,7 +37,7 @@ def find(material: Material) -> Findings:
         for b in families(run):
             about = {"chosen_on": a, "against": b, "heads": head_names(of.heads)}
             area = separations(values[:, None], run, test & (~unsafe | (family == b)), seed=material.seed).iloc[0]
-            rows.append(about | {"measure": "auroc"} | _row(area))
+            rows.append(about | {"measure": "auroc"} | of_area(area))
             tests.append({"test": f"chosen on {a}, tested on {b}", "p_value": area["p_value"]})
             flagged = values[test & unsafe & (family == b)] > threshold
             if np.isfinite(threshold):
@@ -62,10 +63,6 @@ def overlap_p(first: Chosen, second: Chosen, n_heads: int) -> float:
     return float(hypergeom.sf(shared - 1, n_heads, len(first.heads), len(second.heads)))
 
 
-def _row(area: Any) -> dict[str, Any]:
-    return {"value": area["auroc"], "ci_low": area["ci_low"], "ci_high": area["ci_high"], "n": area["n"]}
-
-
 def _off(table: pd.DataFrame, measure: str) -> pd.DataFrame:
     of = table[(table["measure"] == measure) & (table["chosen_on"] != EVERY) & (table["against"] != EVERY)]
     return of[of["chosen_on"] != of["against"]]
@@ -79,8 +76,8 @@ def _says(table: pd.DataFrame, chosen: dict[str, Chosen]) -> str:
     told = (
         f"Chosen on each family alone, the first head is {len(set(first.values()))} different "
         f"{'head' if len(set(first.values())) == 1 else 'heads'} over {len(first)} families "
-        f"({', '.join(f'{n}: {h}' for n, h in first.items())}). AUROC is {own['value'].mean():.2f} on the family that a "
-        f"head was chosen on (mean)"
+        f"({', '.join(f'{n}: {h}' for n, h in first.items())}). AUROC is {own['value'].mean():.2f} on the family that "
+        "a head was chosen on (mean)"
     )
     if len(other):
         told += (
@@ -107,7 +104,7 @@ def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
 def draw(findings: Findings) -> Any:
     table = findings.table[findings.table["measure"].isin(["auroc", "overlap"])]
     table = table[table["against"] != EVERY]
-    table = table.assign(panel=table["measure"].map({"auroc": "AUROC of the first head", "overlap": "shared heads, of 5"}))
+    table = table.assign(panel=table["measure"].map(SHOWN))
     words = {"rows": "chosen on", "columns": "tested on, or chosen on", "value": "AUROC, or share"}
     return figures.matrix(table, rows="chosen_on", columns="against", panels="panel", words=words, low=0.0, high=1.0)
 

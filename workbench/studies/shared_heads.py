@@ -41,7 +41,7 @@ def find(material: Material) -> Findings:
                 shared = [head for head in known[i][1] if head in known[j][1]]
                 sizes = [len(known[i][1]), len(known[j][1])]
                 p = float(hypergeom.sf(len(shared) - 1, len(both), *sizes)) if min(sizes) and len(both) else np.nan
-                about = {"criterion": criterion, "a": _name(models, i), "b": _name(models, j)}
+                about: dict[str, Any] = {"criterion": criterion, "a": _name(models, i), "b": _name(models, j)}
                 about |= {"heads": head_names(shared), "ci_low": np.nan, "ci_high": np.nan, "n": len(both)}
                 rows.append(about | {"measure": "rank correlation", "value": alike, "p_value": np.nan})
                 overlap = len(shared) / min(sizes) if min(sizes) else np.nan
@@ -57,12 +57,16 @@ def _scores(material: Material, model: HookedLVLM) -> pd.DataFrame:
 
 
 def _ranking(scores: pd.DataFrame, criterion: str) -> tuple[pd.Series, list[tuple[int, int]]]:
-    """Every head's value on unsafe prompts, and those of the first five that tell unsafe from safe prompts (q < 0.05)."""
+    """Every head's value on unsafe prompts, and those of the first five that tell the labels apart (q < 0.05)."""
     projection = "query" if criterion != "probe" else "none"
     of = scores[(scores["criterion"] == criterion) & (scores["projection"] == projection)]
     of = of.set_index(["layer", "head"])
     try:
-        how = {"criterion": criterion, "projection": projection, "rule": anchor_rule(get_criterion(criterion))}
+        how: dict[str, Any] = {
+            "criterion": criterion,
+            "projection": projection,
+            "rule": anchor_rule(get_criterion(criterion)),
+        }
         first = head_pairs(top_heads(scores, k=K, **how))
     except CriterionError:
         first = []
@@ -88,7 +92,9 @@ def _says(table: pd.DataFrame) -> str:
                 f"models share {listed(heads) if heads else 'none that is sure'}"
             )
     pairs = table.groupby(["a", "b"]).ngroups
-    return f"Over {pairs} {'pair' if pairs == 1 else 'pairs'} of models: " + ("; ".join(told) or "nothing to rank") + "."
+    return (
+        f"Over {pairs} {'pair' if pairs == 1 else 'pairs'} of models: " + ("; ".join(told) or "nothing to rank") + "."
+    )
 
 
 def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
@@ -111,9 +117,7 @@ def draw(findings: Findings) -> Any:
     table = findings.table[findings.table["measure"] == "rank correlation"]
     swapped = table.rename(columns={"a": "b", "b": "a"})
     names = list(dict.fromkeys([*table["b"], *table["a"]]))
-    own = [
-        {"criterion": c, "a": n, "b": n, "value": 1.0} for c in dict.fromkeys(table["criterion"]) for n in names
-    ]
+    own = [{"criterion": c, "a": n, "b": n, "value": 1.0} for c in dict.fromkeys(table["criterion"]) for n in names]
     both = pd.concat([pd.DataFrame(own), table, swapped], ignore_index=True)
     words = {"rows": "", "columns": "", "value": "rank correlation"}
     return figures.matrix(both, rows="a", columns="b", panels="criterion", words=words, low=-1.0, high=1.0, signed=True)

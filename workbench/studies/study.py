@@ -10,8 +10,6 @@ import pandas as pd
 from workbench.comparison.causal_rows import holm
 
 if TYPE_CHECKING:
-    
-
     from workbench.studies.material import Material
 
 LEVEL = 0.05  # corrected p-value from which on a test has found something
@@ -91,7 +89,7 @@ class StudyRecord:
     runs: str
     fails: str
     find: Callable[["Material"], Findings]
-    draw: Callable[[Findings], "Figure"]
+    draw: Callable[[Findings], Any]
     needs: Sequence[Need] = ()
     cost: float = 0.1
 
@@ -141,8 +139,8 @@ class Study:
         columns = ["what", "published", "ours", "differs", "source"]
         return pd.DataFrame([[getattr(b, c) for c in columns] for b in self.findings.beside], columns=columns)
 
-    def figure(self) -> "Figure":
-        """The figure, by matplotlib, in the sizes of a printed page."""
+    def figure(self) -> Any:
+        """The figure, a matplotlib `Figure` in the size of a printed page."""
         return self.record.draw(self.findings)
 
     def __repr__(self) -> str:
@@ -150,6 +148,6 @@ class Study:
 
 
 def tested(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
-    """Tests (`test`, `p_value`) with `p_corrected`, by Holm's method over all of them; NaN stays, and does not count."""
+    """Tests (`test`, `p_value`) with `p_corrected`, by Holm's method over all of them; NaN does not count."""
     table = pd.DataFrame(rows, columns=["test", "p_value"])
     return table.assign(p_corrected=holm(table["p_value"].to_numpy(dtype=np.float64)))

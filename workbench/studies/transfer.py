@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from workbench.criteria.thresholds import fpr_threshold
@@ -11,7 +10,7 @@ from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
-from workbench.studies.measuring import families, is_unsafe, rate, separations
+from workbench.studies.measuring import families, is_unsafe, of_area, rate, separations
 from workbench.studies.probe_curves import Probes, random_labels
 from workbench.studies.study import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
@@ -41,8 +40,7 @@ def find(material: Material) -> Findings:
             attack = test & unsafe & (group == b)
             area = separations(decisions[:, None], run, attack | (test & ~unsafe), seed=material.seed).iloc[0]
             about = {"trained_on": a, "tested_on": b, "heads": len(heads)}
-            ends = {"value": area["auroc"], "ci_low": area["ci_low"], "ci_high": area["ci_high"], "n": area["n"]}
-            rows.append(about | {"measure": AREA} | ends)
+            rows.append(about | {"measure": AREA} | of_area(area))
             rows.append(about | {"measure": CAUGHT} | rate(decisions[attack] > bound))
             if a != CONTROL:
                 tests.append({"test": f"trained on {a}, tested on {b}", "p_value": area["p_value"]})

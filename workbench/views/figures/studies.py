@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -244,7 +245,7 @@ def _dress(ax: Axes, title: str, *, limits: tuple[float, float] | None, log: boo
 def _legend(figure: Figure, axes: Sequence[Axes], kinds: Sequence, series: str) -> None:
     if not series or len(kinds) < 2:
         return
-    found = {}
+    found: dict[str, Any] = {}
     for ax in axes:
         found |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     named = [str(kind) for kind in kinds if str(kind) in found]
