@@ -145,7 +145,7 @@ def draw(findings: Findings) -> Any:
     every["masked"] = pd.Categorical(every["masked"], kinds)
     every["panel"] = pd.Categorical(every["group"].map(SHOWN), list(SHOWN.values()))
     every = every.sort_values(["panel", "masked", "n_heads"], kind="stable")
-    words: dict[str, Any] = {"x_words": "heads masked", "y_words": "complied with, answered as expected"}
+    words: dict[str, Any] = {"x_words": "heads masked", "y_words": "answered (share)"}
     return figures.lines(every, x="n_heads", series="masked", panels="panel", limits=(-0.03, 1.03), **words)
 
 

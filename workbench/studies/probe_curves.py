@@ -66,7 +66,7 @@ def find(material: Material) -> Findings:
     unsafe, units = is_unsafe(run), unit_names(run)
     train, test = in_split(run, "selection") | in_split(run, "threshold"), in_split(run, "test")
     rows, tests = [], []
-    for task, labels in ((SAFETY, unsafe), (CONTROL, random_labels(units, unsafe, seed=material.seed))):
+    for task, labels in ((SAFETY, unsafe), (CONTROL, random_labels(units, test, seed=material.seed))):
         probes = Probes(run, labels, train, material.seed)
         for curve, setting, n_heads, decisions in _settings(probes, run, material.seed):
             about = {"curve": curve, "setting": setting, "task": task, "heads": n_heads}
@@ -81,12 +81,18 @@ def find(material: Material) -> Findings:
     return Findings(table, _says(table), tested(tests), _beside(table, material))
 
 
-def random_labels(units: np.ndarray, unsafe: np.ndarray, *, seed: int) -> np.ndarray:
-    """A label for each unit (pair, repeated question) by chance, as many true as are unsafe: a task without meaning."""
-    alone = np.array([u or f"alone {i}" for i, u in enumerate(units)])
-    names = sorted(set(alone))
-    drawn = np.random.default_rng(seed).permutation(len(names)) < round(unsafe.mean() * len(names))
-    return np.array([dict(zip(names, drawn, strict=True))[u] for u in alone])
+def random_labels(units: np.ndarray, test: np.ndarray, *, seed: int) -> np.ndarray:
+    """A label for each unit (pair, repeated question) by chance, [prompt]: a task without meaning.
+
+    Half of the units are true, among those with test prompts and among the others, so that chance is a half in both.
+    """
+    alone = np.array([unit or f"alone {i}" for i, unit in enumerate(units)])
+    rng = np.random.default_rng(seed)
+    label: dict[str, bool] = {}
+    for side in (~test, test):
+        names = sorted(set(alone[side]))
+        label |= dict(zip(names, rng.permutation(len(names)) % 2 == 0, strict=True))
+    return np.array([label[unit] for unit in alone])
 
 
 def _settings(probes: Probes, run: xr.Dataset, seed: int) -> Iterator[tuple[str, float, int, np.ndarray]]:

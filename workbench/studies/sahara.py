@@ -74,8 +74,8 @@ def _says(table: pd.DataFrame, groups: dict[tuple[str, int], tuple[Head, ...]]) 
         f"By the angle between sets of states the search takes {head_names(last['subspace'])}, by the mean KL "
         f"divergence {head_names(last['kl'])}; they share {len(shared)} of {STEPS}. Masked together on unseen prompts "
         f"the first group moves the next token by {kl['subspace', 'unsafe']:.2f} nats on unsafe and "
-        f"{kl['subspace', 'safe']:.2f} on safe prompts, the second by {kl['kl', 'unsafe']:.2f} and {kl['kl', 'safe']:.2f}, {STEPS} random heads by "
-        f"{kl[RANDOM, 'unsafe']:.2f} and {kl[RANDOM, 'safe']:.2f}."
+        f"{kl['subspace', 'safe']:.2f} on safe prompts, the second by {kl['kl', 'unsafe']:.2f} and "
+        f"{kl['kl', 'safe']:.2f}, {STEPS} random heads by {kl[RANDOM, 'unsafe']:.2f} and {kl[RANDOM, 'safe']:.2f}."
     )
 
 

@@ -95,7 +95,7 @@ def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
             "2 of 5: (8,2) and (5,28), VLSafe against VLGuard (LLaVA-1.5-7B)",
             f"{K * overlap.mean():.1f} of {K} on average over pairs of families" if len(overlap) else "not known",
             f"model ({material.model.name}, {material.model.n_layers} × {material.model.n_heads} heads against 32 × 32, "
-            "so chance is larger), and families of one set in place of two sets",
+            "so that chance is another), and families of one set in place of two sets",
             "rebuttal of 'One Head to Rule Them All' (NeurIPS 2025)",
         ),
     )

@@ -61,7 +61,9 @@ def _says(table: pd.DataFrame) -> str:
 
 def draw(findings: Findings) -> Any:
     table = findings.table.sort_values("value", kind="stable")
-    return figures.dots(table, rows="detector", x="forward passes a prompt")
+    most = float(table["value"].max())
+    ends = (0.0, 1.05 * most) if most > 0 else None
+    return figures.dots(table, rows="detector", x="forward passes a prompt", limits=ends)
 
 
 STUDY = StudyRecord(
@@ -69,7 +71,7 @@ STUDY = StudyRecord(
     asks="What does each detector cost at query time?",
     source="'One Head to Rule Them All' (NeurIPS 2025), Figure 9",
     runs="every detector of the registry, fitted on up to 96 prompts, timed on 8",
-    fails="Milliseconds are of this machine and what else it did; passes count layers and positions, not memory traffic.",
+    fails="Milliseconds are of this machine and what else it did; passes count layers and positions, not memory.",
     find=find,
     draw=draw,
     cost=0.7,

@@ -28,7 +28,7 @@ def find(material: Material) -> Findings:
     train, names = in_split(run, "selection") | in_split(run, "threshold"), families(run, by=by)
     rows, tests = [], []
     for a in [*names, CONTROL]:
-        labels = random_labels(unit_names(run), unsafe, seed=material.seed) if a == CONTROL else unsafe
+        labels = random_labels(unit_names(run), test, seed=material.seed) if a == CONTROL else unsafe
         seen = train & (~unsafe | (group == a) | (a == CONTROL))
         if min(labels[seen].sum(), (~labels[seen]).sum()) < 3:
             continue

@@ -118,7 +118,7 @@ def lines(
                     continue
                 shift = (number - (len(kinds) - 1) / 2) * step
                 where = of[x].map(at).to_numpy(float) + shift
-                ax.plot(where, of["value"], color=COLOURS[number % len(COLOURS)], linewidth=0.8, zorder=2)
+                ax.plot(where, of["value"], color=_colour(str(kind), number), linewidth=0.8, zorder=2)
                 _whiskers(ax, of, where, number, label=str(kind), upright=True)
             if line is not None:
                 ax.axhline(line, color=theme.QUIET, linewidth=0.7, zorder=1)
@@ -174,10 +174,15 @@ def matrix(
             cells = cells.reindex(index=down, columns=across).to_numpy(float)
             scale = charts.Scale(low, high, theme.DIVERGING if signed else theme.SEQUENTIAL)
             mesh = heat_map(ax, cells, scale=scale)
-            ax.invert_yaxis()
-            ax.set_aspect("auto")
-            long = max(len(str(a)) for a in across) > 4
-            ax.set_xticks(range(len(across)), labels=[str(a) for a in across], rotation=90 if long else 0, **LITERAL)
+            ax.set(
+                aspect="auto", ylim=(len(down) - 0.5, -0.5)
+            )  # the first row above, in panels that share the axis too
+            turned = (
+                {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+                if max(map(len, map(str, across))) > 4
+                else {}
+            )
+            ax.set_xticks(range(len(across)), labels=[str(a) for a in across], **turned, **LITERAL)
             ax.set_yticks(range(len(down)), labels=[str(d) for d in down], **LITERAL)
             ax.set_xlabel(words["columns"])
             ax.set_title(str(panel) if panels else "", **LITERAL)
@@ -219,7 +224,7 @@ def _whiskers(ax: Axes, of: pd.DataFrame, at: np.ndarray, number: int, *, label:
     reach = np.abs(np.stack([np.where(np.isfinite(end), value - end, 0.0) for end in (low, high)]))
     look = {
         "fmt": next(m for i, m in enumerate(cycle(MARKERS)) if i == number),
-        "color": COLOURS[number % len(COLOURS)],
+        "color": _colour(label, number),
         "markersize": 3,
         "elinewidth": 0.7,
         "capsize": 0,
@@ -231,6 +236,11 @@ def _whiskers(ax: Axes, of: pd.DataFrame, at: np.ndarray, number: int, *, label:
         ax.errorbar(at, value, yerr=reach, **look)
     else:
         ax.errorbar(value, at, xerr=reach, **look)
+
+
+def _colour(label: str, number: int) -> str:
+    """The label's own colour for safe and unsafe; else the next of the palette."""
+    return {**theme.PRINT_COLOURS, "benign": theme.PRINT_COLOURS["safe"]}.get(label, COLOURS[number % len(COLOURS)])
 
 
 def _dress(ax: Axes, title: str, *, limits: tuple[float, float] | None, log: bool) -> None:
