@@ -1,6 +1,11 @@
 """The studies: every table and figure of the papers, and every question of their reviewers, one call each.
 
 Each file of studies says in `STUDY` (or `STUDIES`) what it adds; a new file is named once, here.
+
+Examples:
+    >>> import workbench as wb
+    >>> {record.name: record.asks for record in wb.studies.list_studies()}["head-count"]
+    'Is one head enough, do more help or hurt, and how much hangs on which of them is drawn?'
 """
 
 from collections.abc import Sequence
@@ -33,7 +38,7 @@ from workbench.studies import (
     transfer,
 )
 from workbench.studies.material import Material
-from workbench.studies.study import Beside, Findings, Need, Study, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, Need, Study, StudyRecord, tested
 
 __all__ = [
     "STUDIES",

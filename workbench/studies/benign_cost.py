@@ -22,7 +22,7 @@ from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import is_unsafe, rate, separations
-from workbench.studies.study import Findings, StudyRecord, tested
+from workbench.studies.record import Findings, StudyRecord, tested
 from workbench.sweeps.plan import batches
 from workbench.views.figures import studies as figures
 

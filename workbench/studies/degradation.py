@@ -13,7 +13,7 @@ from workbench.replies.batches import generate_batch
 from workbench.replies.judges import judge_replies
 from workbench.studies import needs
 from workbench.studies.material import Material
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 TOKENS = 16

@@ -14,7 +14,7 @@ from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import families, is_unsafe, mean_of, of_area, rate, separations
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 ANGLE, FLAGGED, AREA = "angle (degrees)", "flagged", "AUROC against all safe"

@@ -11,7 +11,7 @@ from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
 from workbench.studies.measuring import Chosen, families, is_unsafe, of_area, rate, separations, span
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 SIZES = (1, 2, 3, 5, 8, 10, 16)

@@ -8,7 +8,7 @@ from workbench.axes import head_name
 from workbench.criteria import SCORE_COLUMNS
 from workbench.studies.material import Material
 from workbench.studies.measuring import listed
-from workbench.studies.study import Beside, Findings, StudyRecord
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views import charts
 from workbench.views.figures import pages
 

@@ -15,7 +15,7 @@ from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError, DetectorError
 from workbench.studies import needs
 from workbench.studies.material import Material
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 SIZES, CONTROLS, TOKENS = (1, 3, 5), 3, 16

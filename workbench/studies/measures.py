@@ -13,7 +13,7 @@ from workbench.runs.pairs import unit_names
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
 from workbench.studies.measuring import BOOTSTRAP, is_unsafe, listed, of_area, rate, separations, span
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 ANCHOR = "deflection"

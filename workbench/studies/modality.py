@@ -20,7 +20,7 @@ from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import listed, mean_of, of_area, rate, separations, span
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 VARIANTS = ("as given", "no image", "blank image", "noise image", "caption", "text only", "typographic")

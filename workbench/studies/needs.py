@@ -1,7 +1,7 @@
 """What studies cannot do without, and why it is not there."""
 
 from workbench.studies.material import Material
-from workbench.studies.study import Need
+from workbench.studies.record import Need
 
 FEWEST = 2
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from workbench.errors import StudyError
 from workbench.plain import plain, write_table
-from workbench.studies.study import Beside, Findings, Study, StudyRecord
+from workbench.studies.record import Beside, Findings, Study, StudyRecord
 from workbench.views.figures.captions import literal
 from workbench.views.figures.studies import write as write_figure
 

@@ -16,7 +16,7 @@ from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
 from workbench.studies.measuring import is_unsafe, of_area, rate, separations, span
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 HEADS = (1, 2, 4, 8, 16, 32)

@@ -12,7 +12,7 @@ from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
 from workbench.studies.measuring import PERMUTATIONS, is_unsafe, mean_of
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 ANGLE, ALIKE = "angle (degrees)", "rank correlation"

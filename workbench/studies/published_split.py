@@ -14,7 +14,7 @@ from workbench.runs.pairs import unit_names
 from workbench.runs.reading import prompt_coord
 from workbench.studies.material import Material
 from workbench.studies.measuring import crossing, is_unsafe, separations
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 DRAWS, ROWS = 200, 50  # redraws of the selection rows; rows of each label, as in the release

@@ -10,7 +10,7 @@ from workbench.errors import CriterionError
 from workbench.runs.splits import in_split, with_splits
 from workbench.studies.material import Material
 from workbench.studies.measuring import is_unsafe, of_area, rate, separations, span
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 MOST_READ = 12  # layers read at most: every layer of a small model, evenly spaced ones of a large one

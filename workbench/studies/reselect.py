@@ -12,7 +12,7 @@ from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split, with_splits
 from workbench.studies.material import Material
 from workbench.studies.measuring import families, is_unsafe, of_area, percent, rate, separations, span
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 ROUNDS, K = 2, 5

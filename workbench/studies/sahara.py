@@ -11,7 +11,7 @@ from workbench.finding.head_sets import greedy_groups, group_effects
 from workbench.prompts.ties import unit_names
 from workbench.studies.material import Material
 from workbench.studies.measuring import PERMUTATIONS, mean_of
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 STEPS, MOST_PROMPTS, DRAWS = 3, 100, 10  # their search reads about a hundred prompts

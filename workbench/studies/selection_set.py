@@ -12,7 +12,7 @@ from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import Chosen, families, is_unsafe, of_area, rate, separations
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 K = 5
@@ -94,7 +94,7 @@ def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
             "heads among the first five that two selection sets share",
             "2 of 5: (8,2) and (5,28), VLSafe against VLGuard (LLaVA-1.5-7B)",
             f"{K * overlap.mean():.1f} of {K} on average over pairs of families" if len(overlap) else "not known",
-            f"model ({material.model.name}, {material.model.n_layers} × {material.model.n_heads} heads against 32 × 32, "
+            f"model ({material.model.name}; {material.model.n_layers} × {material.model.n_heads} heads, not 32 × 32, "
             "so that chance is another), and families of one set in place of two sets",
             "rebuttal of 'One Head to Rule Them All' (NeurIPS 2025)",
         ),

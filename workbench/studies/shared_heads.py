@@ -15,7 +15,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import PERMUTATIONS, listed
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 CRITERIA = ("deflection", "ships", "probe")

@@ -9,7 +9,7 @@ from workbench.detectors import list_detectors, make_detector
 from workbench.errors import WorkbenchError
 from workbench.prompts.prompt import PromptSet
 from workbench.studies.material import Material
-from workbench.studies.study import Beside, Findings, StudyRecord
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 COSTED, FITTED = 8, 48  # prompts that are timed; prompts of each label that a detector is fitted on

@@ -12,7 +12,7 @@ from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import families, is_unsafe, of_area, rate, separations
 from workbench.studies.probe_curves import Probes, random_labels
-from workbench.studies.study import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 K, FPR = 16, 0.05
