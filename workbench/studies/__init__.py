@@ -151,7 +151,7 @@ def study(
         >>> found.found  # heads that turn the state further on unsafe prompts than on safe ones
         ('L3H1',)
         >>> found.figure()
-        <Figure size 330x190 with 3 Axes>
+        <Figure size 330x180 with 3 Axes>
     """
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
     return make_study(name, Material(model, prompts, others, seed=seed, progress=progress))
