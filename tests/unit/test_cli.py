@@ -11,7 +11,20 @@ from workbench import cli
 from workbench.errors import WorkbenchError
 from workbench.runs.opening import open_run
 
-COMMANDS = ("demo", "sweep", "score", "figures", "models", "check", "compare", "detect", "generate", "data", "lab")
+COMMANDS = (
+    "demo",
+    "sweep",
+    "score",
+    "figures",
+    "models",
+    "check",
+    "compare",
+    "detect",
+    "generate",
+    "study",
+    "data",
+    "lab",
+)
 
 
 def run(monkeypatch, capsys, *words):

@@ -21,10 +21,14 @@ from workbench.cli.options import (
     Form,
     Json,
     ModelName,
+    OtherModels,
+    OtherPrompts,
+    OwnPrompts,
     PromptsName,
     Quiet,
     Registered,
     RunPath,
+    RunsFolder,
     Seed,
     Table,
     Template,
@@ -314,6 +318,30 @@ def generate(
     from workbench.cli.detect import generate_command
 
     generate_command(console, **given)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A study's name, all, or list.")],
+    model: ModelName = "pocket",
+    prompts: OwnPrompts = None,
+    other: OtherModels = [],  # noqa: B006
+    other_prompts: OtherPrompts = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Folder for tables, figures, captions and the page.")] = Path("studies"),
+    runs: RunsFolder = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    template: Template = "chat",
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Answer a question of the papers or their reviewers: a table, a figure, a caption, and one page over all.
+
+    [bold]workbench study list[/bold] says which there are. Stopped at any moment, the same command goes on.
+    """
+    given = dict(locals())
+    from workbench.cli.study import study_command
+
+    study_command(console, **given)
 
 
 @data_app.callback(invoke_without_command=True)

@@ -52,6 +52,17 @@ PromptsName = Annotated[
         "--prompts", "-p", help="pocket or planted; a .jsonl, .csv or .parquet file; NAME:DIR of a published set."
     ),
 ]
+OwnPrompts = Annotated[
+    str | None,
+    typer.Option("--prompts", "-p", help="As for workbench sweep; an embedded model's own world by default."),
+]
+OtherModels = Annotated[
+    list[str], typer.Option("--other", help="Another model, as often as needed; beside an embedded one its relatives.")
+]
+OtherPrompts = Annotated[list[str], typer.Option(help="Another prompt set, as often as needed.")]
+RunsFolder = Annotated[
+    Path | None, typer.Option(help="Folder in which sweeps are kept and shared; OUT-runs beside OUT by default.")
+]
 RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
 Form = Annotated[
     Literal["limit", "as_published", "scale"], typer.Option("--form", "--mask-form", help="Form of the mask.")
