@@ -1,4 +1,4 @@
-"""From what a caller gives to what is shown: runs with their labels, score tables and prompts, and the page's record."""
+"""From what a caller gives to what is shown: runs with labels, score tables and prompts, and the page's record."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -43,8 +43,8 @@ def gathered(
     tables: list[Any] = [scores] if isinstance(scores, pd.DataFrame) else list(scores or [None] * len(parts))
     if len(tables) != len(parts):
         raise ArgumentError(
-            f"scores holds {len(tables)} tables for {len(parts)} runs (each layer that a run was read at counts as one). "
-            "Give one table a run, in their order, or leave scores out."
+            f"scores holds {len(tables)} tables for {len(parts)} runs (each layer that a run was read at counts as "
+            "one). Give one table a run, in their order, or leave scores out."
         )
     known: list[Mapping[str, Prompt]] = []
     refused: list[PromptError] = []
@@ -128,8 +128,8 @@ def agreement(runs: Sequence[Stored], *, seed: int = 0) -> list[dict[str, Any]]:
     """Spearman's rank correlation between every two rankings by the mean on unsafe prompts, over the heads both have.
 
     Returns:
-        One record a pair: `a`, `b` (in words), `heads`, `spearman` (−1 to 1; None without spread), and the ends of a 95 %
-        interval, `low` and `high`, from redraws of the heads, in which their ranks stay as they are.
+        One record a pair: `a`, `b` (in words), `heads`, `spearman` (−1 to 1; None without spread), and the ends of a
+        95 % interval, `low` and `high`, from redraws of the heads, in which their ranks stay as they are.
     """
     from scipy.stats import rankdata
 

@@ -1,4 +1,4 @@
-"""What the explorer asks the model about one prompt and some heads; answers are kept, so a second look costs nothing."""
+"""What the explorer asks the model about one prompt and some heads; a second look at the same costs nothing."""
 
 import dataclasses
 import io
@@ -15,7 +15,7 @@ from workbench.models.attention import attention_pattern
 from workbench.models.masks import Mask
 from workbench.plain import plain
 from workbench.prompts.prompt import Prompt
-from workbench.runs.effects import divergences
+from workbench.runs.effects import measure
 from workbench.runs.origin import check_model, mask_of
 from workbench.views.charts import Head
 
@@ -42,7 +42,7 @@ class Inspector:
         self.model, self.prompts = model, prompts
         self.mask = mask_of(run)
         self._passes: OrderedDict[str, BasePass] = OrderedDict()
-        self._next: dict[tuple[Any, ...], np.ndarray] = {}
+        self._states: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def __repr__(self) -> str:
         return f"Inspector({self.model.name!r}, {len(self.prompts)} prompts)"
@@ -65,7 +65,9 @@ class Inspector:
         prompt, encoded = self.prompts[prompt_id], self.base(prompt_id).encoded[0]
         boxes = None
         if encoded.patch_boxes is not None:
-            boxes = [None if np.isnan(box).any() else box.round(5).tolist() for box in encoded.patch_boxes.double().numpy()]
+            boxes = [
+                None if np.isnan(box).any() else box.round(5).tolist() for box in encoded.patch_boxes.double().numpy()
+            ]
         image, data = prompt.image, b""
         if image is not None:
             shown: Image.Image = image.convert("RGB")
@@ -112,9 +114,13 @@ class Inspector:
             weights = attention_pattern(base.recordings[head[0]])[0, list(members)].mean(0)
         return weights.float().cpu().numpy()
 
-    def most_on(self, prompt_id: str, keys: Sequence[int], position: int | None, *, k: int = 8) -> list[tuple[Head, float]]:
+    def most_on(
+        self, prompt_id: str, keys: Sequence[int], position: int | None, *, k: int = 8
+    ) -> list[tuple[Head, float]]:
         """The heads that give most attention to these positions together, most first, with the share."""
-        sums = np.stack([self.rows(prompt_id, layer, position)[:, list(keys)].sum(1) for layer in range(self.model.n_layers)])
+        sums = np.stack(
+            [self.rows(prompt_id, layer, position)[:, list(keys)].sum(1) for layer in range(self.model.n_layers)]
+        )
         order = np.argsort(-sums, axis=None, kind="stable")[:k]
         return [(divmod(int(i), sums.shape[1]), float(sums.flat[i])) for i in order]
 
@@ -125,20 +131,22 @@ class Inspector:
 
         What changed is said in the criteria's own numbers: Ships (KL, nats) and the deflection angle (degrees).
         """
-        base, masked = (self._states(prompt, of, projection, mask or self.mask) for of in ((), tuple(heads)))
+        base, masked = (self._state(prompt, of, projection, mask or self.mask) for of in ((), tuple(heads)))
         logits = [self.model.unembed(state) for state in (base, masked)]
         here, there = (torch.softmax(part.double(), dim=-1).cpu().numpy() for part in logits)
         top = list(dict.fromkeys([*np.argsort(-here)[:k].tolist(), *np.argsort(-there)[:k].tolist()]))
         names = self.model.tokenizer.convert_ids_to_tokens(top)
         rows = [(plain(readable(str(n))), float(here[i]), float(there[i])) for i, n in zip(top, names, strict=True)]
-        return [row for place, row in enumerate(rows) if place < 2 or max(row[1:]) >= _SEEN], _changed(base, masked, *logits)
+        found = measure(self.model, base[None], logits[0][None], masked[None, None])
+        changed = {name: float(found[variable]) for name, variable in (("deflection", "deflection"), ("ships", "kl"))}
+        return [row for place, row in enumerate(rows) if place < 2 or max(row[1:]) >= _SEEN], changed
 
-    def _states(self, prompt: Prompt, heads: tuple[Head, ...], projection: str, mask: Mask) -> torch.Tensor:
+    def _state(self, prompt: Prompt, heads: tuple[Head, ...], projection: str, mask: Mask) -> torch.Tensor:
         key = (prompt.content_hash(), heads, projection if heads else "", mask if heads else None)
-        if key not in self._next:
+        if key not in self._states:
             options: dict[str, Any] = {"heads": list(heads), "projection": projection, "mask": mask} if heads else {}
-            self._next[key] = self.model.state(prompt, **options)
-        return self._next[key]
+            self._states[key] = self.model.state(prompt, **options)
+        return self._states[key]
 
     def reply(
         self,

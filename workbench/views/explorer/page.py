@@ -16,7 +16,7 @@ from workbench.checking import Converted, Whole, checked
 from workbench.errors import FigureError, PromptError
 from workbench.plain import plain
 from workbench.prompts.prompt import Prompt
-from workbench.runs.reading import SomeRun
+from workbench.runs.reading import RunLike, SomeRun, as_checked_run
 from workbench.views.explorer import assets
 from workbench.views.explorer.gathering import as_prompt_source, gathered, manifest_of
 from workbench.views.explorer.packing import Packed
@@ -37,7 +37,7 @@ def _as_html(path: Any) -> Path:
 def save_report(
     run: SomeRun,
     path: Annotated[Path, Converted(_as_html)],
-    *others: SomeRun,
+    *others: RunLike,
     prompts: Annotated[Sequence[Prompt] | str | Path, Converted(as_prompt_source)] | None = None,
     scores: pd.DataFrame | Sequence[pd.DataFrame] | None = None,
     texts: bool = False,
@@ -47,15 +47,16 @@ def save_report(
     """Write a run as one HTML file to send: it opens without a network, and without Python.
 
     What is shown is what `explore` shows of stored data: maps, ranks with their stability, every value on every prompt,
-    where the run came from. `report.html#head=L3H6&prompt=ID` opens at a head and a prompt. Texts and pictures of prompts
-    are left out unless they are asked for. The page may load nothing and send nothing: its own policy says so to the
-    browser.
+    where the run came from. `report.html#head=L3H6&prompt=ID` opens at a head and a prompt. Texts and pictures of
+    prompts are left out unless they are asked for. The page may load nothing and send nothing: its own policy says so
+    to the browser.
 
     Args:
         run: A run, or the path of a stored one.
         path: The file to write, `.html`.
         others: More runs, to compare with it.
-        prompts: The prompts of the run, for texts and pictures; without them, those that the run says how to draw again.
+        prompts: The prompts of the run, for texts and pictures; without them, those that the run says how to draw
+            again.
         scores: A score table to show (a sequence of them for several runs); without it, `wb.score(run)`.
         texts: Whether the texts of prompts are written into the file.
         pictures: Ids of the prompts of which a small picture is written into the file.
@@ -75,7 +76,7 @@ def save_report(
         >>> wb.save_report(run, "report.html").stat().st_size < 10 * 2**20
         True
     """
-    runs = gathered((run, *others), prompts=prompts, scores=scores)
+    runs = gathered([as_checked_run(one) for one in (run, *others)], prompts=prompts, scores=scores)
     asked = _asked(runs, texts, pictures)
     packed = Packed()
     for place, stored in enumerate(runs):
@@ -105,7 +106,9 @@ def _asked(runs: Sequence[Stored], texts: bool, pictures: Sequence[str]) -> dict
     shown = {}
     for name in pictures:
         if name not in prompts or prompts[name].image is None:
-            raise PromptError(f"The run has no prompt {plain(name)[:80]!r} with a picture; give ids of prompts that have one.")
+            raise PromptError(
+                f"The run has no prompt {plain(name)[:80]!r} with a picture; give ids of prompts that have one."
+            )
         shown[name] = f"data:image/jpeg;base64,{base64.b64encode(_thumbnail(prompts[name].image)).decode()}"
     return shown
 

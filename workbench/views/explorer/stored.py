@@ -27,8 +27,8 @@ from workbench.views.figures import captions
 COLUMNS = (*theme.COLUMN_WORDS, "ci_low", "ci_high", "q_value")
 TAGS = ("label", "source", "family", "category", "split", "variant")
 PROVENANCE = (
-    "model", "revision", "weight_hash", "prompt_hash", "mask_form", "mask_factor", "mask_grain", "mask_positions", "engine",
-    "dtype", "attention", "seed", "schema", "git_commit", "started",
+    "model", "revision", "weight_hash", "prompt_hash", "mask_form", "mask_factor", "mask_grain", "mask_positions",
+    "engine", "dtype", "attention", "seed", "schema", "git_commit", "started",
 )  # fmt: skip
 _NOWHERE = 65535  # in place of a value that is NaN
 
@@ -71,7 +71,9 @@ class Stored:
             "layers": int(self.scores["layer"].max()) + 1,
             "heads": int(self.scores["head"].max()) + 1,
             "criteria": self.criteria(),
-            "provenance": {name: plain(run.attrs[name]) for name in PROVENANCE if run.attrs.get(name) not in (None, "")},
+            "provenance": {
+                name: plain(run.attrs[name]) for name in PROVENANCE if run.attrs.get(name) not in (None, "")
+            },
             "prompts": {"id": ids} | {tag: [plain(v) for v in prompt_coord(run, tag)] for tag in TAGS},
             "texts": said if texts and any(said) else None,
         }
@@ -100,7 +102,9 @@ class Stored:
             "larger": bool(record and record.kind == PER_PROMPT and np.array_equal(record.strength(_TRY), _TRY)),
         }
 
-    def pack_scores(self, packed: Packed, place: int, names: list[str] | None = None, *, rule: str = "", k: int = 5) -> None:
+    def pack_scores(
+        self, packed: Packed, place: int, names: list[str] | None = None, *, rule: str = "", k: int = 5
+    ) -> None:
         """Every column of the score table as maps, with their colour scales, and the ranks under every rule.
 
         Args:
@@ -120,7 +124,9 @@ class Stored:
                     cells = charts.grid(self.scores, **where, column=column)
                     packed.add(f"{key}/{column}", cells.astype(np.float32))
                     if column in theme.COLUMN_WORDS:
-                        packed.scale(f"{key}/{column}", charts.scale(cells, column=column), theme.unit(criterion, column))
+                        packed.scale(
+                            f"{key}/{column}", charts.scale(cells, column=column), theme.unit(criterion, column)
+                        )
             record = theme.record(criterion)
             for known in list_rules():
                 if record and not known.is_control and record.kind in known.kinds:
@@ -141,7 +147,7 @@ class Stored:
         return found
 
     def stability(self, criterion: str, projection: str, rule: str, k: int) -> np.ndarray:
-        """Share of redraws of the prompts in which each head is among the first k: percent, uint8; 255 where unknown."""
+        """Share of redraws of the prompts in which each head is among the first k, percent; 255 where unknown."""
         found, record = self._empty(np.uint8, 255), theme.record(criterion)
         try:
             rows, _ = scored_rows(self.scores, record, projection) if record else (None, "")
@@ -207,7 +213,9 @@ def quantised(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     low = np.where(some, np.min(cells, axis=-1, where=known, initial=np.inf), np.nan)
     high = np.where(some, np.max(cells, axis=-1, where=known, initial=-np.inf), np.nan)
     span = np.where(high > low, high - low, 1.0)
-    steps = np.where(known, np.rint((np.nan_to_num(cells) - np.nan_to_num(low)[..., None]) / span[..., None] * 65534), _NOWHERE)
+    steps = np.where(
+        known, np.rint((np.nan_to_num(cells) - np.nan_to_num(low)[..., None]) / span[..., None] * 65534), _NOWHERE
+    )
     return steps.astype(np.uint16), low.astype(np.float32), high.astype(np.float32)
 
 

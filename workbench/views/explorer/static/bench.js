@@ -49,6 +49,10 @@ export function createBench({ store, data, ask }) {
       note.textContent = reply.note;
       stop.disabled = reply.done === true;
     }
+    if (reply.restart) {
+      parts = {};
+      fill(replies);
+    }
     if (reply.next) showNext(reply);
     if (reply.piece !== undefined) {
       if (!parts[reply.side]) {
