@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from workbench.runs.opening import open_run
     from workbench.sweeps.sweep import sweep
     from workbench.views.explorer.explore import explore
+    from workbench.views.explorer.page import save_report
     from workbench.views.figures.save import save_figures
 
 _HOME = {
@@ -33,6 +34,7 @@ _HOME = {
     "mix": "workbench.prompts",
     "open_run": "workbench.runs.opening",
     "save_figures": "workbench.views.figures.save",
+    "save_report": "workbench.views.explorer.page",
     "score": "workbench.criteria",
     "sweep": "workbench.sweeps.sweep",
     "top_heads": "workbench.criteria",
@@ -52,6 +54,7 @@ __all__ = [
     "open_run",
     "plot",
     "save_figures",
+    "save_report",
     "score",
     "sweep",
     "top_heads",

@@ -16,7 +16,7 @@ export function createBench({ store, data, ask }) {
   const tokens = make("div", {});
   const replies = make("div", { className: "wbx-replies" });
   const note = make("div", { className: "wbx-quiet", role: "status" });
-  const root = make("section", { className: "wbx-block" }, make("h4", {}, "Ask the model"), typed,
+  const root = make("section", { className: "wbx-block" }, make("h3", {}, "Ask the model"), typed,
     make("div", { className: "wbx-row" }, labelled("mask", which), labelled("form", form), labelled("factor", factor), labelled("at", positions), labelled("picture", picture)),
     make("div", { className: "wbx-row" }, go, stop, masked), note, tokens, replies);
   let serial = 0;

@@ -40,7 +40,7 @@ export function createCompare({ store, data, ground, counts }) {
   const shared = make("figcaption", {});
   const root = make("section", { className: "wbx-block" },
     make("div", { className: "wbx-pictures" }, make("figure", {}, scatter, said), make("figure", {}, overlap, shared)),
-    make("h4", {}, "The first heads, side by side"), bump, make("h4", {}, "How far the rankings agree"), matrix);
+    make("h3", {}, "The first heads, side by side"), bump, make("h3", {}, "How far the rankings agree"), matrix);
   let points = [];
 
   const pair = () => state.sides.map((at) => ({ ...sides[at], criterion: state.criterion }));

@@ -6,7 +6,7 @@ const COLUMNS = [["unsafe", "unsafe"], ["safe", "safe"], ["difference", "unsafe 
 
 export function createHeadCard({ store, data, ask, counts, ground, of }) {
   const { state } = store;
-  const title = make("h3", {});
+  const title = make("h2", {});
   const table = make("table", { className: "wbx-scores" });
   const by = choice([["label", "class"], ["family", "family"], ["source", "source"]], "label", (value) => store.set({ by: value }));
   const criterion = make("span", {});
@@ -15,7 +15,7 @@ export function createHeadCard({ store, data, ask, counts, ground, of }) {
     onPrompt: (i) => store.set({ prompt: data.run(state.run).prompts.id[i] }),
     onThreshold: (bound) => store.set({ threshold: { of: thresholdKey(), bound } }),
   });
-  const root = make("section", { className: "wbx-card" }, title, table, make("div", { className: "wbx-row" }, criterion, labelled("by", by)), chart.root);
+  const root = make("section", { className: "wbx-card" }, title, make("div", { className: "wbx-scroll", tabIndex: 0, role: "region", "aria-label": `scores of the ${of === "locked" ? "locked" : "chosen"} head` }, table), make("div", { className: "wbx-row" }, criterion, labelled("by", by)), chart.root);
 
   const head = () => state[of];
   const side = () => ({ run: state.run, criterion: state.criterion, projection: state.projection });
@@ -32,7 +32,7 @@ export function createHeadCard({ store, data, ask, counts, ground, of }) {
     const sure = rank.rank && !Number.isNaN(rank.share) ? `first ${state.k} in ${Math.round(100 * rank.share)} % of redraws` : "";
     return make("tr", { className: record.name === state.criterion ? "wbx-on" : "" },
       make("th", { scope: "row" }, button(record.title, () => store.set({ criterion: record.name }), { className: "wbx-link", title: record.direction }), make("small", {}, record.unit)),
-      cells, make("td", { title: rank.why }, rank.short, sure && make("small", {}, sure)));
+      make("td", { title: rank.why }, rank.short, sure && make("small", {}, sure)), cells);
   }
 
   function intervalOf(one) {
@@ -46,7 +46,7 @@ export function createHeadCard({ store, data, ask, counts, ground, of }) {
     const run = data.run(state.run);
     fill(title, make("span", { className: `wbx-name wbx-name-${of}` }, headName(head())), make("span", { className: "wbx-quiet" }, of === "locked" ? "locked" : `${state.projection} masked${data.manifest.runs.length > 1 ? `, ${run.label}` : ""}`));
     const scored = run.criteria.filter((one) => one.scored);
-    fill(table, make("thead", {}, make("tr", {}, make("td", {}), COLUMNS.map(([, words]) => make("th", { scope: "col" }, words)), make("th", { scope: "col" }, `by ${state.rule}`))), make("tbody", {}, scored.map(row)));
+    fill(table, make("thead", {}, make("tr", {}, make("td", {}), make("th", { scope: "col" }, `by ${state.rule}`), COLUMNS.map(([, words]) => make("th", { scope: "col" }, words)))), make("tbody", {}, scored.map(row)));
     showChart();
   }
 

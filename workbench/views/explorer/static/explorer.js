@@ -53,19 +53,19 @@ function mount(el, host) {
 
   const left = make("div", { className: "wbx-left" }, controls.row, grid.root, legend(), compare.root, provenance());
   const bar = make("div", { className: "wbx-split", role: "separator", "aria-orientation": "vertical", "aria-label": "width of the maps", tabIndex: 0, "aria-valuemin": 25, "aria-valuemax": 75, "aria-valuenow": 50 });
-  const right = make("div", { className: "wbx-right" }, make("div", { className: "wbx-row wbx-acts" }, controls.acts), status, make("div", { className: "wbx-cards" }, cards.locked.root, cards.head.root), prompts.root, looking.root, next, bench.root);
+  const right = make("div", { className: "wbx-right" }, make("div", { className: "wbx-row wbx-acts" }, controls.acts), status, make("div", { className: "wbx-cards" }, cards.head.root, cards.locked.root), prompts.root, looking.root, next, bench.root);
   const root = make("div", { className: "wbx", "data-lm-suppress-shortcuts": "true" }, heading(), make("div", { className: "wbx-body" }, left, bar, right), live, toast);
   fill(el, root);
   splitter();
 
   function heading() {
     const run = data.run(state.run);
-    return make("header", {}, make("h2", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about));
+    return make("header", {}, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about));
   }
 
   // Where the numbers come from, to be read by who gets the page.
   function provenance() {
-    const rows = manifest.runs.map((run) => [make("h4", {}, run.label), make("p", {}, run.about, run.split && run.split !== "all" ? ` Heads are scored on the split ${run.split}.` : ""),
+    const rows = manifest.runs.map((run) => [make("h3", {}, run.label), make("p", {}, run.about, run.split && run.split !== "all" ? ` Heads are scored on the split ${run.split}.` : ""),
       make("table", {}, make("tbody", {}, Object.entries(run.provenance).map(([name, value]) => make("tr", {}, make("th", { scope: "row" }, name.replaceAll("_", " ")), make("td", {}, make("code", {}, value))))))]);
     const left = manifest.left_out?.length ? make("p", {}, `Left out to keep the file small: values on single prompts of ${manifest.left_out.join(", ")}.`) : null;
     return make("details", {}, make("summary", {}, "Where this comes from"), left, rows);
@@ -258,7 +258,7 @@ function mount(el, host) {
   function showNext() {
     const rows = answers.next.get(nextKey());
     next.hidden = !manifest.asks;
-    if (manifest.asks) fill(next, make("h4", {}, `Next token, with ${headName(state.head)} masked`), rows ? nextTable(rows) : make("p", { className: "wbx-quiet" }, "Masking the head …"));
+    if (manifest.asks) fill(next, make("h3", {}, `Next token, with ${headName(state.head)} masked`), rows ? nextTable(rows) : make("p", { className: "wbx-quiet" }, "Masking the head …"));
   }
 
   function details() {

@@ -44,10 +44,8 @@ export function drawMap(pen, source, place, theme, { manifest, marks = true, k =
       const [x, y] = place.corner(cell);
       const kind = source.status(cell)[0];
       if (kind === "known") {
-        pen.globalAlpha = marks && source.excluded(cell) ? 0.55 : 1;
         pen.fillStyle = shade(manifest, source.scale, source.value(cell));
         pen.fillRect(x, y, w - gap, h - gap);
-        pen.globalAlpha = 1;
         if (marks) mark(pen, source, cell, x, y, w - gap, h - gap, theme);
       } else if (kind !== "outside") empty(pen, kind, x, y, w - gap, h - gap, theme);
     }
@@ -81,8 +79,8 @@ function empty(pen, kind, x, y, w, h, theme) {
 function mark(pen, source, cell, x, y, w, h, theme) {
   const size = Math.min(w, h);
   const ink = size >= 5 ? inkOn(shadeNow(pen)) : theme.mark;
-  if (source.excluded(cell) && size >= 4) {
-    const notch = Math.min(6, size / 2.2);
+  if (source.excluded(cell) && size >= 3) {
+    const notch = Math.min(7, size / 1.8);
     pen.fillStyle = theme.back;
     pen.beginPath();
     pen.moveTo(x, y);

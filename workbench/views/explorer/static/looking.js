@@ -20,7 +20,7 @@ export function createLooking({ store, data, ask, ground, answers }) {
     where, make("div", { className: "wbx-pictures" }, stages.head.root, stages.locked.root),
     make("div", { className: "wbx-row wbx-picture-tools" }, bar.root, labelled("veil", veil), labelled("each head's own scale", own)),
     boxed, words, make("details", { ontoggle: (event) => event.target.open && drawThumbs() }, make("summary", {}, "All heads of the layer"), thumbs), pattern.root);
-  const root = make("section", { className: "wbx-block" }, make("h4", {}, "Where it looks"), note, body);
+  const root = make("section", { className: "wbx-block" }, make("h3", {}, "Where it looks"), note, body);
   const pictures = new Map();
 
   function stage(of) {

@@ -11,7 +11,7 @@ export function createPrompts({ store, data, answers }) {
   const list = make("div", { className: "wbx-list", role: "listbox", "aria-label": "prompts", tabIndex: 0 });
   const shown = make("div", {});
   const search = make("input", { type: "search", placeholder: "words of the prompt, or its id", "aria-label": "search prompts", oninput: () => store.set({ filters: { ...state.filters, text: search.value } }) });
-  const root = make("section", { className: "wbx-block" }, make("h4", {}, "Prompt"), shown, make("details", {}, make("summary", {}, "Choose another ", count), filters, list));
+  const root = make("section", { className: "wbx-block" }, make("h3", {}, "Prompt"), shown, make("details", {}, make("summary", {}, "Choose another ", count), filters, list));
   let boxes = {};
   let builtFor = -1;
 
