@@ -128,7 +128,7 @@ def test_the_explorer_in_a_notebook(page, lab):
     for said in ("Deflection angle", "AUROC", "Where it looks", "next token"):
         assert page.locator(".wbx-right").get_by_text(said).first.is_visible(), said
     assert page.locator(".wbx-picture").first.is_visible()
-    assert "on the picture" in page.locator(".wbx-pictures figcaption").first.inner_text()
+    assert "on the picture" in page.locator(".wbx-right .wbx-pictures figcaption").first.inner_text()
 
     # Twelve presses: frames move, Python is asked once, and answers for the last alone.
     page.locator(".wbx-stage[tabindex='0']").focus()

@@ -46,7 +46,7 @@ export function offer(select, options, value) {
 export function number(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
-  const size = Math.abs(value) < 1000 ? String(Number(Math.abs(value).toPrecision(3))) : Math.abs(value).toFixed(0);
+  const size = Math.abs(value) >= 1000 ? Math.abs(value).toFixed(0) : value && Math.abs(value) < 1e-4 ? Math.abs(value).toExponential(2).replace("e-", "e−") : String(Number(Math.abs(value).toPrecision(3)));
   return value < 0 ? `−${size}` : size;
 }
 
