@@ -162,6 +162,8 @@ def generate_command(
     *,
     model: str,
     image: Path | None = None,
+    heads: str | None = None,
+    projection: Literal["query", "value"] = "query",
     guard: str | None = None,
     template: str = "chat",
     max_new_tokens: int = 32,
@@ -177,6 +179,8 @@ def generate_command(
     reply = generate(
         load_model(model, template=template),
         prompt,
+        heads=[] if heads is None else heads if heads.endswith(".json") else heads.split(","),
+        projection=projection,
         guard=None if guard is None else load_detector(guard),
         max_new_tokens=max_new_tokens,
         on_error=on_error,
