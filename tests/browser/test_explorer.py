@@ -144,15 +144,19 @@ def test_the_explorer_in_a_notebook(page, lab):
     assert "on the picture" in page.locator(".wbx-right .wbx-pictures figcaption").first.inner_text()
 
     # Twelve presses: frames move, Python is asked once, and answers for the last alone.
-    page.locator(".wbx-stage[tabindex='0']").focus()
+    # Held keys repeat faster than a test can press them; these come as fast as they can.
     before = board(page, "counts")
-    for key in ["ArrowUp"] * 6 + ["ArrowRight"] * 5 + ["ArrowLeft"]:
-        page.keyboard.press(key)
+    page.locator(".wbx-stage[tabindex='0']").evaluate(
+        """(stage, keys) => keys.forEach((key) =>
+            stage.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true })))""",
+        ["ArrowUp"] * 6 + ["ArrowRight"] * 5 + ["ArrowLeft"],
+    )
     shown_head(page, "L7H6").wait_for(timeout=CLICK_MS)
     until_answered(page, [7, 6])
     after = board(page, "counts")
     assert after["cells"] == before["cells"]
-    assert after["messages"] - before["messages"] <= 4
+    assert after["messages"] - before["messages"] <= 2
+    assert after["frames"] - before["frames"] <= 3
     assert page.locator(".wbx-error").is_hidden()
 
     # A locked head stays, and a set is masked together on a prompt that is typed.
