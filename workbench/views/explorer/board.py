@@ -44,9 +44,9 @@ class Board(anywidget.AnyWidget):
 
     _esm = assets.script() + "export default { render };\n"
     _css = assets.style()
-    head = traitlets.TraitType((0, 0)).tag(sync=True)
+    head: Any = traitlets.TraitType((0, 0)).tag(sync=True)
     locked = traitlets.Any().tag(sync=True)
-    heads = traitlets.TraitType(()).tag(sync=True)
+    heads: Any = traitlets.TraitType(()).tag(sync=True)
     prompt = traitlets.Unicode().tag(sync=True)
     criterion = traitlets.Unicode().tag(sync=True)
     rule = traitlets.Unicode().tag(sync=True)
