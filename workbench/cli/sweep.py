@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import typer
 from rich.console import Console
 
@@ -43,6 +45,7 @@ def sweep_command(
     on_error: Literal["raise", "skip"] = "raise",
     readout: Sequence[str] = (),
     measures: Sequence[str] = (),
+    quiet: bool = False,
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
 
@@ -68,10 +71,13 @@ def sweep_command(
             on_error=on_error,
             readout=readout,
             measures=measures or MEASURES,
+            progress=not quiet,
         )
     except KeyboardInterrupt as stopped:
         Console(stderr=True).print(str(stopped), highlight=False, markup=False)
         raise typer.Exit(130) from None
+    if quiet:
+        return
     sizes = ", ".join(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
     )
@@ -90,15 +96,18 @@ def plan_command(
     template: str = "chat",
     dtype: str = "float32",
     device: str | None = None,
-) -> None:
-    """Print what a sweep will take.
+) -> pd.DataFrame:
+    """Print what a sweep will take, and return it as a table of one line.
 
     Raises:
         WorkbenchError: As `plan`, `load_model` and `load_prompts` do.
     """
     loaded = load_model(model, template=template, dtype=dtype, device=device)
     chosen = load_prompts(prompts, n=n, seed=seed)
-    console.print(str(plan(loaded, chosen, projections=projections, measures=measures or MEASURES)), highlight=False)
+    found = plan(loaded, chosen, projections=projections, measures=measures or MEASURES)
+    console.print(str(found), highlight=False)
+    numbers = asdict(found)
+    return pd.DataFrame([{**numbers, **numbers.pop("partition")}])
 
 
 def column_map(columns: Sequence[str]) -> dict[str, str | None]:

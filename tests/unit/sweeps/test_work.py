@@ -137,7 +137,9 @@ def test_a_plan_counts_what_the_sweep_will_do(model, monkeypatch):
 
 def test_the_command_line_plans_in_a_sentence(tmp_path):
     said = io.StringIO()
-    plan_command(Console(file=said, width=400), model="planted", prompts="planted", projections=["query"], n=12)
+    options = {"model": "planted", "prompts": "planted", "projections": ["query"], "n": 12}
+    table = plan_command(Console(file=said, width=400), **options)
+    assert table[["prompts", "cells"]].values.tolist() == [[12, 16]]
     assert re.search(r"12 prompts .* x 16 cells: about 0:00:\d\d, .* of memory .* on disk", said.getvalue())
 
 
