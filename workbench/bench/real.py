@@ -118,7 +118,7 @@ def as_page(about: Mapping[str, Any], found: Sequence[Row]) -> str:
     rows: dict[str, list[Row]] = {}
     for row in found:
         rows.setdefault(row.job, []).append(row)
-    return template.render(about=about, rows=rows) + "\n"
+    return template.render(about=about, rows=rows).strip() + "\n"
 
 
 def main(
