@@ -27,7 +27,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 QUIET := $(shell test -t 2 || echo --quiet)
 
 .NOTPARALLEL:
-.PHONY: help demo test unit faults lab check style docs bench format pins clean
+.PHONY: help demo test unit faults lab check style docs bench pictures format pins clean
 
 help:  ## this list
 	@echo "The targets; each does its own set-up in $(VENV)/ the first time it runs:"
@@ -60,6 +60,11 @@ docs: $(INSTALLED_DEV)  ## the guides and the reference as pages, into build/doc
 
 bench: $(INSTALLED_BENCH)  ## the side-by-side benchmark (ARGS="--quick" for a short one)
 	$(BIN)/python -m workbench.bench $(ARGS)
+
+pictures: $(INSTALLED_DEV)  ## film the explorer for the README, on the run of make demo
+	@test -d figures/demo-run.zarr || $(BIN)/workbench demo --out figures
+	@$(BIN)/python tests/find_browser.py --install
+	$(BIN)/python docs/pictures/redraw.py figures/demo-run.zarr docs/pictures $(ARGS)
 
 format: $(INSTALLED_DEV)  ## put the code in shape and strip the notebooks' outputs
 	$(BIN)/ruff format .
