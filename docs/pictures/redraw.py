@@ -60,8 +60,6 @@ def main(run: str, folder: str) -> None:
     first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in small]
     times = [milliseconds for _, milliseconds in frames]
     first.save(out / "explorer.gif", save_all=True, append_images=others, duration=times, loop=0, optimize=True)
-    for name in ("explorer.gif", "explorer.png"):
-        print(f"{out / name}: {(out / name).stat().st_size // 1024} KB")
 
 
 if __name__ == "__main__":
