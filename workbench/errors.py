@@ -41,6 +41,10 @@ class DetectorError(WorkbenchError):
     """A detector that cannot be fitted, loaded, or applied to this model."""
 
 
+class StudyError(WorkbenchError):
+    """A study that does not exist, or lacks what it needs."""
+
+
 class FigureError(WorkbenchError):
     """A figure that cannot be drawn or written."""
 

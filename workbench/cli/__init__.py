@@ -13,17 +13,24 @@ from rich.console import Console
 from rich.text import Text
 
 from workbench import __version__
+from workbench.cli.arena import Contest, arena
 from workbench.cli.options import (
     Device,
     Dtype,
     Factor,
     Form,
+    Heads,
     Json,
+    Masked,
     ModelName,
+    OtherModels,
+    OtherPrompts,
+    OwnPrompts,
     PromptsName,
     Quiet,
     Registered,
     RunPath,
+    RunsFolder,
     Seed,
     Table,
     Template,
@@ -209,6 +216,29 @@ def figures(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="A stored run, or several to compare.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
+    ] = None,
+    texts: Annotated[bool, typer.Option("--texts", help="Write the texts of prompts into the file.")] = False,
+    pictures: Annotated[
+        list[str], typer.Option("--picture", help="Id of a prompt whose picture goes into the file; repeat for more.")
+    ] = [],  # noqa: B006
+    k: Annotated[int, typer.Option("--first", "-k", help="How many first heads have their stability said.")] = 5,
+    quiet: Quiet = False,
+) -> None:
+    """Write a stored run as one HTML file to send: the explorer on stored data, without a network."""
+    given = dict(locals())
+    for run in runs:
+        _check_there(run)
+    from workbench.cli.views import report_command
+
+    report_command(console, **given)
+
+
+@app.command()
 def models(json: Json = False) -> None:
     """List the model families: what each supports, and its known limits."""
     from workbench.cli.models import show_models
@@ -270,6 +300,9 @@ def compare(
     tell(compare_command, console, **given)
 
 
+app.command(cls=Contest)(arena)
+
+
 @app.command(cls=Registered)
 def detect(
     source: Annotated[str, typer.Argument(help="A stored run, a stored detector, or a detector to fit, by name.")],
@@ -299,6 +332,8 @@ def generate(
     text: Annotated[str, typer.Argument(help="What to ask.")],
     model: ModelName = "pocket",
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
+    heads: Heads = None,
+    projection: Masked = "query",
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
     template: Template = "chat",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
@@ -310,6 +345,30 @@ def generate(
     from workbench.cli.detect import generate_command
 
     generate_command(console, **given)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A study's name, all, or list.")],
+    model: ModelName = "pocket",
+    prompts: OwnPrompts = None,
+    other: OtherModels = [],  # noqa: B006
+    other_prompts: OtherPrompts = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Folder for tables, figures, captions and the page.")] = Path("studies"),
+    runs: RunsFolder = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    template: Template = "chat",
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Answer a question of the papers or their reviewers: a table, a figure, a caption, and one page over all.
+
+    [bold]workbench study list[/bold] says which there are. Stopped at any moment, the same command goes on.
+    """
+    given = dict(locals())
+    from workbench.cli.study import study_command
+
+    study_command(console, **given)
 
 
 @data_app.callback(invoke_without_command=True)

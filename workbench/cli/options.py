@@ -52,6 +52,17 @@ PromptsName = Annotated[
         "--prompts", "-p", help="pocket or planted; a .jsonl, .csv or .parquet file; NAME:DIR of a published set."
     ),
 ]
+OwnPrompts = Annotated[
+    str | None,
+    typer.Option("--prompts", "-p", help="As for workbench sweep; an embedded model's own world by default."),
+]
+OtherModels = Annotated[
+    list[str], typer.Option("--other", help="Another model, as often as needed; beside an embedded one its relatives.")
+]
+OtherPrompts = Annotated[list[str], typer.Option(help="Another prompt set, as often as needed.")]
+RunsFolder = Annotated[
+    Path | None, typer.Option(help="Folder in which sweeps are kept and shared; OUT-runs beside OUT by default.")
+]
 RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
 Form = Annotated[
     Literal["limit", "as_published", "scale"], typer.Option("--form", "--mask-form", help="Form of the mask.")
@@ -60,6 +71,10 @@ Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form s
 Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")]
+Heads = Annotated[
+    str | None, typer.Option(help="Mask these heads: L3H1,L2H0, or a heads.json that the explorer saved.")
+]
+Masked = Annotated[Literal["query", "value"], typer.Option("--projection", help="The projection masked.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]

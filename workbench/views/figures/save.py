@@ -115,7 +115,7 @@ def save_figures(
             figure.set_layout_engine(None)  # laid out once, so that every format has the same places
             files = [folder / f"{name}.{suffix}" for suffix in formats]
             for file in files:
-                _write(figure, file)
+                write_figure(figure, file)
             written += [*files, write_table(page.table, folder / f"{name}.csv")]
             sections.append(f"## {name}\n\n{page.caption}\n")
     sidecar = folder / _SIDECAR
@@ -255,7 +255,8 @@ def _bound_words(bound: float, unit: str) -> str:
     return f"under {percentile} (no line: it leans on heads that are not drawn, or is no single value)"
 
 
-def _write(figure: Figure, file: Path) -> None:
+def write_figure(figure: Figure, file: Path) -> None:
+    """Write a figure, the same bytes every time: without dates and names of programs."""
     try:
         figure.savefig(file, metadata=_METADATA[file.suffix[1:]])
     except OSError as error:

@@ -88,6 +88,11 @@ def style(
     return matplotlib.rc_context(settings(chosen, latex=latex) | {"figure.figsize": (inches, 0.8 * inches)})
 
 
+def house_style() -> Any:
+    """A context in which matplotlib draws and writes as the workbench does; the user's own settings come back after."""
+    return matplotlib.rc_context(settings(STYLES["workbench"]))
+
+
 def settings(chosen: Style, *, latex: bool = False) -> dict[str, Any]:
     """A style as matplotlib's settings."""
     if latex and (absent := [program for program in ("latex", "dvipng") if shutil.which(program) is None]):
