@@ -14,6 +14,7 @@ import workbench as wb
 from workbench import cli
 from workbench.cli.printing import Shell
 from workbench.errors import WorkbenchError
+from workbench.models.conformance.report import Finding, Report
 from workbench.runs.opening import open_run
 
 COMMANDS = (
@@ -165,6 +166,17 @@ def test_a_table_is_whole_at_any_width(width):
     for cell in (*(f"{i}.{i:03d} ±0.1" for i in range(9)), *long.split(), "benign", "llava"):
         assert re.search(rf"(?<!\w){re.escape(cell)}(?!\w)", words), cell
     assert len(table.columns) == 11, "the table itself stays"
+
+
+def test_a_model_s_name_is_shown_as_it_is_in_its_report():
+    hostile = "[red]x[/red] [bold]\x1b[31m\u202e"
+    report = Report(hostile, "llava", "float32", (Finding("a", "ok", hostile),))
+    out = Shell(file=io.StringIO(), width=100)
+    out.print(report.table())
+    out.print(report.verdict, markup=False)
+    shown = out.file.getvalue()
+    assert not {"\x1b", "\u202e"} & set(shown)
+    assert shown.count("[red]x[/red] [bold]\\x1b[31m\\u202e") == 3
 
 
 def test_scores_defaults_leave_nothing_out(monkeypatch, capsys, tmp_path):
