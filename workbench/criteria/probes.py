@@ -173,7 +173,13 @@ def _probe(name: str, features_of: Features, label: str, source: str = SAHS, **a
         decisions = np.einsum("hnd,hd->hn", features, coef) + intercept[:, None]
         return _as_array(run, decisions[:, None], computed).isel(repeat=0)
 
-    common = {"kind": TRAINED, "values": values, "needs": ("head_output",), "unit": "share correct", "decide": decide}
+    common = {
+        "kind": TRAINED,
+        "values": values,
+        "needs": ("head_output",),
+        "unit": "fraction correct",
+        "decide": decide,
+    }
     record = Criterion(**{"name": name, "label": label, "source": source, **common, **about})
     return record
 
