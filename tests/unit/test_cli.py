@@ -11,7 +11,20 @@ from workbench import cli
 from workbench.errors import WorkbenchError
 from workbench.runs.opening import open_run
 
-COMMANDS = ("demo", "sweep", "score", "figures", "models", "check", "compare", "detect", "generate", "data", "lab")
+COMMANDS = (
+    "demo",
+    "sweep",
+    "score",
+    "figures",
+    "models",
+    "check",
+    "compare",
+    "arena",
+    "detect",
+    "generate",
+    "data",
+    "lab",
+)
 
 
 def run(monkeypatch, capsys, *words):
@@ -47,6 +60,8 @@ def test_the_list_of_commands_is_whole(monkeypatch, capsys):
         (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "key"), "query, value"),
         (("demo", "--factor", "0.5"), "form='scale'"),
         (("compare", "nowhere.zarr", "--n-heads", "one"), "1,3,5"),
+        (("arena", "-m", "planted", "-p", "planted", "--detectors", "one-head,nobody"), "no detector 'nobody'"),
+        (("arena", "-m", "planted", "-p", "planted", "--guards", "walls"), "no guard 'walls'"),
         (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--columns", "image"), "image=image_path"),
         (("sweep", "-m", "planted", "-p", "figstep:nowhere", "--out", "x.zarr"), "nowhere is no folder"),
         (("data", "check", "figstep", "nowhere"), "nowhere is no folder"),
