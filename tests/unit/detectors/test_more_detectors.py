@@ -130,22 +130,22 @@ def test_clusters_are_sources_or_families_and_small_ones_go_together():
 def test_the_learned_projection_separates_what_lies_in_a_shell():
     """Unsafe states lie on a sphere around the safe ones: no direction tells them apart, a learned projection does."""
     rng = np.random.default_rng(3)
-    points = rng.normal(size=(240, 4))
+    points = rng.normal(size=(192, 4))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    unsafe = np.arange(240) % 2 == 0
+    unsafe = np.arange(192) % 2 == 0
     states = (points * np.where(unsafe, 3.0, 0.3)[:, None])[:, None]
-    train, test = built(states[:160]), built(states[160:])
+    train, test = built(states[:128]), built(states[128:])
     detector = RCSDetector(k=5)
     state = torch.random.get_rng_state()
-    detector.choose(train, unsafe[:160])
+    detector.choose(train, unsafe[:128])
     assert torch.equal(torch.random.get_rng_state(), state)
-    right = (detector.values(test) > 0) == unsafe[160:]
+    right = (detector.values(test) > 0) == unsafe[128:]
     assert right.mean() > 0.95
     direction = DirectionDetector()
-    direction.choose(train, unsafe[:160])
-    assert abs(np.corrcoef(direction.values(test), unsafe[160:])[0, 1]) < 0.5
+    direction.choose(train, unsafe[:128])
+    assert abs(np.corrcoef(direction.values(test), unsafe[128:])[0, 1]) < 0.5
     again = RCSDetector(k=5)
-    again.choose(train, unsafe[:160])
+    again.choose(train, unsafe[:128])
     np.testing.assert_array_equal(again.values(test), detector.values(test))
 
 
@@ -237,7 +237,7 @@ def test_a_judge_may_read_the_reply_too(monkeypatch):
     assert asked == [f"{prompt.text} / i cannot"]
 
 
-STORED = ("one-head-random", "one-head-fused", "first-token", "rcs-kcd", "rcs-mcd", "gradsafe", "direction")
+STORED = ("one-head-random", "last-layer", "rcs-mcd", "gradsafe", "direction")
 
 
 @pytest.mark.parametrize("name", STORED)
