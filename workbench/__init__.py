@@ -7,8 +7,10 @@ no setting of the process.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import lacking
+
 if TYPE_CHECKING:
-    from workbench import plot
+    from workbench import plot, studies
     from workbench.comparison import arena
     from workbench.criteria import score, top_heads
     from workbench.models.hooked import HookedLVLM
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from workbench.prompts.prompt import Prompt, PromptSet
     from workbench.replies import generate
     from workbench.runs.opening import open_run
+    from workbench.studies import study
     from workbench.sweeps.sweep import sweep
     from workbench.views.explorer.explore import explore
     from workbench.views.figures.save import save_figures
@@ -36,6 +39,7 @@ _HOME = {
     "open_run": "workbench.runs.opening",
     "save_figures": "workbench.views.figures.save",
     "score": "workbench.criteria",
+    "study": "workbench.studies",
     "sweep": "workbench.sweeps.sweep",
     "top_heads": "workbench.criteria",
 }
@@ -56,17 +60,22 @@ __all__ = [
     "plot",
     "save_figures",
     "score",
+    "studies",
+    "study",
     "sweep",
     "top_heads",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plot":
-        return import_module("workbench.plot")
+    if name in ("plot", "studies"):
+        return import_module(f"workbench.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        raise lacking(error) from error
 
 
 def __dir__() -> list[str]:

@@ -267,6 +267,17 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
             "scores": [3, "nonsense", pd.DataFrame(), [], True],
         },
     ),
+    "study": (
+        lambda **wrong: wb.study(**{"name": "maps", "model": tiny("llama"), "prompts": prompts(), **wrong}),
+        {
+            "name": NAMES,
+            "model": [*THINGS[:-1], "x" * 5000],
+            "prompts": [None, 3, [3], [], "nonsense"],
+            "others": [3, [3], [None], ["nonsense"], NAN, object()],
+            "seed": COUNTS,
+            "progress": FLAGS,
+        },
+    ),
     "explore": (
         lambda **wrong: wb.explore(**{"run": run(), "scores": scores(), **wrong}),
         {"run": [*THINGS, "nonsense.zarr"], "model": [3, True, object(), []], "prompts": [3, [3], True, object()]},

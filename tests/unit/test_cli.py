@@ -22,6 +22,7 @@ COMMANDS = (
     "arena",
     "detect",
     "generate",
+    "study",
     "data",
     "lab",
 )

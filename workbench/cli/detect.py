@@ -8,7 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from workbench.comparison.breakdown import Breakdown, compare
+from workbench.comparison.breakdown import compare
 from workbench.comparison.findings import findings
 from workbench.comparison.tables import breakdown_tables, graded_table, left_out_table, measures_table
 from workbench.criteria.detection import leave_one_family_out
@@ -48,7 +48,7 @@ def compare_command(
     out: Path | None = None,
     template: str = "chat",
     seed: int = 0,
-) -> Breakdown:
+) -> pd.DataFrame:
     """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does.
 
     The first of `judges` decides what counts as an answer; with a second one, their agreement is printed.
@@ -86,7 +86,7 @@ def compare_command(
     if out is not None:
         for path in found.save(out):
             _say(console, f"Written: {path}")
-    return found
+    return found.table
 
 
 def detect_command(
@@ -120,7 +120,7 @@ def detect_command(
         if source in DETECTORS:
             if not any(p.split for p in given):
                 given = PromptSet(p for part in split_prompts(given, seed=seed).values() for p in part)
-            detector = make_detector(source, seed=seed).fit(loaded, given, progress=True)
+            detector = make_detector(source, seed=seed).fit(loaded, given, progress=not console.quiet)
         else:
             detector = load_detector(source)
         asked = unseen(detector, given.where(split="test") or given)

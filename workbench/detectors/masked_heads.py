@@ -125,23 +125,26 @@ class MaskedHeadsDetector(Detector):
     def columns(self, seen: xr.Dataset, heads: Sequence[Head]) -> np.ndarray:
         """The criterion at heads, turned so that larger is stronger, [head, prompt]."""
         criterion = get_criterion(self.criterion)
-        values = prompt_values(seen, criterion)
-        if lacking := seen.sizes["prompt"] - values.sizes["prompt"]:
-            raise DetectorError(
-                f"Criterion {criterion.name!r} has no meaning for {lacking} of {seen.sizes['prompt']} prompts (it "
-                "needs an image), so they could not be judged. Leave them out."
-            )
-        at = "none" if "none" in values["projection"].values else self.projection
         found = []
         for layer, head in heads:
-            if layer not in values["layer"].values or head not in values["head"].values:
+            values = prompt_values(seen, criterion, head=(layer, head))
+            if lacking := seen.sizes["prompt"] - values.sizes["prompt"]:
                 raise DetectorError(
-                    f"There is no head {head_name(layer, head)} here: layers are 0..{int(values['layer'].max())}, "
-                    f"heads 0..{int(values['head'].max())}."
+                    f"Criterion {criterion.name!r} has no meaning for {lacking} of {seen.sizes['prompt']} prompts (it "
+                    "needs an image), so they could not be judged. Leave them out."
                 )
+            if not values.size:
+                raise DetectorError(
+                    f"There is no head {head_name(layer, head)} here: layers are 0..{int(seen['layer'].max())}, "
+                    f"heads 0..{int(seen['head'].max())}."
+                )
+            at = "none" if "none" in values["projection"].values else self.projection
             column = values.sel(projection=at, layer=layer, head=head).values
             if np.isnan(column).any():
-                raise DetectorError(f"Head {head_name(layer, head)} was not swept with projection {at!r} in this run.")
+                raise DetectorError(
+                    f"Criterion {criterion.name!r} is missing in this run at head {head_name(layer, head)}, projection "
+                    f"{at!r}: it was not swept, or what it gave is no number."
+                )
             found.append(criterion.strength(column))
         return np.array(found)
 

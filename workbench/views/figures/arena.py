@@ -15,8 +15,8 @@ from workbench.comparison.differences import differences_of
 from workbench.errors import FigureError
 from workbench.plain import plain, write_table
 from workbench.views import theme
-from workbench.views.figures.pages import house_style
 from workbench.views.figures.save import write_figure
+from workbench.views.figures.style import house_style
 
 ROW = 0.2  # inches a detector
 MOST_PANELS = 4
