@@ -35,9 +35,10 @@ def difference_table(entered: Sequence[Entrant], field: Field) -> pd.DataFrame:
     drawn = {e.key: statistics.resampled_auroc(e.values[0], unsafe, field.weights) for e in entered}
     rows: list[dict] = []
     ranks = np.array([_ranks(e.values[0]) for e in entered]).T
-    chance = statistics.permutation_p(
-        ranks, unsafe, field.pairs, contents=field.contents, permutations=PERMUTATIONS, seed=field.seed
+    shuffles = statistics.shuffled_labels(
+        unsafe, field.pairs, permutations=PERMUTATIONS, seed=field.seed, contents=field.contents
     )
+    chance = statistics.permutation_p(ranks, unsafe, shuffles)
     for entrant, p in zip(entered, chance, strict=True):
         interval = statistics.percentile_interval(drawn[entrant.key] - 0.5)
         rows.append(_row(entrant.key, CHANCE, "auroc", areas[entrant.key] - 0.5, interval, float(p)))
