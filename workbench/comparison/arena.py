@@ -122,7 +122,10 @@ def arena(
         used = judges or (("exact",) if all(p.expected for p in test) else ("phrases",))
         answers = Answers(model, field, judges=used, max_new_tokens=max_new_tokens, progress=progress)
         rows += answers.rows(guarding, fitted, left_out)
-        about |= {"agreement": answers.agreement, "judges": [str(judge) for judge in used]}
+        about |= {
+            "agreement": answers.agreement,
+            "judges": [judge if isinstance(judge, str) else _name_of(judge) for judge in used],
+        }
         rows += _guard_costs(model, guarding, field, answers.plain, costed, max_new_tokens, left_out)
     rows += [found for entrant in fitted for found in _costs(model, entrant, field, costed)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -140,6 +143,10 @@ def arena(
         "seed": seed,
     }
     return table
+
+
+def _name_of(judge: Any) -> str:
+    return str(getattr(judge, "__name__", type(judge).__name__))
 
 
 def _parts(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet, str]:
