@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from workbench.studies import study
     from workbench.sweeps.sweep import sweep
     from workbench.views.explorer.explore import explore
+    from workbench.views.explorer.page import save_report
     from workbench.views.figures.save import save_figures
 
 _HOME = {
@@ -38,6 +39,7 @@ _HOME = {
     "mix": "workbench.prompts",
     "open_run": "workbench.runs.opening",
     "save_figures": "workbench.views.figures.save",
+    "save_report": "workbench.views.explorer.page",
     "score": "workbench.criteria",
     "study": "workbench.studies",
     "sweep": "workbench.sweeps.sweep",
@@ -59,6 +61,7 @@ __all__ = [
     "open_run",
     "plot",
     "save_figures",
+    "save_report",
     "score",
     "studies",
     "study",

@@ -279,8 +279,20 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
         },
     ),
     "explore": (
-        lambda **wrong: wb.explore(**{"run": run(), "scores": scores(), **wrong}),
+        lambda **wrong: wb.explore(wrong.pop("run", run()), **{"scores": scores(), **wrong}),
         {"run": [*THINGS, "nonsense.zarr"], "model": [3, True, object(), []], "prompts": [3, [3], True, object()]},
+    ),
+    "save_report": (
+        lambda **wrong: wb.save_report(**{"run": run(), "path": "report.html", "scores": scores(), **wrong}),
+        {
+            "run": [*THINGS, "nonsense.zarr"],
+            "path": [*PATHS, "report.pdf", "nowhere/report.html"],
+            "prompts": [3, [3], True, object()],
+            "scores": [3, "nonsense", pd.DataFrame(), [3]],
+            "texts": FLAGS,
+            "pictures": [3, "nobody", ["nobody"], [3], True],
+            "k": [0, *COUNTS],
+        },
     ),
     "OneHeadDetector": (
         lambda **wrong: OneHeadDetector(**wrong),

@@ -280,6 +280,7 @@ def test_the_readmes_python_runs(tmp_path):
         ('"pocket"', '"planted"'),
         ("n=300", "n=48"),
         ('(run, "figures")', f'(run, {str(tmp_path)!r}, formats=("png",))'),
+        ('"report.html"', repr(str(tmp_path / "report.html"))),
     ):
         assert theirs in source
         source = source.replace(theirs, ours)

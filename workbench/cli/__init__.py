@@ -19,7 +19,9 @@ from workbench.cli.options import (
     Dtype,
     Factor,
     Form,
+    Heads,
     Json,
+    Masked,
     ModelName,
     OtherModels,
     OtherPrompts,
@@ -214,6 +216,29 @@ def figures(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="A stored run, or several to compare.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
+    ] = None,
+    texts: Annotated[bool, typer.Option("--texts", help="Write the texts of prompts into the file.")] = False,
+    pictures: Annotated[
+        list[str], typer.Option("--picture", help="Id of a prompt whose picture goes into the file; repeat for more.")
+    ] = [],  # noqa: B006
+    k: Annotated[int, typer.Option("--first", "-k", help="How many first heads have their stability said.")] = 5,
+    quiet: Quiet = False,
+) -> None:
+    """Write a stored run as one HTML file to send: the explorer on stored data, without a network."""
+    given = dict(locals())
+    for run in runs:
+        _check_there(run)
+    from workbench.cli.views import report_command
+
+    report_command(console, **given)
+
+
+@app.command()
 def models(json: Json = False) -> None:
     """List the model families: what each supports, and its known limits."""
     from workbench.cli.models import show_models
@@ -307,6 +332,8 @@ def generate(
     text: Annotated[str, typer.Argument(help="What to ask.")],
     model: ModelName = "pocket",
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
+    heads: Heads = None,
+    projection: Masked = "query",
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
     template: Template = "chat",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,

@@ -8,6 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from workbench.axes import Head, as_heads
 from workbench.comparison.breakdown import compare
 from workbench.comparison.findings import findings
 from workbench.comparison.tables import breakdown_tables, graded_table, left_out_table, measures_table
@@ -18,7 +19,7 @@ from workbench.detectors.detector import Detector
 from workbench.detectors.evaluation import graded_scores, score_measures, unseen
 from workbench.detectors.one_head import OneHeadDetector
 from workbench.detectors.stored import DESCRIPTION
-from workbench.errors import DetectorError
+from workbench.errors import ArgumentError, DetectorError
 from workbench.models.loading import load_model
 from workbench.plain import check_writable, plain
 from workbench.prompts import load_prompts
@@ -162,6 +163,8 @@ def generate_command(
     *,
     model: str,
     image: Path | None = None,
+    heads: str | None = None,
+    projection: Literal["query", "value"] = "query",
     guard: str | None = None,
     template: str = "chat",
     max_new_tokens: int = 32,
@@ -177,6 +180,8 @@ def generate_command(
     reply = generate(
         load_model(model, template=template),
         prompt,
+        heads=_chosen_heads(heads),
+        projection=projection,
         guard=None if guard is None else load_detector(guard),
         max_new_tokens=max_new_tokens,
         on_error=on_error,
@@ -192,6 +197,15 @@ def generate_command(
         if reply.unguarded is not None:
             _say(console, f"Without the guard: {reply.unguarded}")
     return reply
+
+
+def _chosen_heads(text: str | None) -> list[Head]:
+    """Heads as they are written on the command line: names, comma-separated, or a file of heads."""
+    try:
+        words = text or ""
+        return as_heads(words if words.endswith(".json") else [name.strip() for name in words.split(",") if name])
+    except ValueError as error:
+        raise ArgumentError(f"--heads {error}; got {plain(str(text)[:80])}.") from error
 
 
 def _say(console: Console, text: str, style: str = "") -> None:

@@ -71,6 +71,10 @@ Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form s
 Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")]
+Heads = Annotated[
+    str | None, typer.Option(help="Mask these heads: L3H1,L2H0, or a heads.json that the explorer saved.")
+]
+Masked = Annotated[Literal["query", "value"], typer.Option("--projection", help="The projection masked.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]

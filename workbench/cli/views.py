@@ -68,6 +68,27 @@ def figures_command(console: Console, run: str, *, out: Path, width: str, quiet:
             console.print(plain(path), markup=False, highlight=False)
 
 
+def report_command(
+    console: Console,
+    runs: Sequence[str],
+    *,
+    out: Path,
+    prompts: str | None,
+    texts: bool,
+    pictures: Sequence[str],
+    k: int,
+    quiet: bool,
+) -> None:
+    """Write stored runs as one page to send, and say how large it is."""
+    from workbench.views.explorer.page import save_report
+
+    first, *others = runs
+    path = save_report(first, out, *others, prompts=prompts, texts=texts, pictures=pictures, k=k)
+    if not quiet:
+        size = path.stat().st_size / 2**20
+        console.print(f"{plain(path)}: {size:.1f} MB, opens without a network.", markup=False, highlight=False)
+
+
 def lab_command(folder: Path) -> int:
     """JupyterLab on the first notebook; its exit status.
 
