@@ -33,13 +33,13 @@ class Answers:
     def __repr__(self) -> str:
         return f"Answers({len(self._runs)} runs)"
 
-    def heard(self, message: Any) -> None:
+    def heard(self, message: Any, buffers: Sequence[Any] = ()) -> None:
         """A message of the browser; what is no question of ours is passed over."""
         kind = message.get("ask") if isinstance(message, dict) else None
         if kind == "stop":
             self.desk.stop("try")
         elif kind in ORDER:
-            self.desk.ask(kind, message)
+            self.desk.ask(kind, message | {"files": [bytes(part) for part in buffers]})
 
     def _answer(self, kind: str, question: Question) -> None:
         try:
@@ -131,7 +131,13 @@ class Answers:
         inspector = self._inspector(question)
         serial = question["serial"]
         text, heads = str(question.get("text") or ""), as_heads(question["heads"])
-        prompt = altered(inspector.prompts[question["prompt"]], text, str(question.get("picture")))
+        prompt = altered(
+            inspector.prompts[question["prompt"]],
+            text,
+            str(question.get("picture")),
+            box=question.get("box"),
+            files=question["files"],
+        )
         mask = _mask(inspector.mask, question)
 
         def send(piece: str | None = None, **what: Any) -> None:

@@ -75,7 +75,7 @@ class Board(anywidget.AnyWidget):
             _manifest=manifest | {"asks": asks, "lacking": lacking}, _data=packed.data, **manifest["first"]
         )
         self._answers = Answers(runs, inspectors, lambda message, data: self.send(message, [data]))
-        self.on_msg(lambda widget, message, buffers: self._answers.heard(message))
+        self.on_msg(lambda widget, message, buffers: self._answers.heard(message, buffers))
 
     def __repr__(self) -> str:
         names = " and ".join(plain(run.label) for run in self._runs)

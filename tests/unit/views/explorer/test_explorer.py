@@ -1,6 +1,7 @@
 """The explorer without a browser: what it is told at the start, what Python answers, what may be chosen."""
 
 import dataclasses
+import io
 import json
 import sys
 import threading
@@ -8,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import xarray as xr
+from PIL import Image
 
 import workbench as wb
 from tests.unit.synthetic_run import synthetic_run
@@ -25,7 +27,7 @@ from workbench.views.explorer.page import save_report
 from workbench.views.explorer.stored import quantised
 
 HOSTILE = '</script><img src=x onerror="alert(1)">'
-PLANTED = (3, 1)
+PLANTED, RED, GREY = (3, 1), (255, 0, 0), (127, 127, 127)
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +162,19 @@ def test_a_set_is_masked_together_and_replies_come_in_pieces(board, model, run):
 
 
 def test_a_typed_prompt_and_a_blank_picture():
-    from PIL import Image
-
     prompt = wb.Prompt(id="p", text="a", image=Image.new("RGB", (8, 4), "red"))
     assert altered(prompt, "b", "keep").text == "b"
-    assert altered(prompt, "", "blank").image.getpixel((0, 0)) == (127, 127, 127)
+    assert altered(prompt, "", "blank").image.getpixel((0, 0)) == GREY
     assert altered(prompt, "", "blank").image.size == (8, 4)
     assert altered(prompt, "", "none").image is None
+    boxed = altered(prompt, "", "box", box=[0.5, 0, 1, 0.5]).image
+    assert [boxed.getpixel(at) for at in ((3, 0), (4, 0), (7, 1), (7, 2))] == [RED, GREY, GREY, RED]
+    assert prompt.image.getpixel((7, 0)) == RED
+    file = io.BytesIO()
+    Image.new("RGB", (3, 5), "blue").save(file, format="PNG")
+    assert altered(prompt, "", "own", files=[file.getvalue()]).image.size == (3, 5)
+    with pytest.raises(PromptError, match="the picture given"):
+        altered(prompt, "", "own", files=[b"no picture"])
 
 
 def test_a_criterion_is_scored_when_it_is_asked_for(board, run):

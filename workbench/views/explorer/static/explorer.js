@@ -21,7 +21,7 @@ function mount(el, host) {
   const counts = { messages: 0, bytes: 0, cells: 0, frames: 0, cards: 0, compared: 0, stale: 0 };
   const answers = { prompts: new Map(), rows: new Map(), patterns: new Map(), sinks: new Map(), next: new Map(), lacking: manifest.lacking ?? "" };
   const store = createStore({
-    k: 5, ...host.first, marks: true, by: "label", filters: {}, position: null, hover: null, brush: null, threshold: null,
+    k: 5, ...host.first, marks: true, by: "label", filters: {}, position: null, box: null, hover: null, brush: null, threshold: null,
     view: null, tab: manifest.runs.length > 1 ? "compare" : "maps", maps: null, sides: manifest.runs.length > 1 ? [0, manifest.runs[0].projections.length] : [0, Math.min(1, manifest.runs[0].projections.length - 1)],
   });
   const { state } = store;
@@ -31,8 +31,8 @@ function mount(el, host) {
 
   const ground = () => root;
   const asked = new Map();
-  const ask = (kind, body) => {
-    if (host.live) asked.set(kind, host.ask(kind, body, counts));
+  const ask = (kind, body, buffers) => {
+    if (host.live) asked.set(kind, host.ask(kind, body, counts, buffers));
   };
   ask.live = host.live;
 
@@ -93,7 +93,7 @@ function mount(el, host) {
     const set = button("Add to set", () => toggleSet(state.head));
     const undo = button("↶", () => store.undo(), { title: "Undo (Ctrl+Z)", "aria-label": "undo" });
     const redo = button("↷", () => store.redo(), { title: "Redo (Ctrl+Shift+Z)", "aria-label": "redo" });
-    const save = choice([["", "Save or copy …"], ["python", "copy the Python that shows this"], ...(host.live ? [] : [["link", "copy the link to this"]]), ["png", "this view as PNG"], ["svg", "this view as SVG"], ["csv", "these maps as CSV"], ["heads", "the set as heads.json"]], "", (kind) => {
+    const save = choice([["", "Save or copy …"], ["python", "copy the Python that shows this"], ...(host.live ? [] : [["link", "copy the link to this"]]), ["png", "this view as PNG"], ["svg", "this view as SVG"], ["csv", "these maps as CSV"], ["heads", "the set as heads.json"], ["guard", "copy the Python of the threshold as a detector"]], "", (kind) => {
       save.value = "";
       if (kind) saveView(kind, { maps: grid.panels, data, state, element: root, say });
     }, { "aria-label": "save or copy" });
@@ -279,12 +279,14 @@ function mount(el, host) {
 
   const detailsSoon = nextFrame(details);
   store.on(["head", "locked", "heads", "hover", "brush"], () => grid.frames());
+  store.on(["box"], () => bench.show());
   store.on(["head", "locked", "heads"], () => { controls.show(); detailsSoon(); });
   store.on(["hover", "head", "locked"], () => state.tab === "compare" && compare.frames());
   store.on(["projection", "column", "rule", "k", "maps", "tab", "run", "sides"], rebuild);
   store.on(["marks", "view"], () => grid.redraw());
   store.on(["criterion", "by"], () => { details(); if (state.tab === "compare") { grid.rebuild(); compare.show(); } });
   store.on(["prompt", "filters"], () => prompts.show());
+  store.on(["prompt"], () => store.set({ box: null }));
   store.on(["prompt", "position"], () => { cards.head.showChart(); cards.locked.showChart(); looking.show(); showNext(); });
   store.on(["run"], () => { checked(data, store); store.set({ view: wholeWindow(data.shape(state.run)) }); prompts.show(); });
   store.on([...CHOSEN, "position", "k"], () => settle());
