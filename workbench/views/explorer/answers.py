@@ -84,8 +84,8 @@ class Answers:
 
     def _say_stored(self, question: Question, side: dict[str, Any]) -> None:
         run, packed = self._runs[side["run"]], Packed()
-        for head in map(as_head, question.get("values") or ()):
-            run.pack_values(packed, side["run"], side["criterion"], head)
+        for place, *head in question.get("values") or ():
+            self._runs[place].pack_values(packed, place, side["criterion"], as_head(head))
         if question.get("stable"):
             rule, k = question["stable"]
             shown = [

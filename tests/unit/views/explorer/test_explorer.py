@@ -111,7 +111,7 @@ def test_values_of_every_prompt_come_within_a_step_of_their_range(board, run):
 
 def test_a_look_says_where_a_head_looks_and_what_it_does(board, model, run, prompts):
     prompt = unsafe_prompt(run)
-    said = {record["kind"]: (record, data) for record, data in look(board, prompt, [3, 1], values=[[3, 1]])}
+    said = {record["kind"]: (record, data) for record, data in look(board, prompt, [3, 1], values=[[0, 3, 1]])}
     values = np.frombuffer(said["values"][1], np.float32, count=24)
     np.testing.assert_allclose(values, run["deflection"].sel(projection="query", layer=3, head=1), rtol=1e-6)
     asked = next(p for p in prompts if p.id == prompt)
@@ -305,7 +305,7 @@ def test_values_too_many_to_send_at_once_are_sent_when_a_head_is_chosen(run, sco
     monkeypatch.setattr(module, "SENT_AT_ONCE", 100)
     board = explore(run, scores=scores)
     assert not [name for name in board._manifest["packed"]["arrays"] if "values" in name]
-    said = look(board, unsafe_prompt(run), [1, 0], values=[[1, 0]])
+    said = look(board, unsafe_prompt(run), [1, 0], values=[[0, 1, 0]])
     assert [r["kind"] for r, _ in said] == ["error", "values"]
     assert "0/deflection/query/values/1/0" in said[1][0]["packed"]["arrays"]
 

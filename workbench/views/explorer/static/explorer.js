@@ -44,7 +44,9 @@ function mount(el, host) {
   const shared = { store, data, ask, counts, ground, answers, roving, keys };
   const compare = createCompare(shared);
   const grid = createMapGrid({ ...shared, sources: () => (state.tab === "compare" ? compare.sources() : mapSources()) });
-  const cards = { head: createHeadCard({ ...shared, of: "head" }), locked: createHeadCard({ ...shared, of: "locked" }) };
+  const sides = () => (state.tab === "compare" ? state.sides.map((at) => compare.sides[at]) : [{ run: state.run, projection: state.projection, label: manifest.runs.length > 1 ? `${state.projection} masked, ${data.run(state.run).label}` : undefined }]);
+  const card = (of, at) => createHeadCard({ ...shared, of, sideOf: () => sides()[at] });
+  const cards = { head: card("head", 0), other: card("head", 1), locked: card("locked", 0) };
   const prompts = createPrompts(shared);
   const looking = createLooking(shared);
   const bench = createBench(shared);
@@ -53,7 +55,7 @@ function mount(el, host) {
 
   const left = make("div", { className: "wbx-left" }, controls.row, grid.root, legend(), compare.root, provenance());
   const bar = make("div", { className: "wbx-split", role: "separator", "aria-orientation": "vertical", "aria-label": "width of the maps", tabIndex: 0, "aria-valuemin": 25, "aria-valuemax": 75, "aria-valuenow": 50 });
-  const right = make("div", { className: "wbx-right" }, make("div", { className: "wbx-row wbx-acts" }, controls.acts), status, make("div", { className: "wbx-cards" }, cards.head.root, cards.locked.root), prompts.root, looking.root, next, bench.root);
+  const right = make("div", { className: "wbx-right" }, make("div", { className: "wbx-row wbx-acts" }, controls.acts), status, make("div", { className: "wbx-cards" }, Object.values(cards).map((one) => one.root)), prompts.root, looking.root, next, bench.root);
   const root = make("div", { className: "wbx", "data-lm-suppress-shortcuts": "true" }, heading(), make("div", { className: "wbx-body" }, left, bar, right), live, toast);
   fill(el, root);
   splitter();
@@ -197,7 +199,9 @@ function mount(el, host) {
     const side = { run: state.run, criterion: state.criterion, projection: state.projection };
     const heads = [state.head, state.locked].filter(Boolean);
     const wanted = {
-      values: heads.filter((head) => data.criterion(state.run, state.criterion)?.kind === "per prompt" && !data.values(side, head)),
+      values: sides().flatMap(({ run, projection }) => heads
+        .filter((head) => data.criterion(run, state.criterion)?.kind === "per prompt" && !data.values({ run, projection, criterion: state.criterion }, head))
+        .map((head) => [run, ...head])),
       prompt: answers.prompts.has(state.prompt) ? null : state.prompt,
       rows: heads.filter((head) => !answers.rows.has(rowKey(head))),
       next: answers.next.has(nextKey()) ? null : state.head,
@@ -234,8 +238,7 @@ function mount(el, host) {
       data.merge(reply, bytes);
       if (reply.kind === "scores") rebuild();
       else {
-        cards.head.show();
-        cards.locked.show();
+        showCards();
         grid.frames();
       }
     } else if (reply.kind === "prompt") {
@@ -261,10 +264,14 @@ function mount(el, host) {
     if (manifest.asks) fill(next, make("h3", {}, `Next token, with ${headName(state.head)} masked`), rows ? nextTable(rows) : make("p", { className: "wbx-quiet" }, "Masking the head …"));
   }
 
-  function details() {
+  function showCards() {
     cards.locked.root.hidden = !state.locked;
-    cards.head.show();
-    cards.locked.show();
+    cards.other.root.hidden = state.tab !== "compare";
+    for (const one of Object.values(cards)) if (!one.root.hidden) one.show();
+  }
+
+  function details() {
+    showCards();
     looking.show();
     showNext();
     bench.show();
@@ -287,7 +294,7 @@ function mount(el, host) {
   store.on(["criterion", "by"], () => { details(); if (state.tab === "compare") { grid.rebuild(); compare.show(); } });
   store.on(["prompt", "filters"], () => prompts.show());
   store.on(["prompt"], () => store.set({ box: null }));
-  store.on(["prompt", "position"], () => { cards.head.showChart(); cards.locked.showChart(); looking.show(); showNext(); });
+  store.on(["prompt", "position"], () => { showCards(); looking.show(); showNext(); });
   store.on(["run"], () => { checked(data, store); store.set({ view: wholeWindow(data.shape(state.run)) }); prompts.show(); });
   store.on([...CHOSEN, "position", "k"], () => settle());
   host.listen(heard, (patch) => {
