@@ -62,7 +62,7 @@ function mount(el, host) {
 
   function heading() {
     const run = data.run(state.run);
-    return make("header", {}, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about));
+    return make("div", { className: "wbx-header" }, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about));
   }
 
   // Where the numbers come from, to be read by who gets the page.
