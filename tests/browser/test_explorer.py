@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from tests.browser.jupyter_lab import Lab, serve
 from tests.notebook_copies import small_copy
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 NOTEBOOK = "01_explore_heads.ipynb"
 RUN_SECONDS = 300  # from Run All to the maps, on two busy cores
 CLICK_MS = 60_000

@@ -232,6 +232,21 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
             "on_error": [*NAMES, None],
         },
     ),
+    "arena": (
+        lambda **wrong: wb.arena(
+            **{"model": "planted", "prompts": "planted", "detectors": "direction", "costed": 0, "bootstrap": 0, **wrong}
+        ),
+        {
+            "model": [*THINGS, "nonsense"],
+            "prompts": [None, 3, "nonsense", [], [3], object()],
+            "detectors": [None, 3, "nonsense", (), [3], "direction:layer", "direction:layer=x", object()],
+            "guards": [3, "nonsense", [3], object()],
+            "bootstrap": COUNTS,
+            "costed": COUNTS,
+            "max_new_tokens": [0, *COUNTS],
+            "seed": [-1, 1.5, "3", True, NAN],
+        },
+    ),
     "state": (
         lambda **wrong: tiny().state(**{"prompt": prompts()[0], "heads": [(0, 1)], **wrong}),
         {
@@ -250,6 +265,17 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
             "out": ["", " ", 3, b"run", LONE, "x" * 5000, "a\0b", True, [], object()],
             "formats": [(), ("exe",), "exe", 3, None, True, (3,), LONE, ("../x",)],
             "scores": [3, "nonsense", pd.DataFrame(), [], True],
+        },
+    ),
+    "study": (
+        lambda **wrong: wb.study(**{"name": "maps", "model": tiny("llama"), "prompts": prompts(), **wrong}),
+        {
+            "name": NAMES,
+            "model": [*THINGS[:-1], "x" * 5000],
+            "prompts": [None, 3, [3], [], "nonsense"],
+            "others": [3, [3], [None], ["nonsense"], NAN, object()],
+            "seed": COUNTS,
+            "progress": FLAGS,
         },
     ),
     "explore": (

@@ -21,6 +21,7 @@ COMMANDS = (
     "compare",
     "detect",
     "generate",
+    "study",
     "data",
     "lab",
     "report",

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from workbench.axes import Head, as_heads
-from workbench.comparison.breakdown import Breakdown, compare
+from workbench.comparison.breakdown import compare
 from workbench.comparison.findings import findings
 from workbench.comparison.tables import breakdown_tables, graded_table, left_out_table, measures_table
 from workbench.criteria.detection import leave_one_family_out
@@ -26,7 +26,7 @@ from workbench.prompts import load_prompts
 from workbench.prompts.pictures import open_picture
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import split_prompts
-from workbench.replies.guard import Reply, generate
+from workbench.replies.guarded import Reply, generate
 from workbench.runs.opening import open_run
 from workbench.runs.splits import in_split, with_splits
 
@@ -49,7 +49,7 @@ def compare_command(
     out: Path | None = None,
     template: str = "chat",
     seed: int = 0,
-) -> Breakdown:
+) -> pd.DataFrame:
     """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does.
 
     The first of `judges` decides what counts as an answer; with a second one, their agreement is printed.
@@ -87,7 +87,7 @@ def compare_command(
     if out is not None:
         for path in found.save(out):
             _say(console, f"Written: {path}")
-    return found
+    return found.table
 
 
 def detect_command(
@@ -121,7 +121,7 @@ def detect_command(
         if source in DETECTORS:
             if not any(p.split for p in given):
                 given = PromptSet(p for part in split_prompts(given, seed=seed).values() for p in part)
-            detector = make_detector(source, seed=seed).fit(loaded, given, progress=True)
+            detector = make_detector(source, seed=seed).fit(loaded, given, progress=not console.quiet)
         else:
             detector = load_detector(source)
         asked = unseen(detector, given.where(split="test") or given)

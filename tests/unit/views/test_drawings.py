@@ -43,7 +43,7 @@ def test_the_threshold_is_the_published_one_and_from_the_threshold_split_where_t
 
 
 def test_screen_maps_hold_the_table_s_values_with_their_unit(run, scores):
-    figure = screen.heatmap(scores, "deflection", "query", "unsafe", marked=[PLANTED])
+    figure = screen.maps(scores, criterion="deflection", projection="query", heads=[PLANTED])
     table = scores.query("criterion == 'deflection' and projection == 'query'").set_index(["layer", "head"])["unsafe"]
     drawn = figure.data[0]
     assert drawn.customdata[2][1] == pytest.approx(table[PLANTED])
@@ -52,21 +52,22 @@ def test_screen_maps_hold_the_table_s_values_with_their_unit(run, scores):
     assert figure.layout.xaxis.title.text == "head"
     assert figure.layout.yaxis.title.text == "layer"
     assert all(trace.hoverinfo == "skip" for trace in figure.data[1:])
-    auroc = screen.heatmap(scores, "probe", "query", "auroc").data[0]
+    auroc = screen.maps(scores, criterion="probe", projection="query", value="auroc").data[0]
     assert (auroc.zmin, auroc.zmax) == (0.0, 1.0)
 
 
 def test_screen_maps_write_none_where_nothing_was_computed(run):
     holed = run.copy(deep=True)
     holed["deflection"].loc[{"layer": 1, "head": 2}] = np.nan
-    drawn = screen.heatmap(score(holed, ("deflection",), bootstrap=0, permutations=0), "deflection", "query")
+    table = score(holed, ("deflection",), bootstrap=0, permutations=0)
+    drawn = screen.maps(table, criterion="deflection", projection="query")
     assert drawn.data[0].customdata[1][2] is None
     assert list(drawn.data[1].x) == [2]
     assert list(drawn.data[1].y) == [1]
 
 
 def test_the_screen_s_selectivity_plot_colours_the_picks_and_draws_the_bound(scores):
-    figure = screen.selectivity(scores, "deflection", "query")
+    figure = screen.selectivity(scores, criterion="deflection", projection="query")
     points = figure.data[0]
     picked = [name for name, colour in zip(points.customdata, points.marker.color, strict=True) if colour == "#D55E00"]
     assert "L2H1" in picked
@@ -88,17 +89,17 @@ def test_screen_distributions_hold_every_prompt_once(run):
     ("call", "error", "said"),
     [
         (
-            lambda r, s: screen.heatmap(s, "nonsense", "query"),
+            lambda r, s: screen.maps(s, criterion="nonsense", projection="query"),
             FigureError,
             "no criterion 'nonsense'; it has deflection, probe",
         ),
         (
-            lambda r, s: screen.heatmap(s, "deflection", "key"),
+            lambda r, s: screen.maps(s, criterion="deflection", projection="key"),
             FigureError,
             "projection 'key'; this table has query, value",
         ),
         (
-            lambda r, s: screen.heatmap(s, "deflection", "query", "p_value"),
+            lambda r, s: screen.maps(s, criterion="deflection", projection="query", value="p_value"),
             FigureError,
             "unsafe, safe, difference.*'p_value'",
         ),
@@ -165,7 +166,7 @@ def test_words_of_others_are_shown_as_they_are_by_every_back_end(run, scores):
     families = run.assign_coords(family=("prompt", [ACTING] * run.sizes["prompt"]))
     renamed = scores[scores["criterion"] == "deflection"].assign(criterion=ACTING)
     # plotly: some HTML, TeX between dollars, and its own templates
-    heat = screen.heatmap(renamed, ACTING, "query")
+    heat = screen.maps(renamed, criterion=ACTING, projection="query")
     values = screen.distributions(families, "deflection", "query", head=PLANTED, by="family")
     for words in (heat.layout.title.text, values.layout.yaxis.ticktext[0]):
         assert "&lt;b&gt;" in words

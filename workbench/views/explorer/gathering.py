@@ -55,6 +55,8 @@ def gathered(
         except PromptError as error:  # what is stored can be explored without them
             known.append({})
             refused.append(error)
+        except ImportError:  # a viewer has not what draws the prompts of an embedded world again
+            known.append({})
     if prompts is not None and len(refused) == len(parts):
         raise refused[0]
     labels = _labels(parts)
@@ -65,7 +67,7 @@ def gathered(
 
 
 def _scored(run: xr.Dataset) -> pd.DataFrame:
-    """The criteria that are scored by default, as far as the run has what they need (groups of heads have no probes)."""
+    """The criteria scored by default, as far as the run has what they need (groups of heads have no probes)."""
     there = [name for name in DEFAULT if set(get_criterion(name).needs) <= set(run.data_vars)]
     return score(run, there or DEFAULT)
 
