@@ -20,7 +20,6 @@ from workbench.cli.options import (
     Form,
     Json,
     ModelName,
-    PromptsName,
     Quiet,
     Registered,
     RunPath,
@@ -30,6 +29,7 @@ from workbench.cli.options import (
     listed,
     numbers,
 )
+from workbench.cli.prompts import with_prompts
 from workbench.errors import RunError, WorkbenchError
 from workbench.plain import plain
 from workbench.sweeps.process import settle_process
@@ -85,9 +85,10 @@ def demo(
 
 
 @app.command()
+@with_prompts
 def sweep(
     model: ModelName,
-    prompts: PromptsName,
+    prompts: Any,
     out: Annotated[str, typer.Option(help="Store the run here: a folder (RUN.zarr) or an fsspec URL.")],
     projections: Annotated[
         list[str], typer.Option("--projection", help="The projection masked; give it twice for both, the default.")
@@ -110,18 +111,6 @@ def sweep(
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
     positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
-    part: Annotated[str | None, typer.Option(help="Which part of a published set; workbench data lists them.")] = None,
-    columns: Annotated[
-        list[str], typer.Option(help="OURS=THEIRS, such as image=image_path: a column of a table under another name.")
-    ] = [],  # noqa: B006
-    images: Annotated[
-        list[Path], typer.Option(help="A folder, .zip or .tar of pictures that do not lie beside the prompts.")
-    ] = [],  # noqa: B006
-    missing: Annotated[
-        Literal["raise", "drop"], typer.Option(help="drop leaves out prompts whose picture is not there.")
-    ] = "raise",
-    split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     template: Template = "chat",
     dtype: Dtype = "float32",
     device: Device = None,
@@ -210,14 +199,13 @@ def check(
 
 
 @app.command(cls=Registered)
+@with_prompts
 def compare(
     run: RunPath,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="With it, also what masking the heads does to replies.")
     ] = None,
-    prompts: Annotated[
-        str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
-    ] = None,
+    prompts: Any = None,
     criteria: Annotated[Any, listed("Comma-separated. Of {criteria}.")] = "deflection,ships,probe",
     rules: Annotated[Any, listed("Comma-separated. Of {rules}.")] = "sensitivity,selectivity,auroc,layer_matched",
     n_heads: Annotated[Any, listed("Numbers of heads, comma-separated.", numbers)] = "1,3,5",
@@ -229,7 +217,10 @@ def compare(
     template: Template = "chat",
     seed: Seed = 0,
 ) -> None:
-    """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds."""
+    """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds.
+
+    PROMPTS are those of the run, for what masking does to replies, where they cannot be drawn again.
+    """
     given = dict(locals())
     _check_there(run)
     from workbench.cli.detect import compare_command
@@ -238,10 +229,11 @@ def compare(
 
 
 @app.command(cls=Registered)
+@with_prompts
 def detect(
     source: Annotated[str, typer.Argument(help="A stored run, a stored detector, or a detector to fit, by name.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="Where SOURCE is no run.")] = None,
-    prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="Where SOURCE is no run.")] = None,
+    prompts: Any = None,
     projection: Annotated[Literal["query", "value"], typer.Option(help="The projection masked.")] = "query",
     criterion: Annotated[str, typer.Option(help="Whose value is thresholded: {criteria}.")] = "deflection",
     rule: Annotated[str, typer.Option(help="How the head is chosen: {rules}.")] = "selectivity",
@@ -250,7 +242,10 @@ def detect(
     template: Template = "chat",
     seed: Seed = 0,
 ) -> None:
-    """Test a detector by family and category, with graded scores."""
+    """Test a detector by family and category, with graded scores.
+
+    MODEL and PROMPTS are for a SOURCE that is no run.
+    """
     given = dict(locals())
     if model is None:
         _check_there(source)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from workbench.cli.prompts import say_caveats
 from workbench.errors import CriterionError, WorkbenchError
 from workbench.plain import check_writable, plain, write_table
 
@@ -51,6 +52,7 @@ def score_command(
     if json:
         console.out(found.to_json(orient="records", double_precision=15), highlight=False)
     console.quiet = json or quiet
+    say_caveats(console, scores.attrs["caveats"])
     console.print(top_heads_table(found, title=f"First {top} heads by {rule}", width=console.width))
     for why in left_out:
         console.print(f"Left out: {plain(why)}", style="dim", markup=False, highlight=False)

@@ -15,7 +15,7 @@ from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import prompt_values, prompts_of
 from workbench.errors import CriterionError, RunError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import SomeRun, prompt_coord
+from workbench.runs.reading import SomeRun, caveats_of, prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
 HEAD_COLUMNS = ("criterion", "rule", "projection", "layer", "head")
@@ -81,7 +81,7 @@ def detection_table(
     if not rows:
         raise CriterionError(f"No pair of these criteria and rules gives a head to test. {' '.join(left_out)}".strip())
     table = pd.DataFrame(rows, columns=list(DETECTION_COLUMNS))
-    table.attrs = {"splits": splits, "left_out": tuple(left_out), "seed": seed}
+    table.attrs = {"splits": splits, "left_out": tuple(left_out), "seed": seed, "caveats": caveats_of(run)}
     return table
 
 
@@ -133,7 +133,7 @@ def leave_one_family_out(
     if not rows:
         raise CriterionError(f"No attack family gives a head to test. {' '.join(left_out)}")
     table = pd.DataFrame(rows, columns=["held_out", *DETECTION_COLUMNS])
-    table.attrs = {"splits": splits, "left_out": tuple(left_out), "seed": seed}
+    table.attrs = {"splits": splits, "left_out": tuple(left_out), "seed": seed, "caveats": caveats_of(run)}
     return table
 
 

@@ -22,6 +22,7 @@ from workbench.axes import HEAD_DIMS, PROMPT_COORDS, head_name
 from workbench.models.fingerprint import fingerprint, request_hash
 from workbench.models.hooked import HookedLVLM
 from workbench.models.offloaded import at_hand
+from workbench.prompts.caveats import caveats
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.effects import MEASURES
 from workbench.runs.job import FINAL, Job, Partition
@@ -239,6 +240,7 @@ def provenance(model: HookedLVLM, prompts: PromptSet, partition: Partition) -> d
         "masked_layers": list(model.masked_layers),
         "refusal_tokens": list(model.refusal_tokens),
         "prompt_source": json.dumps(prompts.recipe),
+        "caveats": json.dumps(caveats(prompts)),
         "device": str(model.device),
         "machine": f"{platform.machine()} {platform.processor()}".strip(),
         "threads": torch.get_num_threads(),

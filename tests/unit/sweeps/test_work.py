@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 import workbench as wb
 from tests.builders.models import tiny
 from tests.builders.prompts import WORDS, asked, pictures
+from workbench.cli.prompts import Asked
 from workbench.cli.sweep import sweep_command
 from workbench.errors import PromptError, WorkbenchError
 from workbench.runs.opening import open_run
@@ -93,8 +94,9 @@ def test_agreement_of_positions_is_reported(model, capsys):
 def test_the_command_stores_a_run(tmp_path):
     console = Console(record=True, width=400)
     out = str(tmp_path / "run.zarr")
-    options = {"projections": ["value"], "split": "selection", "n": 6, "mask": wb.Mask(form="scale", factor=0.5)}
-    sweep_command(console, model="planted", prompts="planted", out=out, **options)
+    options = {"projections": ["value"], "mask": wb.Mask(form="scale", factor=0.5)}
+    asked = Asked(["planted"], split="selection", n=6)
+    sweep_command(console, model="planted", prompts=asked, out=out, **options)
     said = console.export_text()
     assert "6 prompts" in said
     assert f"workbench score {out}" in said
@@ -108,11 +110,11 @@ def test_the_command_stores_a_run(tmp_path):
     )
     assert run.attrs["mask_factor"] == 0.5
     options |= {"engine": "sketch", "options": ["best=2", "rule=sensitivity", "sample=0"], "out": f"{out}-sketch"}
-    sweep_command(console, model="planted", prompts="planted", **options)
+    sweep_command(console, model="planted", prompts=asked, **options)
     stored = json.loads(open_run(f"{out}-sketch").attrs["engine_options"])
     assert (stored["best"], stored["rule"], stored["sample"]) == (2, "sensitivity", 0)
     for wrong in ("best", "best=", "=2"):
         with pytest.raises(WorkbenchError, match=f"NAME=VALUE, such as best=16; got '{wrong}'"):
-            sweep_command(console, model="planted", prompts="planted", **(options | {"options": [wrong]}))
+            sweep_command(console, model="planted", prompts=asked, **(options | {"options": [wrong]}))
     with pytest.raises(PromptError):
         sweep_command(console, model="planted", prompts="nothing", out=out, projections=["value"])

@@ -14,8 +14,9 @@ from PIL import Image
 
 from workbench.errors import PromptError
 from workbench.prompts import load_prompts
+from workbench.prompts.caveats import overlaps
 from workbench.prompts.readers import readers
-from workbench.prompts.readers.check import check_set, overlaps
+from workbench.prompts.readers.check import check_set
 
 NAMES = (
     "advbench bap figstep ifeval jailbreakbench jailbreakv llava-instruct maliciousinstruct mm-safetybench mm-vet "
@@ -420,7 +421,9 @@ def test_a_check_says_what_repeats_and_what_differs_and_never_a_text(tmp_path):
     assert "3 pictures, published are 1000" in told
     assert "2 texts stand in 4 rows" in told
     assert "row 1, row 2" in told
-    assert "vlguard test and vlguard train share 1 pictures and 3 texts" in overlaps([f.prompts for f in found])
+    assert "vlguard test and vlguard train share 1 pictures and 3 texts" in overlaps(
+        {f.prompts.name: f.prompts for f in found}
+    )
     assert not any(words in told for words in ("name it", "misuse", "do as"))
     (tmp_path / "test/ads/1.png").unlink()
     (tmp_path / "test/memes/3.png").write_text("broken")
