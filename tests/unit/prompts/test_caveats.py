@@ -1,5 +1,7 @@
 """What is said of a set before it is used: planted overlaps are told with their numbers, and nothing else is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,8 +53,10 @@ def test_a_label_of_few_questions_is_told(different, count, told):
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
     """The path of a run whose safe prompts ask two questions; and its prompts."""
-    drawn = wb.load_prompts("planted", n=60)
-    asked = [p if p.label == "unsafe" else wb.Prompt(p.id, f"what is {i % 2}") for i, p in enumerate(drawn)]
+    drawn = [replace(p, split="", pair_id="") for p in wb.load_prompts("planted", n=60)]
+    asked = [
+        replace(p, text=f"what {k % 4}", image=picture(k)) if p.label == "safe" else p for k, p in enumerate(drawn)
+    ]
     path = tmp_path_factory.mktemp("caveats") / "run.zarr"
     wb.sweep("planted", asked, out=path, progress=False)
     return path, asked
