@@ -169,7 +169,10 @@ class OneHeadDetector(Detector):
         at = "none" if "none" in values["projection"].values else self.projection
         column = values.sel(projection=at, layer=layer, head=head).values
         if np.isnan(column).any():
-            raise DetectorError(f"Head {head_name(layer, head)} was not swept with projection {at!r} in this run.")
+            raise DetectorError(
+                f"Values are missing: head {head_name(layer, head)} was not swept with projection {at!r} in this run, "
+                "or gave nothing finite."
+            )
         return criterion.strength(column)
 
     def _fits(self, model: HookedLVLM) -> bool:
