@@ -1,9 +1,9 @@
 """The project itself: what the wheel holds, what the pins name, what make offers, what the documents say."""
 
 import ast
+import importlib
 import json
 import os
-import importlib
 import re
 import shutil
 import subprocess
