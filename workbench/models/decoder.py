@@ -42,11 +42,13 @@ class Work:
         layer_tokens: Decoder-layer evaluations, counted in token positions (layers x rows x positions).
         rows: Rows that left a decoder layer.
         vision_passes: Images sent through the image tower.
+        readouts: Masked states whose next-token distribution was computed and measured.
     """
 
     layer_tokens: int = 0
     rows: int = 0
     vision_passes: int = 0
+    readouts: int = 0
 
     def count(self, layers: int, rows: int, positions: int) -> None:
         self.layer_tokens += layers * rows * positions

@@ -1,17 +1,24 @@
 """What a sweep is to measure, and the checks on what a user asked for."""
 
+from __future__ import annotations  # a stored run is opened without torch, which the types below would bring
+
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.axes import Head, as_heads
 from workbench.checking import plainly
 from workbench.errors import MaskError
-from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask
+
+if TYPE_CHECKING:
+    from workbench.models.hooked import HookedLVLM
+    from workbench.models.masks import Mask
+
+MEASURES = ("deflection", "kl", "js", "tv", "top1_change", "l2", "norm_ratio", "refusal_change")
 
 # By layer: (projection, head) of each cell, as numbers into `Job.projections` and into the rows of the grain; in order.
 Cells = dict[int, tuple[tuple[int, int], ...]]
@@ -33,6 +40,7 @@ class Job:
         directions: How many directions it draws for each.
         seed: Of what is drawn.
         readout: What the states are read from: "final", or decoder layers as strings; empty for the final state alone.
+        measures: Which per-cell variables are computed, in the order of `MEASURES`.
     """
 
     projections: tuple[str, ...]
@@ -44,6 +52,7 @@ class Job:
     directions: int = 0
     seed: int = 0
     readout: tuple[str, ...] = ()
+    measures: tuple[str, ...] = MEASURES
 
     def read_layers(self, model: HookedLVLM) -> tuple[int, ...]:
         """The layers after which states are read, one a read-out."""
@@ -100,7 +109,7 @@ class Partition:
     halved: int = 0
 
     @staticmethod
-    def parse(text: str) -> "Partition":
+    def parse(text: str) -> Partition:
         """The partition a stored run was recorded with."""
         return Partition(**json.loads(text))
 
@@ -162,6 +171,16 @@ def blocks(n_prompts: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive blocks of prompts."""
     for start in range(0, n_prompts, size):
         yield start, min(start + size, n_prompts)
+
+
+def check_measures(measures: Sequence[str] | str) -> tuple[str, ...]:
+    """Measures in the order of `MEASURES`; a MaskError for one that there is not, or none."""
+    given = {measures} if isinstance(measures, str) else set(measures)
+    if unknown := sorted(given - set(MEASURES), key=str):
+        raise MaskError(f"measures are of {', '.join(MEASURES)}; got {plainly(unknown[0])}.")
+    if not given:
+        raise MaskError("measures is empty, so nothing would be measured. Leave it out for all of them.")
+    return tuple(name for name in MEASURES if name in given)
 
 
 def check_readout(model: HookedLVLM, readout: Sequence[str | int] | str | int | None) -> tuple[str, ...]:

@@ -17,14 +17,23 @@ from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
-from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups, check_readout
+from workbench.runs.effects import MEASURES
+from workbench.runs.job import (
+    Job,
+    Partition,
+    blocks,
+    cells_of_heads,
+    check_groups,
+    check_measures,
+    check_readout,
+)
 from workbench.runs.memory import BASE, Memory, Sink, unit_of
 from workbench.runs.opening import NOT_ASKED, open_store, prompt_ids, skipped
 from workbench.runs.schema import layout, provenance, recipe, skeleton
 from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
 from workbench.sweeps.engines.registry import engine_names, get_engine
-from workbench.sweeps.execution import bar, run_sweep, work_line
+from workbench.sweeps.execution import progress_bar, run_sweep, work_line
 from workbench.sweeps.plan import plan
 from workbench.sweeps.tasks import Encoder, Sweep, note_left_out
 
@@ -65,6 +74,7 @@ def sweep(
     cluster: Annotated[str, Converted(_as_cluster)] | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     readout: Sequence[str | int] | str | int | None = None,
+    measures: Sequence[str] | str = MEASURES,
 ) -> xr.Dataset:
     """Mask the projections of every head on every prompt and measure what changes at the last prompt position.
 
@@ -93,6 +103,8 @@ def sweep(
         readout: Where states and logits are read: "final", and decoder layers (0-based), whose output at the last
             position goes through the final norm and the unembedding (logit lens). By default the final state alone;
             else the run has a dimension `readout`, and heads above a read-out are NaN there.
+        measures: Which variables of a cell are computed; all by default. Without kl, js, tv, top1_change and
+            refusal_change no masked state is unembedded.
         cluster: Compute on a Ray cluster: "local", "local:N" (N workers), or an address (`workbench.sweeps.cluster`).
 
     Returns:
@@ -132,6 +144,7 @@ def sweep(
         options.get("directions", 0),
         seed,
         read,
+        check_measures(measures),
     )
     given, order = prompts, get_engine(engine).order
     if order is not None:
@@ -199,7 +212,7 @@ def _encoder(
 
 def _lengths(encode: Encoder, progress: bool) -> list[int]:
     """Tokens of the prompts that can be swept. What is wrong with a text is said here, before anything is computed."""
-    with bar(progress, transient=True) as shown:
+    with progress_bar(progress, transient=True) as shown:
         line = shown.add_task("reading prompts", total=len(encode.prompts))
         lengths = list(encode.lengths(lambda: shown.advance(line)))
     if not lengths:
@@ -210,7 +223,7 @@ def _lengths(encode: Encoder, progress: bool) -> list[int]:
 def _check_inputs(encode: Encoder, sink: Sink, bounds: Sequence[tuple[int, int]], progress: bool) -> None:
     """Refuse to go on where prompts are encoded otherwise than when their blocks were computed."""
     begun = [place for start, stop in bounds if sink.begun(start) for place in range(start, stop)]
-    with bar(progress and bool(begun), transient=True) as shown:
+    with progress_bar(progress and bool(begun), transient=True) as shown:
         line = shown.add_task("comparing with the store, prompts", total=len(begun))
         encode.check(begun, lambda: shown.advance(line))
     if differ := sink.expect(encode.inputs):

@@ -70,9 +70,7 @@ def test_every_table_of_a_run_begins_with_what_was_said_of_its_prompts(stored):
     table = detection_table(run, criteria="deflection", rules="auroc", bootstrap=0)
     assert table.attrs["caveats"] == caveats(asked)
     console = Console(record=True, width=200)
-    score_command(
-        console, str(path), criteria=["ships"], rule="auroc", top=1, out=None, json=False, quiet=False, seed=0
-    )
+    score_command(console, str(path), criteria=["ships"], rule="auroc", top=1, out=None, seed=0)
     printed = console.export_text()
     assert printed.index("Mind: the 30 safe prompts ask 2 different texts") < printed.index("First 1 heads")
 
