@@ -73,7 +73,12 @@ class Asked:
         from workbench.prompts import load_prompts, mix
         from workbench.prompts.splits import sample_prompts
 
-        how = {"columns": column_map(self.columns), "images": self.images, "missing": self.missing, "split": self.split}
+        how: dict[str, Any] = {
+            "columns": column_map(self.columns),
+            "images": self.images,
+            "missing": self.missing,
+            "split": self.split,
+        }
         mixed = len(self.names) > 1 or self.per_source is not None
         size = None if mixed else self.n
         sets = [load_prompts(name, part=self._part(name), seed=seed, n=size, **how) for name in self.names]
