@@ -1,6 +1,7 @@
 """The project itself: what the wheel holds, what the pins name, what make offers, what the documents say."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -224,6 +225,15 @@ def test_the_walk_through_to_a_criterion_works(monkeypatch):
     unsafe = run.isel(prompt=run["label"].values == "unsafe")
     by_hand = (unsafe["tv"] * unsafe["top1_change"]).mean("prompt").values.ravel()
     assert sorted(scores["unsafe"]) == pytest.approx(sorted(by_hand), rel=1e-5)
+
+
+def test_the_walk_through_to_a_reader_works(tmp_path, monkeypatch):
+    readers = importlib.import_module("workbench.prompts.readers")
+    weather = walk_through("the reader")["READER"]
+    monkeypatch.setattr(readers, "readers", lambda: {"weather": weather})
+    (tmp_path / "weather.csv").write_text("number,question,sky\n1,is it dry?,clear\n2,is it wet?,rain\n")
+    prompts = readers.read_set("weather", tmp_path)
+    assert [(p.id, p.text, p.label) for p in prompts] == [("1", "is it dry?", "safe"), ("2", "is it wet?", "unsafe")]
 
 
 def test_the_walk_through_to_a_rule_works(monkeypatch):

@@ -26,7 +26,6 @@ from workbench.cli.options import (
     OtherModels,
     OtherPrompts,
     OwnPrompts,
-    PromptsName,
     Quiet,
     Registered,
     RunPath,
@@ -41,6 +40,7 @@ from workbench.cli.options import (
     rule_names,
 )
 from workbench.cli.printing import Shell, tell
+from workbench.cli.prompts import with_prompts
 from workbench.errors import RunError, WorkbenchError, lacking
 from workbench.plain import plain
 from workbench.sweeps.process import settle_process
@@ -98,16 +98,16 @@ def demo(
 
 
 @app.command()
+@with_prompts
 def plan(
     model: ModelName,
-    prompts: PromptsName,
+    prompts: Any,
     projections: Annotated[
         list[str], typer.Option("--projection", help="The projection masked; give it twice for both, the default.")
     ] = ["query", "value"],  # noqa: B006 - typer hands out copies
     measures: Annotated[
         list[str], typer.Option("--measure", help="What is measured of each cell; repeat for more; all by default.")
     ] = [],  # noqa: B006
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     seed: Seed = 0,
     template: Template = "chat",
     dtype: Dtype = "float32",
@@ -122,9 +122,10 @@ def plan(
 
 
 @app.command()
+@with_prompts
 def sweep(
     model: ModelName,
-    prompts: PromptsName,
+    prompts: Any,
     out: Annotated[str, typer.Option(help="Store the run here: a folder (RUN.zarr) or an fsspec URL.")],
     projections: Annotated[
         list[str], typer.Option("--projection", help="The projection masked; give it twice for both, the default.")
@@ -147,18 +148,6 @@ def sweep(
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
     positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
-    part: Annotated[str | None, typer.Option(help="Which part of a published set; workbench data lists them.")] = None,
-    columns: Annotated[
-        list[str], typer.Option(help="OURS=THEIRS, such as image=image_path: a column of a table under another name.")
-    ] = [],  # noqa: B006
-    images: Annotated[
-        list[Path], typer.Option(help="A folder, .zip or .tar of pictures that do not lie beside the prompts.")
-    ] = [],  # noqa: B006
-    missing: Annotated[
-        Literal["raise", "drop"], typer.Option(help="drop leaves out prompts whose picture is not there.")
-    ] = "raise",
-    split: Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     template: Template = "chat",
     dtype: Dtype = "float32",
     device: Device = None,
@@ -294,14 +283,13 @@ def check(
 
 
 @app.command(cls=Registered)
+@with_prompts
 def compare(
     run: RunPath,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="With it, also what masking the heads does to replies.")
     ] = None,
-    prompts: Annotated[
-        str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
-    ] = None,
+    prompts: Any = None,
     criteria: Annotated[
         Any, listed("Comma-separated. Of {criteria}.", names=criterion_names)
     ] = "deflection,ships,probe",
@@ -319,7 +307,10 @@ def compare(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds."""
+    """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds.
+
+    PROMPTS are those of the run, for what masking does to replies, where they cannot be drawn again.
+    """
     given = dict(locals())
     _check_there(run)
     from workbench.cli.detect import compare_command
@@ -331,10 +322,11 @@ app.command(cls=Contest)(arena)
 
 
 @app.command(cls=Registered)
+@with_prompts
 def detect(
     source: Annotated[str, typer.Argument(help="A stored run, a stored detector, or a detector to fit, by name.")],
     model: Annotated[str | None, typer.Option("--model", "-m", help="Where SOURCE is no run.")] = None,
-    prompts: Annotated[str | None, typer.Option("--prompts", "-p", help="Where SOURCE is no run.")] = None,
+    prompts: Any = None,
     projection: Annotated[Literal["query", "value"], typer.Option(help="The projection masked.")] = "query",
     criterion: Annotated[str, typer.Option(help="Whose value is thresholded: {criteria}.")] = "deflection",
     rule: Annotated[str, typer.Option(help="How the head is chosen: {rules}.")] = "selectivity",
@@ -345,7 +337,10 @@ def detect(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Test a detector by family and category, with graded scores."""
+    """Test a detector by family and category, with graded scores.
+
+    MODEL and PROMPTS are for a SOURCE that is no run.
+    """
     given = dict(locals())
     if model is None:
         _check_there(source)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from workbench.cli.prompts import say_caveats
 from workbench.errors import CriterionError, WorkbenchError
 from workbench.plain import check_writable, plain, write_table
 
@@ -47,6 +48,7 @@ def score_command(
     if not tops:
         raise CriterionError(" ".join(left_out))
     found = pd.concat(tops)
+    say_caveats(console, scores.attrs["caveats"])
     console.print(top_heads_table(found, title=f"First {top} heads", width=console.width))
     for why in left_out:
         console.print(f"Left out: {plain(why)}", style="dim", markup=False, highlight=False)

@@ -18,6 +18,7 @@ from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.reading import (
     SomeRun,
     as_run,
+    caveats_of,
     check_run,
     one_readout,
     pieces,
@@ -44,7 +45,8 @@ def score(
     """Score every head of a run under each criterion.
 
     Heads are scored on the prompts of the split `selection`; on all of them where the prompts declare no split or all the
-    same one. `.attrs` of the table says which, and how many.
+    same one. `.attrs` of the table says which, and how many, and under `caveats` what was said of the set when it was
+    swept: parts that share pictures or texts, a label with few different texts.
 
     Args:
         run: As `wb.sweep` returns it, or the path of a stored one.
@@ -118,6 +120,7 @@ def score(
         "seed": seed,
         "bootstrap": bootstrap,
         "model": str(run.attrs.get("model", "")),
+        "caveats": caveats_of(run),
     }
     if drawn:
         scores.attrs["redraws"] = Redraws.of(drawn, seed)

@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.axes import HEAD_DIMS, PROMPT_COORDS, head_name
+from workbench.prompts.caveats import caveats
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.job import FINAL, Job, Partition
 
@@ -254,6 +255,7 @@ def provenance(model: HookedLVLM, prompts: PromptSet, partition: Partition) -> d
         "masked_layers": list(model.masked_layers),
         "refusal_tokens": list(model.refusal_tokens),
         "prompt_source": json.dumps(prompts.recipe),
+        "caveats": json.dumps(caveats(prompts)),
         "device": str(model.device),
         "machine": f"{platform.machine()} {platform.processor()}".strip(),
         "threads": torch.get_num_threads(),

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.builders.held import tiny_llama, with_adapters, wrapped_in, write_gguf
+from tests.builders.held import with_adapters, wrapped_in
 from tests.builders.models import seeded, tiny
 from tests.builders.prompts import asked, pictures, text_prompts
 from workbench.errors import ModelError
 from workbench.models.fingerprint import fingerprint
 from workbench.models.loading import load_model
+from workbench.models.tiny_gguf import write_tiny_gguf
 from workbench.runs.schema import write_roots
 
 MASKS = (
@@ -90,8 +91,8 @@ def test_a_bridge_with_other_weights_is_refused():
 
 
 def test_a_gguf_file_is_the_model_that_was_written(tmp_path):
-    hf = tiny_llama()
-    model = load_model(write_gguf(hf, tmp_path / "tiny.gguf"))
+    hf = write_tiny_gguf(tmp_path / "tiny.gguf")
+    model = load_model(tmp_path / "tiny.gguf")
     prompt = text_prompts()[0]
     ids = model.encode(prompt).input_ids
     with torch.no_grad():

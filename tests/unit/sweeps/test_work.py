@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 import workbench as wb
 from tests.builders.models import tiny
 from tests.builders.prompts import WORDS, asked, pictures
+from workbench.cli.prompts import Asked
 from workbench.cli.sweep import plan_command, sweep_command
 from workbench.errors import PromptError, WorkbenchError
 from workbench.runs.job import Partition
@@ -137,7 +138,7 @@ def test_a_plan_counts_what_the_sweep_will_do(model, monkeypatch):
 
 def test_the_command_line_plans_in_a_sentence(tmp_path):
     said = io.StringIO()
-    options = {"model": "planted", "prompts": "planted", "projections": ["query"], "n": 12}
+    options = {"model": "planted", "prompts": Asked(["planted"], n=12), "projections": ["query"]}
     table = plan_command(Console(file=said, width=400), **options)
     assert table[["prompts", "cells"]].values.tolist() == [[12, 16]]
     assert re.search(r"12 prompts .* x 16 cells: about 0:00:\d\d, .* of memory .* on disk", said.getvalue())
@@ -171,8 +172,9 @@ def test_agreement_of_positions_is_reported(model, capsys):
 def test_the_command_stores_a_run(tmp_path):
     console = Console(record=True, width=400)
     out = str(tmp_path / "run.zarr")
-    options = {"projections": ["value"], "split": "selection", "n": 6, "mask": wb.Mask(form="scale", factor=0.5)}
-    sweep_command(console, model="planted", prompts="planted", out=out, **options)
+    options = {"projections": ["value"], "mask": wb.Mask(form="scale", factor=0.5)}
+    asked = Asked(["planted"], split="selection", n=6)
+    sweep_command(console, model="planted", prompts=asked, out=out, **options)
     said = console.export_text()
     assert "6 prompts" in said
     assert f"workbench score {out}" in said
@@ -186,11 +188,11 @@ def test_the_command_stores_a_run(tmp_path):
     )
     assert run.attrs["mask_factor"] == 0.5
     options |= {"engine": "sketch", "options": ["best=2", "rule=sensitivity", "sample=0"], "out": f"{out}-sketch"}
-    sweep_command(console, model="planted", prompts="planted", **options)
+    sweep_command(console, model="planted", prompts=asked, **options)
     stored = json.loads(open_run(f"{out}-sketch").attrs["engine_options"])
     assert (stored["best"], stored["rule"], stored["sample"]) == (2, "sensitivity", 0)
     for wrong in ("best", "best=", "=2"):
         with pytest.raises(WorkbenchError, match=f"NAME=VALUE, such as best=16; got '{wrong}'"):
-            sweep_command(console, model="planted", prompts="planted", **(options | {"options": [wrong]}))
+            sweep_command(console, model="planted", prompts=asked, **(options | {"options": [wrong]}))
     with pytest.raises(PromptError):
         sweep_command(console, model="planted", prompts="nothing", out=out, projections=["value"])
