@@ -19,7 +19,9 @@ from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
 from workbench.studies import (
     benign_cost,
+    defence,
     degradation,
+    detection,
     graded,
     head_count,
     maps,
@@ -63,6 +65,8 @@ STUDIES: dict[str, StudyRecord] = {
         masked_success.STUDY,
         measures.STUDY,
         time.STUDY,
+        detection.STUDY,
+        defence.STUDY,
         head_count.STUDY,
         *graded.STUDIES,
         reselect.STUDY,

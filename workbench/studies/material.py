@@ -84,6 +84,10 @@ class Material:
             self._made[key] = sweep(model, prompts, out=out, seed=self.seed, progress=self.progress, **options).load()
         return self._made[key]
 
+    def folder(self, name: str) -> Path | None:
+        """A folder of the runs for what stores its own sweeps there, of this material; None without one."""
+        return None if self.runs is None else self.runs / f"{name}-{self.key}"
+
     @cached_property
     def run(self) -> xr.Dataset:
         """Both projections of every head masked on every prompt."""

@@ -189,6 +189,25 @@ def test_a_model_shares_its_safety_head_with_itself_and_not_with_null():
     assert same["value"].iloc[0] == pytest.approx(1.0)
 
 
+def test_one_head_detects_all_at_no_false_alarm_and_ships_head_falls_for_the_decoy():
+    study = made("detection")
+    everything = {"source": "all", "family": "all"}
+    assert one(study, detector="one-head", measure="detection_rate_kde", **everything) == 1
+    assert one(study, detector="one-head", measure="fpr_kde", **everything) == 0
+    assert one(study, detector="ships", measure="auroc", **everything) < 0.6
+    assert "one-head" in study.found
+    assert "ships" not in study.found
+
+
+def test_the_guards_of_a_model_that_refuses_already_cost_nothing():
+    study = made("defence")
+    everything = {"source": "all", "family": "all"}
+    for guard in ("no guard", "one-head", "safety-prompt"):
+        assert one(study, detector=guard, measure="asr_guarded", **everything) == 0
+        assert one(study, detector=guard, measure="benign_refusal", **everything) == 0
+    assert one(study, detector="one-head", measure="benign_quality_forced", **everything) == 0  # all are refused
+
+
 def test_a_flagged_benign_prompt_is_refused_and_a_step_without_length_changes_nothing():
     study = made("benign-cost")
     assert one(study, answer="recipe", group="benign", measure="refused") == 1
