@@ -46,7 +46,8 @@ def packed(tmp_path_factory) -> set[str]:
     copy = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, copy / name)
-    shutil.copytree(ROOT / "workbench", copy / "workbench", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("workbench", "notebooks"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     (wheel,) = WheelBuilder(str(copy)).build(directory=str(copy / "dist"), versions=["standard"])
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
@@ -57,6 +58,7 @@ def test_the_wheel_holds_every_file_of_the_package(packed):
     kept = {name for name in there if "__pycache__" not in name}
     assert kept - packed == set()
     assert "workbench/py.typed" in packed
+    assert {f"workbench/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")} <= packed
     assert [name for name in packed if name.endswith(".safetensors")], "Pocket's weights are not in the wheel"
 
 
@@ -278,6 +280,7 @@ def test_the_readmes_python_runs(tmp_path):
         ('"pocket"', '"planted"'),
         ("n=300", "n=48"),
         ('(run, "figures")', f'(run, {str(tmp_path)!r}, formats=("png",))'),
+        ('"report.html"', repr(str(tmp_path / "report.html"))),
     ):
         assert theirs in source
         source = source.replace(theirs, ours)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from workbench.comparison.arena import arena
 from workbench.studies import needs
-from workbench.studies.detection import ALL, by_family, whole
+from workbench.studies.detection import ALL, by_family, left_out, whole
 from workbench.studies.material import Material
 from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
@@ -20,7 +20,7 @@ SHOWN = {"asr_guarded": "attack success", "benign_refusal": "benign refused"}
 
 
 def find(material: Material) -> Findings:
-    """Replies under the recipe behind three detectors, and under guards that need none, on attacks and benign prompts."""
+    """Replies to attacks and benign prompts under guards, those that need a detector behind three of them."""
     table = arena(
         material.model,
         material.prompts,
@@ -42,8 +42,7 @@ def find(material: Material) -> Findings:
     ]
     kept = table[table["measure"].isin([*SHOWN, "benign_quality_flagged", "benign_quality_forced"])]
     whole_table = pd.concat([*first, kept], ignore_index=True)
-    left_out = "; ".join(f"{name} ({why.split('. ')[0].rstrip('.')})" for name, why in table.attrs["left_out"].items())
-    says = _says(whole_table, guarded) + (f" Left out: {left_out}." if left_out else "")
+    says = _says(whole_table, guarded) + left_out(table)
     return Findings(whole_table, says, tests, _beside(whole_table, material))
 
 

@@ -4,9 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.comparison.arena import arena
+from workbench.comparison.arena import TIMED
 from workbench.comparison.differences import CHANCE, differences_of
-from workbench.detectors import list_detectors
 from workbench.studies.material import Material
 from workbench.studies.measuring import span
 from workbench.studies.record import Beside, Findings, StudyRecord
@@ -18,21 +17,19 @@ ALL = "all"
 
 def find(material: Material) -> Findings:
     """The arena with every detector of the registry; those that cannot be fitted are named."""
-    table = arena(
-        material.model,
-        material.prompts,
-        [record.name for record in list_detectors()],
-        costed=0,
-        out=material.folder("arena"),
-        progress=material.progress,
-        seed=material.seed,
-    )
-    found = differences_of(table)
+    arena = material.arena
+    table = arena[~arena["measure"].isin(["passes", TIMED])].reset_index(drop=True)
+    found = differences_of(arena)
     tests = found[(found["other"] == CHANCE) & (found["measure"] == "auroc")]
     tests = tests.rename(columns={"detector": "test"})[["test", "p_value", "p_corrected"]].reset_index(drop=True)
-    left_out = "; ".join(f"{name} ({why.split('. ')[0].rstrip('.')})" for name, why in table.attrs["left_out"].items())
-    says = _says(table, found, len(tests)) + (f" Left out: {left_out}." if left_out else "")
+    says = _says(table, found, len(tests)) + left_out(arena)
     return Findings(table, says, tests, _beside(table, material))
+
+
+def left_out(arena: pd.DataFrame) -> str:
+    """A sentence about who could not enter, and why; empty where all could."""
+    said = [f"{name} ({why.split('. ')[0].rstrip('.')})" for name, why in arena.attrs["left_out"].items()]
+    return f" Left out: {'; '.join(said)}." if said else ""
 
 
 def whole(table: pd.DataFrame, measure: str) -> pd.DataFrame:

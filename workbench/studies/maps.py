@@ -10,7 +10,7 @@ from workbench.studies.material import Material
 from workbench.studies.measuring import listed
 from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views import charts
-from workbench.views.figures import pages
+from workbench.views.figures import pages, style
 
 CRITERION, PROJECTION = "deflection", "query"
 
@@ -55,7 +55,7 @@ def _picks(table: Any) -> charts.Picks:
 
 
 def draw(findings: Findings) -> Any:
-    with pages.house_style():
+    with style.house_style():
         return pages.safe_and_unsafe(
             findings.table, criterion=CRITERION, projection=PROJECTION, picks=_picks(findings.table)
         )

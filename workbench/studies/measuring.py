@@ -126,9 +126,8 @@ def separations(
     p = np.full(values.shape[1], np.nan)
     if known.any():
         contents = prompt_coord(part, "content")
-        p[known] = statistics.permutation_p(
-            values[:, known], unsafe, pairs, permutations=PERMUTATIONS, seed=seed, contents=contents
-        )
+        shuffles = statistics.shuffled_labels(unsafe, pairs, permutations=PERMUTATIONS, seed=seed, contents=contents)
+        p[known] = statistics.permutation_p(values[:, known], unsafe, shuffles)
     for column, there in enumerate(known):
         of = values[:, column]
         area, ends = np.nan, (np.nan, np.nan)

@@ -24,6 +24,10 @@ def find(material: Material) -> Findings:
 
     run = material.run.isel(prompt=np.flatnonzero(in_split(material.run, "selection")))
     values, unsafe, units = prompt_values(run, get_criterion("deflection")), is_unsafe(run), unit_names(run)
+    contents = prompt_coord(run, "content")
+    shuffles = statistics.shuffled_labels(
+        unsafe, units, permutations=PERMUTATIONS, seed=material.seed, contents=contents
+    )
     rows, tests = [], []
     for layer in values["layer"].values:
         for projection in values["projection"].values:
@@ -32,9 +36,7 @@ def find(material: Material) -> Findings:
             for label, of in (("safe", ~unsafe), ("unsafe", unsafe)):
                 row = {"layer": int(layer), "mask": str(projection), "prompts": label, "measure": ANGLE}
                 rows.append(row | mean_of(mean[of], units[of], seed=material.seed))
-            contents = prompt_coord(run, "content")
-            how: dict[str, Any] = {"permutations": PERMUTATIONS, "seed": material.seed, "contents": contents}
-            p = statistics.permutation_p(mean[:, None], unsafe, units, **how)[0]
+            p = statistics.permutation_p(mean[:, None], unsafe, shuffles)[0]
             tests.append({"test": f"layer {layer}, {projection} masked", "p_value": p})
         for label, of in (("safe", ~unsafe), ("unsafe", unsafe)):
             q, v = (values.sel(layer=layer, projection=p).values[of].mean(0) for p in ("query", "value"))

@@ -40,13 +40,14 @@ def find(material: Material) -> Findings:
     drawn = _random(material, DRAWS)
     named = [*groups.values(), *(heads[:step] for step in range(1, STEPS + 1) for heads in drawn)]
     effects = group_effects(material.model, test, named, measure="kl")
+    shuffles = statistics.shuffled_labels(
+        unsafe, units, permutations=PERMUTATIONS, seed=material.seed, contents=contents
+    )
     for i, ((objective, step), heads) in enumerate(groups.items()):
         about = {"objective": objective, "step": step, "heads": head_names(heads), "measure": "KL on test prompts"}
         for label, of in (("unsafe", unsafe), ("safe", ~unsafe)):
             rows.append(about | {"prompts": label} | mean_of(effects[of, i], units[of], seed=material.seed))
-        p = statistics.permutation_p(
-            effects[:, i : i + 1], unsafe, units, permutations=PERMUTATIONS, seed=material.seed, contents=contents
-        )
+        p = statistics.permutation_p(effects[:, i : i + 1], unsafe, shuffles)
         tests.append({"test": f"{objective}, {step}: more on unsafe prompts than on safe", "p_value": float(p[0])})
     for step in range(1, STEPS + 1):
         start = len(groups) + (step - 1) * len(drawn)

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from workbench.views import charts, theme
-from workbench.views.figures.pages import house_style, new_figure
+from workbench.views.figures.pages import Sheet
 from workbench.views.figures.panels import colour_bar, heat_map
 from workbench.views.figures.save import write_figure
+from workbench.views.figures.style import house_style
 
 # Okabe and Ito's palette, dark ones first, and a marker each, so that series stay apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#333333", "#E69F00", "#56B4E9", "#6F7D8A")
@@ -209,7 +210,8 @@ def _panels(
     down = -(-len(shown) // WRAP)
     across = min(len(shown), WRAP)
     double = len(shown) > 1 if wide is None else wide
-    figure = new_figure(theme.DOUBLE_INCHES if double else theme.COLUMN_INCHES, min(height, 8.5) * down + 0.2)
+    own, inches = ("page", theme.DOUBLE_INCHES) if double else ("column", theme.COLUMN_INCHES)
+    figure = Sheet().figure(own, (min(height, 8.5) * down + 0.2) / inches)
     grid = figure.subplots(down, across, sharey=share_y, sharex=share_x, squeeze=False)
     axes = list(grid.ravel())
     for spare in axes[len(shown) :]:
