@@ -31,7 +31,7 @@ def material(name: str) -> Material:
     """Beside planted stand null and itself, beside null only itself."""
     planted, null = planted_parts.model("planted"), planted_parts.model("null")
     model, others = (planted, (null, planted)) if name == "planted" else (null, (null,))
-    return Material(model, planted_parts.prompts(96 if name == "planted" else 48), others, progress=False)
+    return Material(model, planted_parts.prompts(96 if name == "planted" else 72), others, progress=False)
 
 
 @cache
