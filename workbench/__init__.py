@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from workbench.replies import generate
     from workbench.runs.opening import open_run
     from workbench.studies import study
+    from workbench.sweeps.forecast import plan
     from workbench.sweeps.sweep import sweep
     from workbench.views.explorer.explore import explore
     from workbench.views.explorer.page import save_report
@@ -38,6 +39,7 @@ _HOME = {
     "load_prompts": "workbench.prompts",
     "mix": "workbench.prompts",
     "open_run": "workbench.runs.opening",
+    "plan": "workbench.sweeps.forecast",
     "save_figures": "workbench.views.figures.save",
     "save_report": "workbench.views.explorer.page",
     "score": "workbench.criteria",
@@ -59,6 +61,7 @@ __all__ = [
     "load_prompts",
     "mix",
     "open_run",
+    "plan",
     "plot",
     "save_figures",
     "save_report",

@@ -100,6 +100,18 @@ def test_make_lists_its_targets():
     assert {"demo", "test", "unit", "faults", "lab", "check", "docs", "bench", "pins", "help"} <= set(listed)
 
 
+def test_the_image_is_built_from_files_there_are_and_starts_a_command_there_is():
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for name in line.split()]
+    assert {"pyproject.toml", "constraints.txt", "workbench", "notebooks"} <= set(copied)
+    assert all((ROOT / name).exists() for name in copied)
+    started = json.loads(re.search(r"^CMD (.*)$", text, re.M)[1])
+    from workbench.cli import app
+
+    assert started[0] == "workbench"
+    assert CliRunner().invoke(app, [*started[1 : started.index("--")], "--help"]).exit_code == 0
+
+
 def test_the_hooks_before_a_commit_call_make():
     hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
     called = re.findall(r"^ +entry: make (\w+)$", hooks, re.M)

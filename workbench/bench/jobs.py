@@ -12,7 +12,7 @@ import xarray as xr
 
 from workbench.axes import LABELS
 from workbench.bench import peers
-from workbench.bench.operations import Counts, matmul_rate
+from workbench.bench.rates import matmul_rate
 from workbench.bench.synthetic import Shape, build, questions
 from workbench.bench.timing import Row, in_turn, rows
 from workbench.criteria.ranking import best_cells, ranked, rule_values, scored_rows
@@ -28,6 +28,7 @@ from workbench.runs.job import Job
 from workbench.runs.memory import BASE
 from workbench.sweeps.engines.first_order import first_order_step
 from workbench.sweeps.engines.registry import engine_names
+from workbench.sweeps.operations import Counts
 from workbench.sweeps.plan import plan
 from workbench.sweeps.sweep import sweep
 
@@ -59,7 +60,7 @@ def swept(model: HookedLVLM, prompts: PromptSet, engine: str, **options: Any) ->
     return sweep(model, prompts, engine=engine, keep_states=False, progress=False, **options)
 
 
-def a_part(cells: Sequence[peers.Cell], n: int, seed: int = 0) -> list[int]:
+def a_part(cells: Sequence[Any], n: int, seed: int = 0) -> list[int]:
     """Indices of `n` cells drawn at random, where all of them would take too long."""
     draws = np.random.default_rng(seed)
     return sorted(draws.permutation(len(cells))[:n].tolist())

@@ -98,6 +98,30 @@ def demo(
 
 
 @app.command()
+def plan(
+    model: ModelName,
+    prompts: PromptsName,
+    projections: Annotated[
+        list[str], typer.Option("--projection", help="The projection masked; give it twice for both, the default.")
+    ] = ["query", "value"],  # noqa: B006 - typer hands out copies
+    measures: Annotated[
+        list[str], typer.Option("--measure", help="What is measured of each cell; repeat for more; all by default.")
+    ] = [],  # noqa: B006
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    seed: Seed = 0,
+    template: Template = "chat",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Say what a sweep will take (time, memory, disk) from a few rows that are timed."""
+    given = dict(locals())
+    from workbench.cli.sweep import plan_command
+
+    tell(plan_command, console, **given)
+
+
+@app.command()
 def sweep(
     model: ModelName,
     prompts: PromptsName,
@@ -150,6 +174,9 @@ def sweep(
     ] = "raise",
     readout: Annotated[
         list[str], typer.Option(help="Where states are read: final, or a layer's number; repeat for more.")
+    ] = [],  # noqa: B006
+    measures: Annotated[
+        list[str], typer.Option("--measure", help="What is measured of each cell; repeat for more; all by default.")
     ] = [],  # noqa: B006
     seed: Seed = 0,
     quiet: Quiet = False,
@@ -399,11 +426,12 @@ def lab(
     folder: Annotated[Path, typer.Option(help="Where an installed package puts copies of its notebooks.")] = Path(
         "workbench-notebooks"
     ),
+    more: Annotated[list[str] | None, typer.Argument(help="Arguments for JupyterLab, after --.")] = None,
 ) -> None:
     """Open JupyterLab on the notebook in which heads can be clicked."""
     from workbench.cli.views import lab_command
 
-    raise typer.Exit(lab_command(folder))
+    raise typer.Exit(lab_command(folder, more or ()))
 
 
 def main() -> None:

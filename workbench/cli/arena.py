@@ -8,7 +8,7 @@ import typer.core
 from rich.console import Console
 from rich.text import Text
 
-from workbench.cli.options import Device, Dtype, ModelName, PromptsName, Quiet, Seed, Template, listed
+from workbench.cli.options import Device, Dtype, Json, ModelName, PromptsName, Quiet, Seed, Template, listed
 from workbench.plain import plain
 
 WIDTH = 80
@@ -50,6 +50,7 @@ def arena(
     template: Template = "chat",
     dtype: Dtype = "float32",
     device: Device = None,
+    json: Json = False,
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
@@ -76,9 +77,12 @@ def arena(
         max_new_tokens=max_new_tokens,
         bootstrap=bootstrap,
         out=out,
-        progress=not quiet,
+        progress=not (quiet or json),
         seed=seed,
     )
+    if json:
+        console.out(table.to_json(orient="records", double_precision=15), highlight=False)
+    quiet = quiet or json
     if not quiet:
         for shown in arena_tables(table, width=WIDTH):
             console.print(shown)

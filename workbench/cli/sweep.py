@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import typer
 from rich.console import Console
 
@@ -12,6 +14,8 @@ from workbench.errors import WorkbenchError
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.prompts import load_prompts
+from workbench.runs.effects import MEASURES
+from workbench.sweeps.forecast import plan
 from workbench.sweeps.sweep import sweep
 
 
@@ -40,6 +44,7 @@ def sweep_command(
     repair: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     readout: Sequence[str] = (),
+    measures: Sequence[str] = (),
     quiet: bool = False,
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
@@ -65,6 +70,7 @@ def sweep_command(
             repair=repair,
             on_error=on_error,
             readout=readout,
+            measures=measures or MEASURES,
             progress=not quiet,
         )
     except KeyboardInterrupt as stopped:
@@ -76,6 +82,32 @@ def sweep_command(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
     )
     console.print(f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}", highlight=False, markup=False)
+
+
+def plan_command(
+    console: Console,
+    *,
+    model: str,
+    prompts: str,
+    projections: list[str],
+    measures: Sequence[str] = (),
+    n: int | None = None,
+    seed: int = 0,
+    template: str = "chat",
+    dtype: str = "float32",
+    device: str | None = None,
+) -> pd.DataFrame:
+    """Print what a sweep will take, and return it as a table of one line.
+
+    Raises:
+        WorkbenchError: As `plan`, `load_model` and `load_prompts` do.
+    """
+    loaded = load_model(model, template=template, dtype=dtype, device=device)
+    chosen = load_prompts(prompts, n=n, seed=seed)
+    found = plan(loaded, chosen, projections=projections, measures=measures or MEASURES)
+    console.print(str(found), highlight=False)
+    numbers = asdict(found)
+    return pd.DataFrame([{**numbers, **numbers.pop("partition")}])
 
 
 def column_map(columns: Sequence[str]) -> dict[str, str | None]:

@@ -89,11 +89,11 @@ def report_command(
         console.print(f"{plain(path)}: {size:.1f} MB, opens without a network.", markup=False, highlight=False)
 
 
-def lab_command(folder: Path) -> int:
+def lab_command(folder: Path, more: Sequence[str]) -> int:
     """JupyterLab on the first notebook; its exit status.
 
     From a checkout the notebooks are opened where they are. From an installed package copies of them are put into
-    `folder`; what lies there already is left as it is.
+    `folder`; what lies there already is left as it is. JupyterLab gets `more` arguments.
     """
     if find_spec("jupyterlab") is None:
         raise WorkbenchError("JupyterLab is not installed. Install it with: pip install 'lvlm-workbench[lab]'.")
@@ -106,5 +106,5 @@ def lab_command(folder: Path) -> int:
         for notebook in shipped.glob("*.ipynb"):
             if not (folder / notebook.name).exists():
                 shutil.copy(notebook, folder)
-    command = [sys.executable, "-m", "jupyter", "lab", str(next(iter(sorted(folder.glob("*.ipynb"))), folder))]
+    command = [sys.executable, "-m", "jupyter", "lab", str(next(iter(sorted(folder.glob("*.ipynb"))), folder)), *more]
     return subprocess.run(command, check=False).returncode

@@ -34,6 +34,7 @@ from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
 from workbench.sweeps.engines.registry import engine_names, get_engine
 from workbench.sweeps.execution import progress_bar, run_sweep, work_line
+from workbench.sweeps.operations import foreseen
 from workbench.sweeps.plan import plan
 from workbench.sweeps.tasks import Encoder, Sweep, note_left_out
 
@@ -54,10 +55,13 @@ def _as_prompts(value: Any) -> PromptSet:
     return as_prompts(load_prompts(value) if isinstance(value, str | Path) else value)
 
 
+SomePrompts = Annotated[Sequence[Prompt] | Prompt | str | Path, Converted(_as_prompts)]
+
+
 @checked
 def sweep(
     model: SomeModel,
-    prompts: Annotated[Sequence[Prompt] | Prompt | str | Path, Converted(_as_prompts)],
+    prompts: SomePrompts,
     *,
     projections: Sequence[str] | str = PROJECTIONS,
     mask: SomeMask = None,
@@ -165,7 +169,7 @@ def sweep(
             note_left_out(encode, sink)
             planned = Sweep(model, encode.prompts, encode, job, sink, options, seed, bounds)
             with model.lock:
-                run_sweep(planned, engine, job.naive_work(model, lengths, images), progress, cluster)
+                run_sweep(planned, engine, foreseen(planned, lengths, images), progress, cluster)
         run, ids = sink.finish(), [prompt.id for prompt in given]
         if run["prompt"].values.tolist() != ids:
             run = run.sel(prompt=ids)
