@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench import plot
     from workbench.criteria import score, top_heads
+    from workbench.finding.find import find_heads
     from workbench.models.hooked import HookedLVLM
     from workbench.models.loading import load_model
     from workbench.models.masks import Mask
@@ -27,6 +28,7 @@ _HOME = {
     "Prompt": "workbench.prompts.prompt",
     "PromptSet": "workbench.prompts.prompt",
     "explore": "workbench.views.explorer.explore",
+    "find_heads": "workbench.finding.find",
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
     "load_prompts": "workbench.prompts",
@@ -45,6 +47,7 @@ __all__ = [
     "PromptSet",
     "__version__",
     "explore",
+    "find_heads",
     "generate",
     "load_model",
     "load_prompts",
