@@ -1,6 +1,5 @@
 """The benchmark's jobs: each returns a row an engine, side by side on the same model and prompts."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,14 +14,19 @@ from workbench.bench import peers
 from workbench.bench.operations import Counts, matmul_rate
 from workbench.bench.synthetic import Shape, build, questions
 from workbench.bench.timing import Row, in_turn, rows
-from workbench.criteria.ranking import best_cells, ranked, rule_values, scored_rows
-from workbench.criteria.registry import get_criterion
+from workbench.criteria.ranking import best_cells, rule_values
 from workbench.criteria.rules import SAFE_PERCENTILE
-from workbench.criteria.score import score
+from workbench.finding.find import find_heads
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
+from workbench.models.masks import Mask
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.effects import angle_degrees
+from workbench.runs.job import Job
+from workbench.runs.memory import BASE
+from workbench.sweeps.engines.first_order import first_order_step
+from workbench.sweeps.engines.registry import engine_names
+from workbench.sweeps.plan import plan
 from workbench.sweeps.sweep import sweep
 
 PROJECTIONS = ("query", "value")
@@ -153,39 +157,42 @@ def find_top5(
     against them.
     """
     _, _, calls, scale = peers_on_a_part(model, prompts, peer_names, part)
-    screen = {"estimates": ["deflection"], "sample": 2}
-    calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
-    calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 24})
+    calls["find"] = partial(find_heads, model, prompts, k=k, projection=PROJECTIONS, progress=False)
     timings, results = in_turn(calls, repeats, model.device)
     once, exact = in_turn({"exact": partial(swept, model, prompts, "exact")}, 1, model.device)
-    found = rows("find_top5", model.name, {"exact": once["exact"]} | timings, "sketch", scale)
+    found = rows("find_top5", model.name, {"exact": once["exact"]} | timings, "find", scale)
     unsafe = np.array([p.label == "unsafe" for p in prompts])
-    truth = exact["exact"].deflection.values
-    for engine in ("sketch", "race"):
-        run = results[engine]
-        same, tied = 0, 0
-        for number, name in enumerate(PROJECTIONS):
-            best = best_cells(rule_values(truth, unsafe, "selectivity")[number], k)
-            picked = first_heads(run, name, k)
-            same += len(set(best) & set(picked))
-            tied += len(set(picked) & (set(best) | tied_heads(truth[:, number], unsafe, best[-1])))
-        found[engine].agreement, found[engine].agreement_unit = same / (2 * k), "share of the exact top 5"
-        found[engine].more = {
-            "same_or_tied": tied / (2 * k),
-            "heads": model.n_layers * model.n_heads,
-            **{name: run.attrs[name] for name in run.attrs if name.startswith(("screen_recall", "race_"))},
-        }
+    truth, table = exact["exact"].deflection.values, results["find"]
+    same, tied, right = 0, 0, {}
+    counts: dict[str, dict[str, int]] = {"certain": {}, "possible": {}}
+    for number, name in enumerate(PROJECTIONS):
+        best = best_cells(rule_values(truth, unsafe, "selectivity")[number], k)
+        mine = table[table["projection"] == name]
+        cells = [(int(layer), int(head)) for layer, head in mine[["layer", "head"]].values]
+        picked, status = cells[:k], dict(zip(cells, mine["status"], strict=True))
+        same += len(set(best) & set(picked))
+        tied += len(set(picked) & (set(best) | tied_heads(truth[:, number], unsafe, best[-1])))
+        certain = {cell for cell in cells if status[cell] == "certain"}
+        right[name] = certain <= set(best) and all(status[cell] != "excluded" for cell in best)
+        counts["certain"][name] = len(certain)
+        counts["possible"][name] = int((mine["status"] == "possible").sum())
+    found["find"].agreement, found["find"].agreement_unit = same / (2 * k), "share of the exact top 5"
+    found["find"].more = {
+        "same_or_tied": tied / (2 * k),
+        "heads": model.n_layers * model.n_heads,
+        "work": round(table.attrs["work"], 4),
+        "right": right,
+        **counts,
+    }
     return list(found.values())
 
 
-def first_heads(run: xr.Dataset, projection: str, k: int) -> list[tuple[int, int]]:
-    """The k (layer, head) that a user of this run would take for the most selective ones."""
-    if "race_top" in run.attrs:
-        return [(layer, head) for layer, head in json.loads(run.attrs["race_top"])[projection]]
-    deflection = get_criterion("deflection")
-    rows, _ = scored_rows(score(run, "deflection", bootstrap=0, permutations=0), deflection, projection)
-    first = ranked(rows, deflection, "selectivity").head(k)
-    return [(int(layer), int(head)) for layer, head in first[["layer", "head"]].values]
+def estimated(model: HookedLVLM, prompts: PromptSet, directions: int) -> np.ndarray:
+    """Estimates of the deflection of every cell, `[prompt, projection, layer, head]`, without a single exact one."""
+    encoded = [model.encode(prompt) for prompt in prompts]
+    job = Job(PROJECTIONS, Mask(), None, False, estimates=("deflection",), directions=directions)
+    rows = plan(model, max(e.n_tokens for e in encoded)).rows
+    return dict(first_order_step(model, encoded, job, rows, (BASE,)))[BASE]["deflection_estimate"]
 
 
 def tied_heads(cells: np.ndarray, unsafe: np.ndarray, last: tuple[int, int], draws: int = 1000) -> set[tuple[int, int]]:
@@ -252,9 +259,9 @@ def wide_features(n: int, heads: int = 128, width: int = 128) -> tuple[np.ndarra
 
 
 def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
-    """How the cost of a screen and of an exact map grows with heads, layers, prompts and tokens, one at a time.
+    """How the cost of estimates and of an exact map grows with heads, layers, prompts and tokens, one at a time.
 
-    The exact map's cost is proportional to the number of heads, so along that axis only the screen is timed.
+    The exact map's cost is proportional to the number of heads, so along that axis only the estimates are timed.
     """
     found = []
     base = Shape(layers=8, heads=8, d_model=256, d_mlp=512)
@@ -272,13 +279,12 @@ def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
 def _grown(axis: str, size: int, shape: Shape, n: int, words: int, repeats: int, *, exact: bool = True) -> list[Row]:
     model = build(shape, name=f"{axis} {size}")
     prompts = questions(n, words=words, side=shape.side)
-    screen = {"estimates": ["deflection"], "directions": 4, "best": 0, "edge": 0, "sample": 0}
-    calls: dict[str, Any] = {"sketch": partial(swept, model, prompts, "sketch", engine_options=screen)}
+    calls: dict[str, Any] = {"estimates": partial(estimated, model, prompts, 4)}
     if exact:
         calls["exact"] = partial(swept, model, prompts, "exact")
-    calls["sketch"]()  # warm
+    calls["estimates"]()  # warm
     timings, _ = in_turn(calls, repeats, model.device)
-    made = rows("growth", model.name, timings, "sketch")
+    made = rows("growth", model.name, timings, "estimates")
     for row in made.values():
         row.more = {"axis": axis, "size": model.encode(prompts[0]).n_tokens if axis == "tokens" else size}
     return list(made.values())

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FEWEST = 4  # prompts of a class on which a head is scored before anything is said about it
+FEWEST = 4  # prompts of a class on which all heads are scored
 LEAST_SCATTER = 0.05  # of a head's size, where its estimate is the same for every prompt
+NO_SKEW = 0.05
 LENT = 8.0  # cells that the heads around lend a head
 NEIGHBOURS = 2  # layers to either side whose heads are around
 MEDIAN_ERROR = 1.25  # of the median, in standard errors of the mean, where cells are normal
@@ -61,6 +62,7 @@ class Fit:
 
     Attributes:
         cells: `[prompt, projection, layer, head]`, NaN where not computed.
+        sure: Cells that were computed for what their estimate says, whatever the draw of prompts; the same shape.
         line: What the line says of each cell, less its mean over all prompts; the same shape.
         level: How far the estimates of a head scatter, `[projection, layer, head]`: the unit of residuals.
         n, total: On how many drawn prompts a head is known, and of how many, `[projection, layer, head]`: all prompts but
@@ -71,6 +73,7 @@ class Fit:
     """
 
     cells: np.ndarray
+    sure: np.ndarray
     line: np.ndarray
     level: np.ndarray
     n: np.ndarray
@@ -100,14 +103,14 @@ class Fit:
             y, e = ((np.where(counted, of - np.where(counted, of, 0).sum(0) / n, 0) / level) for of in (cells, estimate))
             line = _slopes(y, e) * (estimate - np.where(drawn, estimate, 0).sum(0) / total)
             moved = np.where(counted, cells - line, 0)
-            enough = n >= np.minimum(FEWEST, total)
-            middle = np.where(enough, moved.sum(0) / n, np.nan)
+            middle = np.where(n > 0, moved.sum(0) / n, np.nan)
             spread = np.where(counted, moved - middle, 0) / level
-            variance, freedom = _shrunk(np.where(enough, (spread**2).sum(0) / (n - 1), np.nan), n - 1.0)
+            variance, freedom = _shrunk((spread**2).sum(0), np.maximum(n - 1.0, 0.0))
             whole = known.all(0)
-            mean = (np.where(known & sure, cells, 0).sum(0) + total * middle) / len(cells)
+            rest = np.where(total > 0, total * middle, 0)
+            mean = (np.where(known & sure, cells, 0).sum(0) + rest) / len(cells)
         mean = np.where(whole, cells.mean(0), mean)
-        return cls(cells, line, level, n, total, middle, mean, level**2 * variance, freedom)
+        return cls(cells, sure, line, level, n, total, middle, mean, level**2 * variance, freedom)
 
     def means(self) -> Means:
         """What is known of the mean of each head over all prompts of the class."""
@@ -122,34 +125,39 @@ class Fit:
         filled = np.where(known, self.cells, self.middle + self.line)
         return filled, np.where(known, 0.0, np.sqrt(self.variance))
 
-    def draws(self, random: np.random.Generator, n: int) -> np.ndarray:
-        """Means over all prompts as they may be, `[draw, projection, layer, head]`; see the module.
+    def draws(self, random: np.random.Generator, n: int, which: np.ndarray) -> np.ndarray:
+        """Means over all prompts as they may be of some heads, `[draw, projection, layer, head]`; NaN for the others.
 
         What was computed stands. What was not is where cells of the head mostly are, and then as far from there as
         cells of the head and of the heads around it were seen to be: mostly near, and now and then far above.
         """
-        known = ~np.isnan(self.cells)
-        missing, seen = (~known).sum(0), known.sum(0)
+        drawn = ~np.isnan(self.cells) & ~self.sure
+        missing, seen = np.isnan(self.cells).sum(0), drawn.sum(0)
         with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # heads that were not asked for have no median
-            off = self.cells - self.line
+            off = np.where(drawn, self.cells - self.line, np.nan)
             typical = np.nanmedian(off, 0)
-            off = (off - typical) / self.level
-            moments = np.stack([np.where(known, off**power, 0).sum(0) for power in (1, 2, 3)])
-            near = np.where(known, np.abs(off), 0).sum(0)
-        around = _around(np.concatenate([moments, near[None], seen[None].astype(float)]))
-        own = seen / (seen + LENT)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            first, second, third = own * moments / seen + (1 - own) * around[:3] / around[4]
-            steady = (own * near / seen + (1 - own) * around[3] / around[4]) * NORMAL_MEAN_DEVIATION
-            spread = second - first**2
+            off = np.where(drawn, (off - typical) / self.level, 0)
+            moments = np.stack([(off**power).sum(0) for power in (1, 2, 3)])
+            near = np.abs(off).sum(0)
+            around = _around(np.concatenate([moments, near[None], seen[None].astype(float)]))
+            own = 1 / (seen + LENT)
+            first, second, third = own * (moments + LENT * around[:3] / around[4])
+            steady = own * (near + LENT * around[3] / around[4]) * NORMAL_MEAN_DEVIATION
+            spread = np.maximum(second - first**2, 0)
             skew = (third - 3 * first * second + 2 * first**3) / np.maximum(spread, 1e-300) ** 1.5
-            unseen = _skewed(random, skew / np.sqrt(missing), n) * np.sqrt(spread / missing)
-            place = random.standard_t(seen - 1 + LENT, size=unseen.shape) * steady * MEDIAN_ERROR / np.sqrt(seen)
-            rest = typical + np.where(known, 0, self.line).sum(0) / missing
-            rest = rest + self.level * (first + unseen + place)
-            total = np.where(known, self.cells, 0).sum(0) + np.where(missing > 0, missing * rest, 0)
-        return total / len(self.cells)
+            # Of a head's usual place, and of the mean of what is missing.
+            place = self.level * steady * MEDIAN_ERROR / np.sqrt(seen)
+            apart = self.level * np.sqrt(spread / missing)
+            skew = np.where(missing > 0, np.nan_to_num(skew) / np.sqrt(missing), 0.0)
+            rest = typical + np.where(np.isnan(self.cells), self.line, 0).sum(0) / missing + self.level * first
+        share = missing / len(self.cells)
+        middle = np.nansum(self.cells, 0) / len(self.cells) + np.where(missing > 0, share * rest, 0.0)
+        found = np.full((n, *which.shape), np.nan)
+        noise = np.where(missing > 0, share * place, 0.0)[which] * random.standard_normal((n, which.sum()))
+        noise += np.where(missing > 0, share * apart, 0.0)[which] * _skewed(random, skew[which], n)
+        found[:, which] = middle[which] + noise
+        return found
 
 
 def _around(totals: np.ndarray) -> np.ndarray:
@@ -164,11 +172,11 @@ def _around(totals: np.ndarray) -> np.ndarray:
 
 def _skewed(random: np.random.Generator, skew: np.ndarray, n: int) -> np.ndarray:
     """Draws of mean 0 and variance 1 with a skewness (a gamma distribution, shifted; Pearson's third type)."""
-    skew = np.where(np.isfinite(skew), skew, 0.0)
-    strong = np.abs(skew) > 0.02
-    shape = 4 / np.where(strong, skew, 1.0) ** 2
-    gamma = (random.gamma(shape, size=(n, *skew.shape)) - shape) / np.sqrt(shape) * np.sign(skew)
-    return np.where(strong, gamma, random.standard_normal((n, *skew.shape)))
+    draws = random.standard_normal((n, *skew.shape))
+    strong = np.abs(skew) > NO_SKEW
+    shape = 4 / skew[strong] ** 2
+    draws[:, strong] = (random.standard_gamma(shape, (n, len(shape))) - shape) / np.sqrt(shape) * np.sign(skew[strong])
+    return draws
 
 
 def _slopes(y: np.ndarray, e: np.ndarray) -> np.ndarray:
@@ -178,10 +186,9 @@ def _slopes(y: np.ndarray, e: np.ndarray) -> np.ndarray:
     return np.where(own > 0, both / np.where(own > 0, own, 1), 0)
 
 
-def _shrunk(variance: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variances `[projection, layer, head]` shrunk towards the mean of their layer and its neighbours."""
-    known = ~np.isnan(variance)
-    totals = np.stack([np.where(known, variance * freedom, 0), np.where(known, freedom, 0)])
+def _shrunk(squares: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variances `[projection, layer, head]` from sums of squares, shrunk towards the mean of the layers around."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        pooled = np.divide(*_around(totals))
-    return (LENT * pooled + freedom * variance) / (LENT + freedom), LENT + freedom
+        pooled = np.divide(*_around(np.stack([squares, freedom])))
+    pooled = np.where(np.isfinite(pooled), pooled, 0.0)
+    return (LENT * pooled + squares) / (LENT + freedom), LENT + freedom

@@ -20,7 +20,12 @@ DRAWS = 1000
 
 def with_safe(safe: np.ndarray) -> np.ndarray:
     """Which heads lie under the bound on safe values of their projection, `[draw, projection, layer, head]`."""
-    return safe < np.nanpercentile(safe, SAFE_PERCENTILE, axis=(2, 3), keepdims=True)
+    under = np.zeros(safe.shape, dtype=bool)
+    for number in range(safe.shape[1]):
+        heads = ~np.isnan(safe[0, number])
+        known = safe[:, number, heads]
+        under[:, number, heads] = known < np.percentile(known, SAFE_PERCENTILE, axis=1, keepdims=True)
+    return under
 
 
 def first_of_draws(values: np.ndarray, k: int) -> np.ndarray:

@@ -101,8 +101,8 @@ def phases(this: Sweep) -> Iterator[list[Task]]:
         known = sink.read(f"{name}_estimate")[:n_read].astype(float)
         estimate = criterion.strength(np.where(asked, known, np.nan))
     else:  # so few heads or prompts that the exact map is the shortest way
-        yield layer_tasks(exact_step, bounds, (BASE,), None, sink)
-        work = replace(work, spent=0.0)
+        units = (BASE, *map(unit_of, this.job.layers(model)))
+        yield layer_tasks(exact_step, bounds, units, this.job.cells, sink)
         ask = replace(ask, budget=np.inf)
     done = np.zeros(estimate.shape, dtype=bool)  # and not what an interrupted search stored of later rounds
 

@@ -118,7 +118,7 @@ def find_heads(
     }  # fmt: skip
     run = sweep(
         model, chosen, projections=projection, mask=mask, engine="find", engine_options=options, keep_states=False,
-        out=out, progress=progress, seed=seed,
+        measures=get_criterion(criterion).needs, out=out, progress=progress, seed=seed,
     )  # fmt: skip
     return found_table(run, criterion=criterion, rule=rule, k=k, seed=seed)
 

@@ -12,7 +12,7 @@ import numpy as np
 from workbench.finding.bounds import FEWEST, Fit
 from workbench.finding.decisions import DRAWS, first_of_draws, sets, with_safe
 
-GROWTH = 0.2  # prompts of a later round, as a share of those before
+GROWTH = 0.35  # prompts of a later round, as a share of those before
 STRONG, STRONG_SHARE = 1.5, 0.15  # an estimate stands out by this factor, on at most this share of the prompts
 EXCLUDED, POSSIBLE, CERTAIN = 0, 1, 2
 STATUSES = ("excluded", "possible", "certain")
@@ -155,7 +155,9 @@ def _places(sides: list[np.ndarray]) -> np.ndarray:
 def pays(ask: Question, unsafe: np.ndarray, asked: np.ndarray, work: Work) -> bool:
     """Whether the least a search does, estimates and all heads on the fewest prompts, is less than the exact map."""
     places = _places(_sides(ask.rule, unsafe))
-    return bool(work.spent + work.of((places < FEWEST)[:, None, None, None] & asked) < work.whole)
+    every = work.of(np.broadcast_to(asked, (len(unsafe), *asked.shape)))
+    least = work.spent + work.of((places < FEWEST)[:, None, None, None] & asked) + STRONG_SHARE * every
+    return bool(least < every)
 
 
 def _sides(rule: str, unsafe: np.ndarray) -> list[np.ndarray]:
@@ -185,11 +187,12 @@ def _judge(
     fits = [Fit.of(cells[side], estimate[side], sure[side]) for side in sides]
     known = fits[0].means() if len(fits) == 1 else fits[0].means().minus(fits[1].means())
     half = known.reach((1 - ask.level) / 2)
-    drawn = [fit.draws(random, DRAWS) for fit in fits]
-    values, left_out = drawn[0], np.zeros(excluded.shape, dtype=bool)
+    values, left_out = fits[0].draws(random, DRAWS, ~excluded), np.zeros(excluded.shape, dtype=bool)
     if len(fits) > 1:
-        values = np.where(with_safe(drawn[1]), values - drawn[1], -np.inf)
+        safe = fits[1].draws(random, DRAWS, ~np.isnan(fits[1].mean))
+        values = np.where(with_safe(safe), values - safe, -np.inf)
         left_out = ~with_safe(fits[1].mean[None])[0]
+    values = np.where(np.isnan(sum(fit.mean for fit in fits)), np.inf, values)  # of which nothing is known yet
     status = np.full(excluded.shape, EXCLUDED)
     for number, out in enumerate(excluded):
         certain, gone = sets(first_of_draws(values[:, number][:, ~out], ask.k), risk / 2)
