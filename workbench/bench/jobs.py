@@ -25,7 +25,6 @@ from workbench.runs.effects import angle_degrees
 from workbench.runs.job import Job
 from workbench.runs.memory import BASE
 from workbench.sweeps.engines.first_order import first_order_step
-from workbench.sweeps.engines.registry import engine_names
 from workbench.sweeps.plan import plan
 from workbench.sweeps.sweep import sweep
 

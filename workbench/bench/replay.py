@@ -89,9 +89,7 @@ def replayed(stored: Stored, part: np.ndarray, ask: Question) -> Findings:
     order, n_read = search_order(stored.unsafe[part], [stored.units[i] for i in part], ask.rule, ask.seed)
     part = part[order]
     tokens, asked = stored.tokens[part], np.isfinite(stored.exact).all(0)
-    work = work_of(
-        tokens, np.zeros_like(tokens), asked.shape[1], asked, n_read=n_read, directions=stored.directions
-    )
+    work = work_of(tokens, np.zeros_like(tokens), asked.shape[1], asked, n_read=n_read, directions=stored.directions)
     part = part[:n_read]
     exact, estimate = stored.exact[part], stored.estimate[part]
     cells = np.full_like(exact, np.nan)

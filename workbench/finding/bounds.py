@@ -100,7 +100,9 @@ class Fit:
         with np.errstate(invalid="ignore", divide="ignore"):
             # In units of what the estimate scatters over all prompts, seen or not: heads of a layer are alike in these,
             # and a head whose few strong prompts are not among the n is not taken for a steady one.
-            y, e = ((np.where(counted, of - np.where(counted, of, 0).sum(0) / n, 0) / level) for of in (cells, estimate))
+            y, e = (
+                (np.where(counted, of - np.where(counted, of, 0).sum(0) / n, 0) / level) for of in (cells, estimate)
+            )
             line = _slopes(y, e) * (estimate - np.where(drawn, estimate, 0).sum(0) / total)
             moved = np.where(counted, cells - line, 0)
             middle = np.where(n > 0, moved.sum(0) / n, np.nan)
@@ -151,11 +153,12 @@ class Fit:
             apart = self.level * np.sqrt(spread / missing)
             skew = np.where(missing > 0, np.nan_to_num(skew) / np.sqrt(missing), 0.0)
             rest = typical + np.where(np.isnan(self.cells), self.line, 0).sum(0) / missing + self.level * first
-        share = missing / len(self.cells)
-        middle = np.nansum(self.cells, 0) / len(self.cells) + np.where(missing > 0, share * rest, 0.0)
+            share = missing / len(self.cells)
+            middle = np.nansum(self.cells, 0) / len(self.cells) + np.where(missing > 0, share * rest, 0.0)
+            place, apart = (np.where((missing > 0) & (seen > 0), share * of, 0.0)[which] for of in (place, apart))
         found = np.full((n, *which.shape), np.nan)
-        noise = np.where(missing > 0, share * place, 0.0)[which] * random.standard_normal((n, which.sum()))
-        noise += np.where(missing > 0, share * apart, 0.0)[which] * _skewed(random, skew[which], n)
+        freedom = LENT + np.maximum(seen - 1, 0)[which]
+        noise = place * random.standard_t(freedom, (n, which.sum())) + apart * _skewed(random, skew[which], n)
         found[:, which] = middle[which] + noise
         return found
 

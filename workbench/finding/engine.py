@@ -144,10 +144,13 @@ def more_cells(
 ) -> Iterator[tuple[int, Arrays]]:
     """Cells of one prompt, put among those of the same units that are `known` already; with that given, a `Step`."""
     for unit, arrays in exact_step(model, encoded, job, rows, units):
-        yield unit, {
-            variable: np.where(np.isnan(array), known[unit][variable].reshape(array.shape), array)
-            for variable, array in arrays.items()
-        }
+        yield (
+            unit,
+            {
+                variable: np.where(np.isnan(array), known[unit][variable].reshape(array.shape), array)
+                for variable, array in arrays.items()
+            },
+        )
 
 
 def _keep(this: Sweep, found: Findings, whole: float) -> None:

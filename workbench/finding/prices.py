@@ -27,7 +27,9 @@ def work_of(
     base = n_layers * tokens
     way = (n_layers - 1) * tokens + 1
     whole = base.sum() + (cell * asked.sum((0, 2))).sum()
-    return Work(cell.astype(float), base.astype(float), float((base + (1 + directions) * way)[:n_read].sum()), float(whole))
+    return Work(
+        cell.astype(float), base.astype(float), float((base + (1 + directions) * way)[:n_read].sum()), float(whole)
+    )
 
 
 def directions_for(n_layers: int, asked: np.ndarray) -> int:

@@ -13,7 +13,8 @@ from workbench.finding.bounds import FEWEST, Fit
 from workbench.finding.decisions import DRAWS, first_of_draws, sets, with_safe
 
 GROWTH = 0.35  # prompts of a later round, as a share of those before
-STRONG, STRONG_SHARE = 1.5, 0.15  # an estimate stands out by this factor, on at most this share of the prompts
+STRONG, STRONG_SHARE = 1.3, 0.2  # an estimate stands out by this factor, on at most this share of the prompts
+RISK_OF_DRAWS = 0.25  # of certain and of excluded heads each; half is left for what was never seen, and so never drawn
 EXCLUDED, POSSIBLE, CERTAIN = 0, 1, 2
 STATUSES = ("excluded", "possible", "certain")
 
@@ -195,7 +196,7 @@ def _judge(
     values = np.where(np.isnan(sum(fit.mean for fit in fits)), np.inf, values)  # of which nothing is known yet
     status = np.full(excluded.shape, EXCLUDED)
     for number, out in enumerate(excluded):
-        certain, gone = sets(first_of_draws(values[:, number][:, ~out], ask.k), risk / 2)
+        certain, gone = sets(first_of_draws(values[:, number][:, ~out], ask.k), RISK_OF_DRAWS * risk)
         status[number][~out] = np.where(gone, EXCLUDED, np.where(certain, CERTAIN, POSSIBLE))
     used = sum((~np.isnan(cells[side])).sum(0) for side in sides)
     no_value = left_out & (status == EXCLUDED)
