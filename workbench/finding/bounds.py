@@ -1,17 +1,20 @@
 """What exact cells on some prompts, and estimates on all, say of every head's value on all prompts, and how surely.
 
-A head's mean over N prompts of a class is known from n of them, drawn at random without replacement, and from an
-estimate on all N: the mean of the n exact values, moved by `slope` times what the estimate says those n prompts differ
-from all N. Whatever the estimate is worth, the result is right on average; what it is worth decides how little the
-exact values scatter about it (a regression estimator; Cochran, "Sampling Techniques", chapter 7; Angelopoulos et al.,
-"Prediction-powered inference", Science 382, 2023, and its tuned form, arXiv 2311.01453). Slopes are shared within a
-layer, since masks of a layer saturate alike, and each prompt is corrected with the slope of the other prompts, so that
-no prompt tunes its own correction.
+Some cells are computed for what their estimate says; they count as they are. Of the others, a head's mean over all N
+prompts of a class is known from n of them, drawn at random without replacement, and from an estimate on all N: the mean
+of the n exact values, moved by a slope times what the estimate says those n prompts differ from all N. Whatever the
+estimate is worth, the result is right on average; what it is worth decides how little the exact values scatter about it
+(a regression estimator; Cochran, "Sampling Techniques", chapter 7; Angelopoulos et al., "Prediction-powered inference",
+Science 382, 2023, and its tuned form, arXiv 2311.01453). Slopes are shared within a layer, since masks of a layer
+saturate alike, and each prompt is corrected with the slope of the other prompts, so that none tunes its own correction.
 
-With few prompts a head's own scatter is hardly known. It is shrunk towards what heads of its layer and size scatter, and
-counts for the more degrees of freedom the more alike they are (G. Smyth, "Linear models and empirical Bayes methods",
-SAGMB 3, 2004). Half-widths are Student's, with the correction for a finite population: they are 0 where every prompt was
-scored.
+With few prompts a head's own scatter is hardly known. Heads of its layer and the layers around lend theirs, in units of
+what the estimates of each head scatter (after G. Smyth, "Linear models and empirical Bayes methods", SAGMB 3, 2004).
+Half-widths of intervals are Student's, with the correction for a finite population: 0 where every prompt was scored.
+
+Student's bounds do not see rare cells far above the others, which decide what comes first. So `draws` predicts what was
+not computed (the prediction view of sampling; Valliant, Dorfman and Royall, "Finite population sampling and inference",
+2000): around where a head mostly is, with the skew that cells of the heads around were seen to have.
 """
 
 import warnings
@@ -21,7 +24,7 @@ import numpy as np
 
 FEWEST = 4  # prompts of a class on which all heads are scored
 LEAST_SCATTER = 0.05  # of a head's size, where its estimate is the same for every prompt
-NO_SKEW = 0.05
+NO_SKEW = 0.05  # a skewness below which draws are normal
 LENT = 8.0  # cells that the heads around lend a head
 NEIGHBOURS = 2  # layers to either side whose heads are around
 MEDIAN_ERROR = 1.25  # of the median, in standard errors of the mean, where cells are normal
@@ -65,9 +68,9 @@ class Fit:
         sure: Cells that were computed for what their estimate says, whatever the draw of prompts; the same shape.
         line: What the line says of each cell, less its mean over all prompts; the same shape.
         level: How far the estimates of a head scatter, `[projection, layer, head]`: the unit of residuals.
-        n, total: On how many drawn prompts a head is known, and of how many, `[projection, layer, head]`: all prompts but
-            those of cells that were computed for what their estimate says.
-        middle: The corrected mean of the latter; NaN where a head is known on too few of them.
+        n, total: On how many drawn prompts a head is known, and of how many, `[projection, layer, head]`: all prompts
+            but those of cells that were computed for what their estimate says.
+        middle: The corrected mean of the drawn ones; NaN where a head is known on none of them.
         mean: The corrected mean of all.
         variance: Of the exact values about the line, shrunk; `freedom` its degrees of freedom.
     """
@@ -122,7 +125,7 @@ class Fit:
         return Means(self.mean, np.where(full, 0.0, error), np.where(full, 1.0, self.freedom))
 
     def completed(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cells, those that are not known filled in from the line; and the scatter of what is filled in, 0 elsewhere."""
+        """Cells, those not known filled in from the line; and the scatter of what is filled in, 0 elsewhere."""
         known = ~np.isnan(self.cells)
         filled = np.where(known, self.cells, self.middle + self.line)
         return filled, np.where(known, 0.0, np.sqrt(self.variance))

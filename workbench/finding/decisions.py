@@ -1,8 +1,8 @@
 """Which heads are among the first k for certain, and which are not: from draws of what every head's value may be.
 
-The largest of many uncertain values are mostly too large, and the bound of the rule selectivity is a percentile over all
-heads. So heads are taken together: in each draw every head has a value, the bound is drawn with them, and the first k
-are noted. A set of heads is excluded when, in all but a stated share of the draws, none of them is among the first k;
+The largest of many uncertain values are mostly too large, and the bound of the rule selectivity is a percentile over
+all heads. So heads are taken together: in each draw every head has a value, the bound is drawn with them, and the first
+k are noted. A set of heads is excluded when, in all but a stated share of the draws, none of them is among the first k;
 and certain when, in all but that share, all of them are.
 
 Sources: M. Mogstad, J. Romano, A. Shaikh and D. Wilhelm, "Inference for ranks", Review of Economic Studies 91, 2024; J.

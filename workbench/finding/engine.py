@@ -120,7 +120,7 @@ def phases(this: Sweep) -> Iterator[list[Task]]:
 
 
 def _tasks(this: Sweep, name: str, wanted: np.ndarray, bounds: Sequence[tuple[int, int]]) -> Iterator[Task]:
-    """What computes these cells `[prompt, projection, layer, head]`, as far as they are not stored; prompt by prompt."""
+    """What computes these cells `[prompt, projection, layer, head]` where they are not stored; prompt by prompt."""
     sink = this.sink
     missing = wanted & np.isnan(sink.read(name)[: len(wanted)])
     stored = {variable: sink.read(variable) for variable in variables_of(sink.layout, unit_of(0))}

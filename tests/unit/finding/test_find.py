@@ -20,11 +20,11 @@ from workbench.finding.decisions import first_of_draws, sets
 from workbench.finding.order import search_order
 from workbench.sweeps.engines.exact import ExactBlock
 
-N = 80  # prompts of the made-up map
+N = 48  # prompts of the made-up map
 BOTH = ("query", "value")
 
 
-def made_up(seed=0, *, heads=24, layers=6, noise=0.3) -> Stored:
+def made_up(seed=0, *, heads=10, layers=4, noise=0.3) -> Stored:
     """A map with rare cells far above the others, which estimates flag but do not follow; and heads of all sizes."""
     random = np.random.default_rng(seed)
     shape = (N, 2, layers, heads)
@@ -45,12 +45,12 @@ def rates(found):
 
 @pytest.mark.parametrize("rule", ["sensitivity", "selectivity"])
 def test_statuses_and_intervals_hold_at_their_level(rule):
-    found = replay(made_up(), each=30, draws=20, rule=rule, k=3, budget=0.6)
+    found = replay(made_up(), each=20, draws=12, rule=rule, k=3, budget=0.6)
     right, covered, work = rates(found)
-    assert right >= 0.9  # of 20; at a level of 0.95 this fails by chance in 1 of 13, and these draws are fixed
+    assert right >= 0.9  # of 12 fixed draws
     assert covered > 0.93
     assert work <= 0.6
-    assert found["possible"].mean() < 0.25 * 6 * 24  # and they say something
+    assert found["possible"].mean() < 0.5 * 4 * 10  # and they say something
     if rule == "sensitivity":
         assert found["certain"].mean() > 1.5
 
@@ -61,15 +61,15 @@ def test_a_biased_estimator_is_found_out(monkeypatch):
         return replace(fit, mean=fit.mean + 0.5 * fit.level, middle=fit.middle + 0.5 * fit.level)
 
     monkeypatch.setattr(Fit, "of", classmethod(biased))
-    _, covered, _ = rates(replay(made_up(), each=30, draws=4, rule="sensitivity", k=3, budget=0.6))
+    _, covered, _ = rates(replay(made_up(), each=20, draws=3, rule="sensitivity", k=3, budget=0.6))
     assert covered < 0.8
 
 
 def test_a_sample_that_is_not_random_is_found_out(monkeypatch):
     stored = made_up(noise=1.5)  # estimates that say little, so that everything hangs on the sample
-    options = {"each": 30, "draws": 4, "rule": "sensitivity", "k": 3, "budget": 0.3}
+    options = {"each": 20, "draws": 3, "rule": "sensitivity", "k": 3, "budget": 0.3}
     honest = rates(replay(stored, **options))[1]
-    strength, inner = np.zeros(60), replaying.replayed
+    strength, inner = np.zeros(40), replaying.replayed
 
     def strongest_last(unsafe, units, rule, seed):
         order, n_read = search_order(unsafe, units, rule, seed)
@@ -93,7 +93,7 @@ def test_estimates_move_means_and_leave_them_unbiased():
     good, none = cells * 0.5 + 0.01 * random.random(cells.shape), random.random(cells.shape)
     for estimate in (good, none):
         errors, plain, inside = [], [], []
-        for _ in range(300):
+        for _ in range(200):
             drawn = random.permutation(40)[:10]
             known = np.full_like(cells, np.nan)
             known[drawn] = cells[drawn]
@@ -102,7 +102,7 @@ def test_estimates_move_means_and_leave_them_unbiased():
             plain.append(cells[drawn].mean(0) - cells.mean(0))
             inside.append(np.abs(errors[-1]) <= means.reach(0.025))
         errors, plain = np.array(errors), np.array(plain)
-        assert np.abs(errors.mean(0)).max() < 5 * plain.std(0).max() / np.sqrt(300)
+        assert np.abs(errors.mean(0)).max() < 5 * plain.std(0).max() / np.sqrt(200)
         assert np.mean(inside) > 0.93
         assert errors.std() < (0.2 if estimate is good else 1.1) * plain.std()
 
@@ -265,7 +265,7 @@ def test_prompts_and_criteria_that_say_nothing_are_refused(double, monkeypatch):
         wb.find_heads(double, safe, progress=False)
     with pytest.raises(PromptError, match="sensitivity reads unsafe prompts"):
         wb.find_heads(double, safe, rule="sensitivity", progress=False)
-    with pytest.raises(WorkbenchError, match="derivative is known: .*deflection.*; got 'js'"):
+    with pytest.raises(WorkbenchError, match=r"derivative is known: .*deflection.*; got 'js'"):
         wb.sweep(double, text_prompts(), engine="find", engine_options={"criterion": "js"}, progress=False)
     monkeypatch.setitem(double.__dict__, "refusal_tokens", ())
     with pytest.raises(WorkbenchError, match="knows no opening of a refusal"):
