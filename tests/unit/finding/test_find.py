@@ -199,11 +199,11 @@ def test_estimates_are_never_among_exact_numbers(double):
 def test_work_is_what_the_model_counts_and_stays_within_the_budget(double):
     prompts = text_prompts(60)
     before = double.work.layer_tokens
-    found = wb.find_heads(double, prompts, k=2, rule="sensitivity", budget=0.5, progress=False)
+    found = wb.find_heads(double, prompts, k=2, rule="sensitivity", budget=0.7, progress=False)
     spent = double.work.layer_tokens - before
     exact = wb.sweep(double, prompts, projections=("query",), keep_states=False, progress=False)
     assert found.attrs["work"] == pytest.approx(spent / exact.attrs["layer_tokens"])
-    assert found.attrs["work"] <= 0.5
+    assert found.attrs["work"] <= 0.7
 
 
 def test_the_search_finds_the_planted_head(tmp_path):
