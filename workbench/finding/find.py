@@ -23,7 +23,7 @@ from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import selection_part
+from workbench.runs.reading import prompt_coord, selection_part
 from workbench.sweeps.sweep import as_prompt_set, sweep
 from workbench.sweeps.tasks import selection_of
 
@@ -150,7 +150,7 @@ def found_table(run: xr.Dataset, *, criterion: str, rule: str, k: int, seed: int
         order = np.lexsort((table["head"], table["layer"], -table["value"].fillna(-np.inf), -codes))
         tables.append(table.iloc[order])
     found = pd.concat(tables, ignore_index=True)[list(COLUMNS)]
-    unsafe = run["label"].values.astype(str) == "unsafe"
+    unsafe = prompt_coord(run, "label") == "unsafe"
     found.attrs = {
         "work": float(run.attrs["layer_tokens"] / run.attrs["exact_map_layer_tokens"]),
         "run": run,
@@ -170,7 +170,7 @@ def redrawn_shares(run: xr.Dataset, criterion: str, rule: str, k: int, seed: int
     record, how = get_criterion(criterion), get_rule(rule)
     name = record.needs[0]
     part, _ = selection_part(run)
-    unsafe = part["label"].values.astype(str) == "unsafe"
+    unsafe = prompt_coord(part, "label") == "unsafe"
     exact, estimate = (record.strength(part[n].values.astype(float)) for n in (name, f"{name}_estimate"))
     weights = bootstrap_weights(unsafe, unit_names(part), resamples=REDRAWS, seed=seed)
     random = np.random.default_rng(seed)
