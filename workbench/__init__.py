@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from workbench import plot, studies
     from workbench.comparison import arena
     from workbench.criteria import score, top_heads
+    from workbench.finding.find import find_heads
     from workbench.models.hooked import HookedLVLM
     from workbench.models.loading import load_model
     from workbench.models.masks import Mask
@@ -34,6 +35,7 @@ _HOME = {
     "PromptSet": "workbench.prompts.prompt",
     "arena": "workbench.comparison",
     "explore": "workbench.views.explorer.explore",
+    "find_heads": "workbench.finding.find",
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
     "load_prompts": "workbench.prompts",
@@ -56,6 +58,7 @@ __all__ = [
     "__version__",
     "arena",
     "explore",
+    "find_heads",
     "generate",
     "load_model",
     "load_prompts",

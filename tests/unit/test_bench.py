@@ -95,9 +95,10 @@ def test_jobs_report_agreement_and_ratios(model, asked):
 def test_the_search_job_counts_the_same_heads(asked):
     model = build(SMALL, name="uneven", uneven=True)
     found = {row.engine: row for row in jobs.find_top5(model, asked, repeats=1, peer_names=["hooks"], part=4, k=2)}
-    assert set(found) == {"exact", "hooks", "sketch", "race"}
-    assert found["sketch"].agreement > 0.4
-    assert 0 <= found["race"].agreement <= 1
+    assert set(found) == {"exact", "hooks", "find"}
+    assert found["find"].agreement > 0.4
+    assert found["find"].more["right"] == {"query": True, "value": True}
+    assert 0 < found["find"].more["work"] <= 1.2
 
 
 def test_a_large_shape_is_measured_step_by_step(monkeypatch, tmp_path):
@@ -167,7 +168,7 @@ def test_the_growth_figure_is_drawn(tmp_path):
         Row("growth", "m", engine, 1.0, size / 10, more={"axis": axis, "size": size}).json()
         for axis in ("heads", "layers", "prompts", "tokens")
         for size in (4, 8)
-        for engine in ("exact", "sketch")
+        for engine in ("exact", "estimates")
     ]
     files = save_growth(rows, tmp_path / "figures", formats=("svg",))
     text = files[0].read_text()

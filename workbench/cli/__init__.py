@@ -133,15 +133,14 @@ def sweep(
     engine: Annotated[
         str,
         typer.Option(
-            help="exact, prefix (shared beginnings), sketch and race (estimates first), or naive (reference)."
+            help="exact, prefix (shared beginnings), find (the first heads; see workbench find), or naive (reference)."
         ),
     ] = "exact",
     options: Annotated[
         list[str],
         typer.Option(
             "--option",
-            help="NAME=VALUE for the engine, as often as needed. sketch: directions, best, edge, sample, by, rule; "
-            "race: k, rule, by, level, screen, directions.",
+            help="NAME=VALUE for the engine, as often as needed. find: k, rule, criterion, level, budget, directions.",
         ),
     ] = [],  # noqa: B006
     form: Form = "limit",
@@ -177,6 +176,52 @@ def sweep(
 
     mask = Mask(**{name: given.pop(name) for name in ("form", "factor", "grain", "positions")})
     sweep_command(console, **given, mask=mask)
+
+
+@app.command()
+@with_prompts
+def find(
+    model: ModelName,
+    prompts: Any,
+    k: Annotated[int, typer.Option("--k", "-k", help="How many heads.")] = 5,
+    criterion: Annotated[
+        str, typer.Option(help="deflection, ships, l2 or refusal_change: those whose derivative is known.")
+    ] = "deflection",
+    rule: Annotated[
+        str, typer.Option(help="selectivity, or sensitivity, which reads unsafe prompts only.")
+    ] = "selectivity",
+    projections: Annotated[
+        list[str], typer.Option("--projection", help="The projection masked; give it twice for both.")
+    ] = ["query"],  # noqa: B006 - typer hands out copies
+    level: Annotated[float, typer.Option(help="Chance that every status is right.")] = 0.95,
+    budget: Annotated[
+        float, typer.Option(help="Most work, as a share of the exact map's; what it leaves undecided is possible.")
+    ] = 0.5,
+    form: Form = "limit",
+    factor: Factor = 0.0,
+    store: Annotated[
+        str | None, typer.Option(help="Store the run here, RUN.zarr; stopped, the same command goes on from there.")
+    ] = None,
+    out: Table = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    template: Template = "chat",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Find the heads that come first under a rule, and how sure that is, for a part of the exact map's work.
+
+    certain: among the first k on these prompts. excluded: not. possible: the budget ran out first. The statuses aim
+    at being right together with probability --level. Whether other prompts would give the same heads is another
+    question: the column "in redraws" says in what share of redraws of the prompts a head is among the first k.
+    """
+    given = dict(locals())
+    from workbench.cli.find import find_command
+    from workbench.models.masks import Mask
+
+    mask = Mask(**{name: given.pop(name) for name in ("form", "factor")})
+    find_command(console, **given, mask=mask)
 
 
 @app.command(cls=Registered)

@@ -71,7 +71,7 @@ def score(
         | `p_value` | one-sided permutation test, unsafe stronger than safe | NaN | NaN: shuffling after training is not valid |
         | `q_value` | Benjamini-Hochberg over the heads of the criterion and projection | NaN | NaN |
 
-        Where an engine scored some heads only (sketch, race), a column `safe_rank` is added: the percentile, 0-100, at
+        Where an engine scored some heads only (find), a column `safe_rank` is added: the percentile, 0-100, at
         which the head's safe value lies among those of all heads, as far as they are known (by estimates, or on fewer
         prompts). It is what the bound of the rule selectivity goes by.
 

@@ -187,10 +187,10 @@ def test_the_command_stores_a_run(tmp_path):
         progress=False,
     )
     assert run.attrs["mask_factor"] == 0.5
-    options |= {"engine": "sketch", "options": ["best=2", "rule=sensitivity", "sample=0"], "out": f"{out}-sketch"}
+    options |= {"engine": "find", "options": ["k=2", "rule=sensitivity", "directions=1"], "out": f"{out}-find"}
     sweep_command(console, model="planted", prompts=asked, **options)
-    stored = json.loads(open_run(f"{out}-sketch").attrs["engine_options"])
-    assert (stored["best"], stored["rule"], stored["sample"]) == (2, "sensitivity", 0)
+    stored = json.loads(open_run(f"{out}-find").attrs["engine_options"])
+    assert (stored["k"], stored["rule"], stored["directions"]) == (2, "sensitivity", 1)
     for wrong in ("best", "best=", "=2"):
         with pytest.raises(WorkbenchError, match=f"NAME=VALUE, such as best=16; got '{wrong}'"):
             sweep_command(console, model="planted", prompts=asked, **(options | {"options": [wrong]}))
