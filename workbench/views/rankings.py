@@ -137,7 +137,7 @@ def head_list(table: pd.DataFrame, k: int = 20) -> HeadList:
         raise FigureError(f"Heads of one ranking are drawn together; this table has {len(rankings)}. Choose one.")
     criterion, rule, projection = rankings.iloc[0]
     shown = table.head(k).reindex(columns=["layer", "head", "value", "ci_low", "ci_high", "status", "stability"])
-    shown = shown.assign(status=shown["status"].fillna("").astype(str)).reset_index(drop=True)
+    shown = shown.assign(status=shown["status"].astype(object).fillna("").astype(str)).reset_index(drop=True)
     if unknown := set(shown["status"]) - {"", *STATUSES}:
         raise FigureError(f"A head is {', '.join(STATUSES)}; got {', '.join(sorted(map(repr, unknown)))}.")
     unit = theme.unit(criterion, rule) if rule != "ratio" else "no unit"
