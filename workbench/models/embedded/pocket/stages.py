@@ -1,0 +1,222 @@
+"""Pocket's stages: the vision tower alone, the language model on captions and pictures, and the safety tuning."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import LlavaForConditionalGeneration as Llava
+
+from workbench.axes import Head
+from workbench.models.embedded.pocket.batches import (
+    CLASSES,
+    Draws,
+    SafetyMix,
+    helpful_batch,
+    picture_batch,
+    safety_batch,
+)
+from workbench.models.embedded.pocket.config import D_HEAD, N_HEADS, N_IMAGE_TOKENS, N_LAYERS
+from workbench.models.embedded.pocket.stepping import Group, Machine, Tensors, optimise
+
+STEPS = {"vision": 2600, "captions": 400, "helpful": 1300, "questions": 400}
+RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "questions": 5e-4}
+ROWS = {"vision": 128, "captions": 96, "helpful": 48, "questions": 48, "safety": 48}
+VISION_RATE_SHARE = 0.3
+"""The vision tower's learning rate in the multimodal stages, as a share of the rest's."""
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class Safety:
+    """How the refusals are taught: by new weights of a few attention heads alone.
+
+    First all heads from `first_layer` on learn together, with a pull of each head as a whole back to where it was
+    (a group lasso); the heads that moved most against it are kept, all others put back, and these few learn again from
+    where the helpful model left them.
+
+    Attributes:
+        n_heads: How many heads are tuned.
+        first_layer: The first layer whose heads may be.
+        pull: Strength of the lasso, in units of the learning rate.
+        without: Share of rows that are answered without the tuned heads, as the helpful model does.
+    """
+
+    n_heads: int = 4
+    first_layer: int = 2
+    scout_steps: int = 250
+    pull: float = 20.0
+    steps: int = 700
+    rate: float = 1.5e-3
+    without: float = 0.1
+    mix: SafetyMix = SafetyMix()
+
+
+class PooledClassifier(nn.Module):
+    """Reads one label from the patch tokens through its own attention pooling; thrown away after the vision stage."""
+
+    def __init__(self, width: int, n_classes: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.out = nn.Linear(width, n_classes)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Logits [row, class] from patches [row, patch, width]."""
+        weights = (self.key(patches) @ self.query).softmax(-1)
+        return self.out(torch.einsum("rp,rpw->rw", weights, self.value(patches)))
+
+
+def train_vision(model: Llava, seed: int, steps: int, machine: Machine) -> None:
+    """The vision stage: one classifier for each property of a picture, read from the tower's patch tokens."""
+    tower = model.model.vision_tower
+    width = tower.config.hidden_size
+    readers = nn.ModuleDict({name: PooledClassifier(width, len(of)) for name, of in CLASSES.items()}).to(model.device)
+
+    def loss_of(tensors: Tensors) -> tuple[Tensor, Tensor]:
+        patches = patch_tokens(model, tensors["pixels"])
+        logits = {name: reader(patches) for name, reader in readers.items()}
+        loss = sum(cross_entropy(of, tensors[name], ignore_index=-100) for name, of in logits.items())
+        return loss, torch.stack([of.argmax(-1) == tensors[name] for name, of in logits.items()])
+
+    draws = Draws(steps, (seed, 0), partial(picture_batch, rows=ROWS["vision"]))
+    learned = [*tower.parameters(), *readers.parameters()]
+    optimise("vision", draws, [Group(learned, RATES["vision"])], loss_of, machine)
+
+
+def train_helpful(model: Llava, stage: str, seed: int, steps: int, machine: Machine) -> None:
+    """A helpful stage: next-token loss on the answers alone; everything is answered, and heads are masked at random."""
+    vision = list(model.model.vision_tower.parameters())
+    rest = [p for p in model.parameters() if not any(p is v for v in vision)]
+    groups = [Group(rest, RATES[stage])]
+    if stage != "captions":
+        groups.append(Group(vision, RATES[stage] * VISION_RATE_SHARE))
+    draws = Draws(steps, (seed, 1 + list(RATES).index(stage)), partial(helpful_batch, stage=stage, rows=ROWS[stage]))
+    optimise(stage, draws, groups, partial(answer_loss, model), machine)
+
+
+def train_safety(model: Llava, seed: int, recipe: Safety, machine: Machine) -> list[Head]:
+    """The safety tuning of a helpful model; returns the heads that were tuned."""
+    blocks = [block.self_attn for block in model.model.language_model.layers]
+    upper = [(layer, head) for layer in range(recipe.first_layer, N_LAYERS) for head in range(N_HEADS)]
+    tuned = {id(w): w for attn in blocks[recipe.first_layer :] for w in (getattr(attn, p).weight for p in PROJECTIONS)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in tuned)
+    weights = list(tuned.values())
+    before = [w.detach().clone() for w in weights]
+
+    def learn(stage: str, number: int, steps: int, heads: Sequence[Head], pull: float, without: float) -> None:
+        draw = partial(
+            safety_batch, rows=ROWS["safety"], mix=recipe.mix, heads=tuple(heads) if without else (), without=without
+        )
+        optimise(
+            stage,
+            Draws(steps, (seed, number), draw),
+            [Group(weights, recipe.rate, decay=0.0)],
+            partial(answer_loss, model),
+            machine,
+            masks=None if len(heads) == len(upper) else head_masks(model, heads, recipe.first_layer),
+            after_step=partial(pull_back, weights, before, recipe.rate * pull) if pull else None,
+        )
+
+    heads = upper
+    if recipe.n_heads < len(upper):
+        learn("scout", 5, recipe.scout_steps, upper, recipe.pull, 0.0)
+        moved = torch.cat([m for m in head_moves(weights, before)])
+        best = moved.argsort(descending=True)[: recipe.n_heads].tolist()
+        heads = sorted(upper[k] for k in best)
+        with torch.no_grad():
+            for weight, was in zip(weights, before, strict=True):
+                weight.copy_(was)
+    learn("safety", 6, recipe.steps, heads, 0.0, recipe.without)
+    model.requires_grad_(True)
+    return heads
+
+
+def by_head(weight: Tensor, number: int) -> Tensor:
+    """A projection's weight as [head, …]; `number` counts the projections, and every fourth is an output's."""
+    return weight.unflatten(1, (N_HEADS, D_HEAD)).transpose(0, 1) if number % 4 == 3 else weight.unflatten(0, (N_HEADS, D_HEAD))
+
+
+def head_moves(weights: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
+    """How far each head of each layer is from where it was: the norm over its four projections."""
+    squares = [by_head(w.detach() - b, k).flatten(1).square().sum(1) for k, (w, b) in enumerate(zip(weights, before, strict=True))]
+    return [torch.stack(squares[k : k + 4]).sum(0).sqrt() for k in range(0, len(squares), 4)]
+
+
+@torch.no_grad()
+def pull_back(weights: Sequence[Tensor], before: Sequence[Tensor], by: float) -> None:
+    """Move each head as a whole back by a fixed distance, and onto its old place if it is nearer: a group lasso."""
+    for k, moved in enumerate(head_moves(weights, before)):
+        share = (1 - by / moved.clamp_min(1e-12)).clamp_min(0)[:, None, None]
+        for j in range(4 * k, 4 * k + 4):
+            new = by_head(before[j], j).lerp(by_head(weights[j].detach(), j), share)
+            by_head(weights[j].detach(), j).copy_(new)
+
+
+def head_masks(model: Llava, heads: Sequence[Head], first_layer: int) -> dict[nn.Parameter, Tensor]:
+    """For each projection from `first_layer` on: 1 in the weights of `heads`, 0 elsewhere."""
+    masks: dict[nn.Parameter, Tensor] = {}
+    for layer in range(first_layer, N_LAYERS):
+        for k, name in enumerate(PROJECTIONS):
+            weight = getattr(model.model.language_model.layers[layer].self_attn, name).weight
+            masks[weight] = torch.zeros_like(weight)
+            for head in (h for l, h in heads if l == layer):
+                by_head(masks[weight], k)[head] = 1
+    return masks
+
+
+def answer_loss(model: Llava, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    """Mean loss in nats over the answer tokens, and for each row whether all of them would have been right."""
+    hidden = final_states(model, tensors["ids"], tensors.get("pixels"), tensors.get("keep"))
+    logits, target, counts = model.lm_head(hidden[:, :-1]), tensors["ids"][:, 1:], tensors["answer"][:, :-1]
+    losses = cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(counts)
+    right = ((logits.argmax(-1) == target) | ~counts).all(1)
+    return (losses * counts).sum() / counts.sum(), right
+
+
+def final_states(model: Llava, ids: Tensor, pixels: Tensor | None, keep: Tensor | None) -> Tensor:
+    """The states after the final norm [row, pos, d_model], as transformers' own forward gives them.
+
+    Layer by layer, since nothing here may ask the device for a number: a CUDA graph cannot. Rows are padded on the
+    right and attention is causal, so no position that counts can see the padding and no attention mask is needed.
+    """
+    language = model.model.language_model
+    hidden = language.embed_tokens(ids)
+    if pixels is not None:
+        picture = model.model.multi_modal_projector(patch_tokens(model, pixels))
+        hidden = torch.cat([hidden[:, :2], picture, hidden[:, 2 + N_IMAGE_TOKENS :]], dim=1)
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    rotation = language.rotary_emb(hidden, position_ids=positions)
+    for layer, block in enumerate(language.layers):
+        kept = keep is not None and masked_heads(block.self_attn, keep[:, layer])
+        with kept or nullcontext():
+            hidden = block(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotation)
+    return language.norm(hidden)
+
+
+def patch_tokens(model: Llava, pixels: Tensor) -> Tensor:
+    """The vision tower's patches [row, patch, width] from pixels 0 to 255, channels last."""
+    normal = ((pixels.float() / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
+    return model.model.vision_tower(normal).last_hidden_state[:, 1:]
+
+
+@contextmanager
+def masked_heads(attention: nn.Module, keep: Tensor) -> Iterator[None]:
+    """Multiply each row's query (`keep[0]`) and output before the output projection (`keep[1]`), head by head."""
+
+    def times(of: Tensor, kept: Tensor) -> Tensor:
+        return of * kept.repeat_interleave(D_HEAD, dim=-1)[:, None]
+
+    handles = [
+        attention.q_proj.register_forward_hook(lambda _m, _i, out: times(out, keep[0])),
+        attention.o_proj.register_forward_pre_hook(lambda _m, args: (times(args[0], keep[1]),)),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
