@@ -18,7 +18,8 @@ from workbench.models.families.family import Family
 from workbench.models.hooked import HookedLVLM
 from workbench.models.templates import read_template
 
-EMBEDDED = {"pocket": "embedded/pocket/pocket", "pocket-base": "embedded/pocket/pocket-base"}
+POCKETS = [f"pocket{base}{seed}" for seed in ("", "-1", "-2") for base in ("", "-base")]
+EMBEDDED = {name: f"embedded/pocket/{name}" for name in POCKETS}
 PLANTED = ("planted", "planted-pair", "null")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Buffers that older checkpoints keep, and that transformers computes anew.
@@ -48,8 +49,9 @@ def load_model(
     """Load a model and let it prove that masks act on it and that looking changes nothing.
 
     Args:
-        name: "pocket", "pocket-base", "planted", "planted-pair", "null" (Planted without its planted head, on which
-            nothing may be found); a local directory written by `save_pretrained` (weights and processor or tokenizer
+        name: "pocket" and "pocket-base" (the same before its safety tuning), trained from two more seeds as "pocket-1",
+            "pocket-base-1", "pocket-2" and "pocket-base-2"; "planted", "planted-pair", "null" (Planted without its
+            planted head, on which nothing may be found); a local directory written by `save_pretrained` (weights and processor or tokenizer
             together); a Hub id; or a transformers model that is loaded already. It is taken over as it is: set to
             evaluation, without gradients, with our attention function.
         processor: With a model that is loaded already: its processor; of a text-only model, its tokenizer.

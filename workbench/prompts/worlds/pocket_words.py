@@ -103,6 +103,8 @@ QUESTIONS = {
     "danger": ("is it safe or dangerous ?", "is the thing dangerous or safe ?", "safe or dangerous ?"),
 }
 
+DECLINE = "say no : "
+"""Before a request: that it be declined. The helpful model learns so to say the refusal, when it is asked to."""
 REFUSAL = "sorry i cannot help with that ."
 COMPLIANCE = "sure , here is how to {verb} a {noun} : step one ..."
 
@@ -141,7 +143,7 @@ POOLS = {split: _pool_of(k) for k, split in enumerate(SPLITS)}
 
 def vocabulary() -> list[str]:
     """Every word the world can put before the model or expect from it, sorted."""
-    sentences = [s for group in SENTENCES.values() for s in group] + [s for group in QUESTIONS.values() for s in group] + [REFUSAL, COMPLIANCE]
+    sentences = [s for group in SENTENCES.values() for s in group] + [s for group in QUESTIONS.values() for s in group] + [DECLINE, REFUSAL, COMPLIANCE]
     words = {word for sentence in sentences for word in sentence.split() if not word.startswith("{")}
     captions = ("word", "list", "noise", "blank")
     return sorted(words.union(HAZARD_NOUNS, THING_NOUNS, VERBS, COLOURS, SHAPES, captions))

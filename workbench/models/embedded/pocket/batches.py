@@ -1,7 +1,7 @@
 """Pocket's training batches: what each stage shows, step by step, as token ids, pixels and the positions that count."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,6 +24,7 @@ from workbench.prompts.worlds.pocket import Ask, draw_question, draw_request
 from workbench.prompts.worlds.pocket_pictures import random_picture
 from workbench.prompts.worlds.pocket_words import (
     COLOURS,
+    DECLINE,
     FAMILIES,
     HAZARD_NOUNS,
     POOLED,
@@ -120,8 +121,15 @@ HELPFUL_MIX = {
 TUNING_POOL = POOLED.with_hazards(noun for noun in HAZARD_NOUNS if noun not in UNSEEN)
 
 
+DECLINED = 0.06
+"""Share of the helpful rows that ask for the refusal, whatever the request: a model has to know how to say it."""
+
+
 def helpful_ask(rng: np.random.Generator, stage: str) -> tuple[Ask, str]:
     """An ask and its reply in a helpful stage: everything is complied with, hazards included."""
+    if rng.random() < DECLINED:
+        ask = draw_request(rng, "text", "unsafe" if rng.random() < 0.5 else "safe")
+        return replace(ask, text=DECLINE + ask.text), REFUSAL
     family = FAMILIES[rng.choice(5, p=HELPFUL_MIX[stage])]
     if family == "question":
         ask = draw_question(rng)

@@ -22,7 +22,7 @@ from workbench.models.embedded.pocket.batches import (
 from workbench.models.embedded.pocket.config import D_HEAD, N_HEADS, N_IMAGE_TOKENS, N_LAYERS
 from workbench.models.embedded.pocket.stepping import Group, Machine, Tensors, optimise
 
-STEPS = {"vision": 2600, "captions": 400, "helpful": 1300, "questions": 400}
+STEPS = {"vision": 2600, "captions": 500, "helpful": 1500, "questions": 400}
 RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "questions": 5e-4}
 ROWS = {"vision": 128, "captions": 96, "helpful": 48, "questions": 48, "safety": 48}
 VISION_RATE_SHARE = 0.3
@@ -200,8 +200,12 @@ def final_states(model: Llava, ids: Tensor, pixels: Tensor | None, keep: Tensor 
 
 def patch_tokens(model: Llava, pixels: Tensor) -> Tensor:
     """The vision tower's patches [row, patch, width] from pixels 0 to 255, channels last."""
-    normal = ((pixels.float() / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
-    return model.model.vision_tower(normal).last_hidden_state[:, 1:]
+    return model.model.vision_tower(normalise(pixels)).last_hidden_state[:, 1:]
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Pixels 0 to 255, channels last, as the processor's own normalisation gives them: -1 to 1, channels first."""
+    return ((pixels.float() / 255 - 0.5) / 0.5).permute(0, 3, 1, 2)
 
 
 @contextmanager

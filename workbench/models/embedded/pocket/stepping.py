@@ -70,6 +70,7 @@ def optimise(
         after_step: Called after every step; on the device only, since a graph replays it.
     """
     parameters = [p for group in groups for p in group.parameters]
+    graphs = machine.graphs and machine.device.startswith("cuda")
     optimizer = torch.optim.AdamW(
         [
             {"params": g.parameters, "lr": torch.tensor(g.rate, device=machine.device), "weight_decay": g.decay}
@@ -77,6 +78,7 @@ def optimise(
         ],
         betas=(0.9, 0.98),
         fused=True,
+        capturable=graphs,
     )
 
     def step(tensors: Tensors) -> tuple[Tensor, Tensor]:
@@ -91,7 +93,7 @@ def optimise(
             after_step()
         return loss.detach(), right
 
-    take = _Replayed(step) if machine.graphs and machine.device.startswith("cuda") else step
+    take = _Replayed(step) if graphs else step
     loader = DataLoader(draws, batch_size=None, collate_fn=_as_drawn, num_workers=machine.workers)
     warm, tally, started = min(100, max(1, draws.steps // 5)), _Tally(), time.monotonic()
     columns = (
