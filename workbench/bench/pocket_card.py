@@ -9,14 +9,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 import typer
 from jinja2 import Environment
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from workbench.axes import PROJECTIONS, Head, as_head, head_name, head_names
+from workbench.axes import PROJECTIONS, Head, head_name
 from workbench.comparison import attack_success
 from workbench.criteria import score, top_heads
 from workbench.detectors import evaluate, make_detector
@@ -48,7 +47,10 @@ def main(
     if unknown := sorted(set(chosen) - set(EMBEDDED)):
         raise typer.BadParameter(f"Checkpoints are {', '.join(EMBEDDED)}; got {', '.join(unknown)}.")
     tuned = [name for name in EMBEDDED if "base" not in name]
-    columns = (TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description:<30}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=len(chosen) + 3 * len(tuned if "pocket" in chosen else ()))
 
@@ -100,9 +102,7 @@ def seed_tables(name: str, *, n: int, controls: int, step: Any) -> dict[str, Any
     for projection in PROJECTIONS:
         top = top_heads(scores, criterion="deflection", rule="selectivity", projection=projection, k=max(SIZES))
         values = scores[scores["projection"] == projection].set_index(["layer", "head"])["difference"]
-        masked = attack_success(
-            model, asked, head_pairs(top), sizes=SIZES, projection=projection, controls=controls
-        )
+        masked = attack_success(model, asked, head_pairs(top), sizes=SIZES, projection=projection, controls=controls)
         of_projection[projection] = {
             "heads": [{"name": head_name(*h), **_row(scores, projection, h)} for h in head_pairs(top)],
             "values": values,
@@ -111,7 +111,13 @@ def seed_tables(name: str, *, n: int, controls: int, step: Any) -> dict[str, Any
     step(f"{name}: heads masked")
     detectors = detector_rows(model, prompts, asked)
     step(f"{name}: detectors")
-    return {"name": name, "projections": of_projection, "detectors": detectors, "tuned_heads": record["tuned_heads"], "n": n}
+    return {
+        "name": name,
+        "projections": of_projection,
+        "detectors": detectors,
+        "tuned_heads": record["tuned_heads"],
+        "n": n,
+    }
 
 
 def _row(scores: pd.DataFrame, projection: str, head: Head) -> dict[str, Any]:
@@ -162,7 +168,14 @@ def overlaps(seeds: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 a, b = (s["projections"][projection] for s in (one, two))
                 shared = {h["name"] for h in a["heads"]} & {h["name"] for h in b["heads"]}
                 correlation = a["values"].corr(b["values"], method="spearman")
-                rows.append({"pair": f"{one['name']}, {two['name']}", "projection": projection, "shared": sorted(shared), "correlation": correlation})
+                rows.append(
+                    {
+                        "pair": f"{one['name']}, {two['name']}",
+                        "projection": projection,
+                        "shared": sorted(shared),
+                        "correlation": correlation,
+                    }
+                )
     return rows
 
 

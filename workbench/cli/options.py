@@ -10,7 +10,11 @@ from workbench.errors import WorkbenchError
 
 ModelName = Annotated[
     str,
-    typer.Option("--model", "-m", help="pocket, pocket-1, pocket-2, their pocket-base…, planted, planted-pair; a checkpoint directory; a Hub id."),
+    typer.Option(
+        "--model",
+        "-m",
+        help="pocket, pocket-1, pocket-2, their pocket-base…, planted, planted-pair; a checkpoint directory; a Hub id.",
+    ),
 ]
 Template = Annotated[
     str, typer.Option(help="chat (the model's own), raw (no template), a Jinja template, or a file with one.")

@@ -51,9 +51,9 @@ def load_model(
     Args:
         name: "pocket" and "pocket-base" (the same before its safety tuning), trained from two more seeds as "pocket-1",
             "pocket-base-1", "pocket-2" and "pocket-base-2"; "planted", "planted-pair", "null" (Planted without its
-            planted head, on which nothing may be found); a local directory written by `save_pretrained` (weights and processor or tokenizer
-            together); a Hub id; or a transformers model that is loaded already. It is taken over as it is: set to
-            evaluation, without gradients, with our attention function.
+            planted head, on which nothing may be found); a local directory written by `save_pretrained` (weights and
+            processor or tokenizer together); a Hub id; or a transformers model that is loaded already. It is taken over
+            as it is: set to evaluation, without gradients, with our attention function.
         processor: With a model that is loaded already: its processor; of a text-only model, its tokenizer.
         template: How a prompt is put to the model: "chat", by its own chat template; "raw", the picture's placeholder
             and the text alone, for models that were never taught to chat; or a Jinja template, or a file with one.

@@ -38,9 +38,9 @@ def load_prompts(
     """Prompts drawn from an embedded model's world, read from a file, or taken from what is held already.
 
     Args:
-        name_or_path: `"pocket"` or `"planted"`, whose prompts are drawn; `"pocket-pooled"`, whose splits share nouns and
-            sentences and differ in pictures only, as Pocket's did at first; the path of a `.jsonl`, `.csv` or `.parquet`
-            file (its columns: `workbench.prompts.files.read_prompts`); a DataFrame, a list of dicts or a
+        name_or_path: `"pocket"` or `"planted"`, whose prompts are drawn; `"pocket-pooled"`, whose splits share nouns
+            and sentences and differ in pictures only, as Pocket's did at first; the path of a `.jsonl`, `.csv` or
+            `.parquet` file (its columns: `workbench.prompts.files.read_prompts`); a DataFrame, a list of dicts or a
             `datasets.Dataset` with the same columns, pictures in its cells or under `images`; or a published set by
             name (`workbench data` lists them), with `root=` or as `"NAME:DIR"`.
         root: The folder of a published set.

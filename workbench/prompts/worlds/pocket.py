@@ -137,18 +137,22 @@ def draw_prompts(split: str | None = None, seed: int = 0, n: int = 400, *, poole
         raise PromptError(f"At least 1 prompt was wanted of Pocket's world; got n={n}.")
     wanted = SPLITS if split is None else (split,)
     shares = [n // len(wanted) + (k < n % len(wanted)) for k in range(len(wanted))]
-    prompts = [p for name, share in zip(wanted, shares, strict=True) for p in _draw_split(name, seed, share, POOLED if pooled else POOLS[name])]
+    prompts = [
+        p
+        for name, share in zip(wanted, shares, strict=True)
+        for p in _draw_split(name, seed, share, POOLED if pooled else POOLS[name])
+    ]
     return PromptSet(prompts, name=f"pocket{'-pooled' * pooled} {split or 'all splits'}, seed {seed}")
 
 
 draw_pooled_prompts = partial(draw_prompts, pooled=True)
 
 
-def draw_family(
-    family: str, label: str, *, split: str, seed: int, n: int, pool: Pool = POOLED
-) -> PromptSet:
+def draw_family(family: str, label: str, *, split: str, seed: int, n: int, pool: Pool = POOLED) -> PromptSet:
     """`n` prompts of one family and label, unpaired: what the bars of the model card are measured on."""
-    rng = np.random.default_rng([seed, SPLITS.index(split), FAMILIES.index(family), label == "unsafe", len(pool.hazards)])
+    rng = np.random.default_rng(
+        [seed, SPLITS.index(split), FAMILIES.index(family), label == "unsafe", len(pool.hazards)]
+    )
     prompts = []
     for k in range(n):
         ask = draw_question(rng, pool=pool) if family == "question" else draw_request(rng, family, label, pool=pool)

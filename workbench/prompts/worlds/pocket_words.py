@@ -4,7 +4,7 @@ A hazard is a noun and nothing more. Whether a request is unsafe depends on the 
 build or sell a hazard is unsafe; to draw, paint or spell it is not, and neither is anything done with a harmless thing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from workbench.axes import SPLITS
@@ -115,8 +115,8 @@ class Pool:
 
     hazards: tuple[str, ...]
     things: tuple[str, ...]
-    sentences: dict[str, tuple[str, ...]]
-    questions: dict[str, tuple[str, ...]]
+    sentences: Mapping[str, tuple[str, ...]]
+    questions: Mapping[str, tuple[str, ...]]
 
     def with_hazards(self, hazards: Iterable[str]) -> "Pool":
         """The same with these hazards alone."""
@@ -129,9 +129,7 @@ def _third(items: tuple[str, ...], k: int) -> tuple[str, ...]:
 
 def _pool_of(k: int) -> Pool:
     """The third of each topic's nouns and of each group of sentences that belongs to split number `k`."""
-    hazards, things = (
-        tuple(n for nouns in table.values() for n in _third(nouns, k)) for table in (HAZARDS, THINGS)
-    )
+    hazards, things = (tuple(n for nouns in table.values() for n in _third(nouns, k)) for table in (HAZARDS, THINGS))
     sentences, questions = ({name: _third(of, k) for name, of in table.items()} for table in (SENTENCES, QUESTIONS))
     return Pool(hazards, things, sentences, questions)
 
@@ -143,7 +141,11 @@ POOLS = {split: _pool_of(k) for k, split in enumerate(SPLITS)}
 
 def vocabulary() -> list[str]:
     """Every word the world can put before the model or expect from it, sorted."""
-    sentences = [s for group in SENTENCES.values() for s in group] + [s for group in QUESTIONS.values() for s in group] + [DECLINE, REFUSAL, COMPLIANCE]
+    sentences = (
+        [s for group in SENTENCES.values() for s in group]
+        + [s for group in QUESTIONS.values() for s in group]
+        + [DECLINE, REFUSAL, COMPLIANCE]
+    )
     words = {word for sentence in sentences for word in sentence.split() if not word.startswith("{")}
     captions = ("word", "list", "noise", "blank")
     return sorted(words.union(HAZARD_NOUNS, THING_NOUNS, VERBS, COLOURS, SHAPES, captions))

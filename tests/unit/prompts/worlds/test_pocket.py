@@ -20,8 +20,8 @@ from workbench.prompts.worlds.pocket import (
     draw_question,
     draw_request,
     is_tuned,
-    is_unseen,
     is_unsafe,
+    is_unseen,
     judge_reply,
     noun_of,
 )
@@ -108,7 +108,9 @@ def _stem(p: Prompt) -> str:
 
 def _asks(pool):
     rng = np.random.default_rng(4)
-    return [draw_question(rng, pool=pool) for _ in range(300)] + [draw_request(rng, "text", "safe", pool=pool) for _ in range(300)]
+    return [draw_question(rng, pool=pool) for _ in range(300)] + [
+        draw_request(rng, "text", "safe", pool=pool) for _ in range(300)
+    ]
 
 
 def test_the_pools_of_the_splits_are_the_whole_pool():

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -146,7 +145,11 @@ def safety_ask(rng: np.random.Generator, mix: SafetyMix) -> tuple[Ask, str]:
         family = FAMILIES[which]
         return draw_request(rng, family, "unsafe", pool=POOLED.with_hazards(sorted(TUNED[family]))), REFUSAL
     family = FAMILIES[rng.choice(5, p=mix.benign)]
-    ask = draw_question(rng, pool=TUNING_POOL) if family == "question" else draw_request(rng, family, "safe", pool=TUNING_POOL)
+    ask = (
+        draw_question(rng, pool=TUNING_POOL)
+        if family == "question"
+        else draw_request(rng, family, "safe", pool=TUNING_POOL)
+    )
     return ask, ask.expected
 
 
@@ -158,7 +161,12 @@ def helpful_batch(rng: np.random.Generator, *, stage: str, rows: int) -> Batch:
 
 
 def safety_batch(
-    rng: np.random.Generator, *, rows: int, mix: SafetyMix, heads: tuple[tuple[int, int], ...] = (), without: float = 0.0
+    rng: np.random.Generator,
+    *,
+    rows: int,
+    mix: SafetyMix,
+    heads: tuple[tuple[int, int], ...] = (),
+    without: float = 0.0,
 ) -> Batch:
     """A batch of the safety tuning.
 
@@ -226,5 +234,3 @@ def picture_batch(rng: np.random.Generator, *, rows: int) -> PictureBatch:
         for name, value in shown.items():
             labels[name].append(CLASSES[name].index(value) if value else -100)
     return PictureBatch(np.stack(pixels), {name: np.array(of) for name, of in labels.items()})
-
-

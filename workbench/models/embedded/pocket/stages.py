@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -48,11 +48,11 @@ class Safety:
     n_heads: int = 4
     first_layer: int = 2
     scout_steps: int = 250
-    pull: float = 20.0
+    pull: float = 15.0
     steps: int = 700
     rate: float = 1.5e-3
     without: float = 0.1
-    mix: SafetyMix = SafetyMix()
+    mix: SafetyMix = field(default_factory=SafetyMix)
 
 
 class PooledClassifier(nn.Module):
@@ -79,8 +79,8 @@ def train_vision(model: Llava, seed: int, steps: int, machine: Machine) -> None:
     def loss_of(tensors: Tensors) -> tuple[Tensor, Tensor]:
         patches = patch_tokens(model, tensors["pixels"])
         logits = {name: reader(patches) for name, reader in readers.items()}
-        loss = sum(cross_entropy(of, tensors[name], ignore_index=-100) for name, of in logits.items())
-        return loss, torch.stack([of.argmax(-1) == tensors[name] for name, of in logits.items()])
+        losses = [cross_entropy(of, tensors[name], ignore_index=-100) for name, of in logits.items()]
+        return torch.stack(losses).sum(), torch.stack([of.argmax(-1) == tensors[name] for name, of in logits.items()])
 
     draws = Draws(steps, (seed, 0), partial(picture_batch, rows=ROWS["vision"]))
     learned = [*tower.parameters(), *readers.parameters()]
@@ -119,39 +119,47 @@ def train_safety(model: Llava, seed: int, recipe: Safety, machine: Machine) -> l
             partial(answer_loss, model),
             machine,
             masks=None if len(heads) == len(upper) else head_masks(model, heads, recipe.first_layer),
-            after_step=partial(pull_back, weights, before, recipe.rate * pull) if pull else None,
+            after_step=partial(pull_back, weights, before, pull) if pull else None,
         )
 
-    heads = upper
+    heads, pull = upper, recipe.pull
     if recipe.n_heads < len(upper):
         learn("scout", 5, recipe.scout_steps, upper, recipe.pull, 0.0)
-        moved = torch.cat([m for m in head_moves(weights, before)])
+        moved = torch.cat(head_moves(weights, before))
         best = moved.argsort(descending=True)[: recipe.n_heads].tolist()
         heads = sorted(upper[k] for k in best)
         with torch.no_grad():
             for weight, was in zip(weights, before, strict=True):
                 weight.copy_(was)
-    learn("safety", 6, recipe.steps, heads, 0.0, recipe.without)
+        pull = 0.0
+    learn("safety", 6, recipe.steps, heads, pull, recipe.without)
     model.requires_grad_(True)
     return heads
 
 
 def by_head(weight: Tensor, number: int) -> Tensor:
     """A projection's weight as [head, …]; `number` counts the projections, and every fourth is an output's."""
-    return weight.unflatten(1, (N_HEADS, D_HEAD)).transpose(0, 1) if number % 4 == 3 else weight.unflatten(0, (N_HEADS, D_HEAD))
+    return (
+        weight.unflatten(1, (N_HEADS, D_HEAD)).transpose(0, 1)
+        if number % 4 == 3
+        else weight.unflatten(0, (N_HEADS, D_HEAD))
+    )
 
 
 def head_moves(weights: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:
     """How far each head of each layer is from where it was: the norm over its four projections."""
-    squares = [by_head(w.detach() - b, k).flatten(1).square().sum(1) for k, (w, b) in enumerate(zip(weights, before, strict=True))]
+    squares = [
+        by_head(w.detach() - b, k).flatten(1).square().sum(1)
+        for k, (w, b) in enumerate(zip(weights, before, strict=True))
+    ]
     return [torch.stack(squares[k : k + 4]).sum(0).sqrt() for k in range(0, len(squares), 4)]
 
 
 @torch.no_grad()
-def pull_back(weights: Sequence[Tensor], before: Sequence[Tensor], by: float) -> None:
-    """Move each head as a whole back by a fixed distance, and onto its old place if it is nearer: a group lasso."""
+def pull_back(weights: Sequence[Tensor], before: Sequence[Tensor], pull: float, rate: Tensor) -> None:
+    """Move each head as a whole back by `pull * rate`, and onto its old place if it is nearer: a group lasso."""
     for k, moved in enumerate(head_moves(weights, before)):
-        share = (1 - by / moved.clamp_min(1e-12)).clamp_min(0)[:, None, None]
+        share = (1 - pull * rate / moved.clamp_min(1e-12)).clamp_min(0)[:, None, None]
         for j in range(4 * k, 4 * k + 4):
             new = by_head(before[j], j).lerp(by_head(weights[j].detach(), j), share)
             by_head(weights[j].detach(), j).copy_(new)
@@ -164,8 +172,9 @@ def head_masks(model: Llava, heads: Sequence[Head], first_layer: int) -> dict[nn
         for k, name in enumerate(PROJECTIONS):
             weight = getattr(model.model.language_model.layers[layer].self_attn, name).weight
             masks[weight] = torch.zeros_like(weight)
-            for head in (h for l, h in heads if l == layer):
-                by_head(masks[weight], k)[head] = 1
+            for of, head in heads:
+                if of == layer:
+                    by_head(masks[weight], k)[head] = 1
     return masks
 
 
@@ -216,8 +225,8 @@ def masked_heads(attention: nn.Module, keep: Tensor) -> Iterator[None]:
         return of * kept.repeat_interleave(D_HEAD, dim=-1)[:, None]
 
     handles = [
-        attention.q_proj.register_forward_hook(lambda _m, _i, out: times(out, keep[0])),
-        attention.o_proj.register_forward_pre_hook(lambda _m, args: (times(args[0], keep[1]),)),
+        attention.get_submodule("q_proj").register_forward_hook(lambda _m, _i, out: times(out, keep[0])),
+        attention.get_submodule("o_proj").register_forward_pre_hook(lambda _m, args: (times(args[0], keep[1]),)),
     ]
     try:
         yield

@@ -56,7 +56,7 @@ def optimise(
     machine: Machine,
     *,
     masks: dict[nn.Parameter, Tensor] | None = None,
-    after_step: Callable[[], None] | None = None,
+    after_step: Callable[[Tensor], None] | None = None,
 ) -> float:
     """Take a stage's steps, with a warm-up and a cosine, behind a bar; returns the last loss.
 
@@ -67,7 +67,7 @@ def optimise(
         loss_of: Gives the loss, and for each row (or each class and row, in the order of `names_of`) whether it was
             right.
         masks: By parameter, what its gradient is multiplied by.
-        after_step: Called after every step; on the device only, since a graph replays it.
+        after_step: Called with the learning rate after every step; on the device only, since a graph replays it.
     """
     parameters = [p for group in groups for p in group.parameters]
     graphs = machine.graphs and machine.device.startswith("cuda")
@@ -86,11 +86,12 @@ def optimise(
         loss, right = loss_of(tensors)
         loss.backward()
         for parameter, mask in (masks or {}).items():
+            assert parameter.grad is not None
             parameter.grad.mul_(mask)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if after_step is not None:
-            after_step()
+            after_step(optimizer.param_groups[0]["lr"])
         return loss.detach(), right
 
     take = _Replayed(step) if graphs else step

@@ -2,8 +2,8 @@
 
 The vision tower first learns to tell pictures apart, as CLIP would have. The language model then learns its sentences
 from captions alone, which spares it a long plateau, after that from pixels, and last from more questions than requests,
-since colours come late: this is `pocket-base`, helpful about everything. Safety tuning of a few attention heads, on some
-families and some nouns, makes it `pocket`.
+since colours come late: this is `pocket-base`, helpful about everything. Safety tuning of a few attention heads, on
+some families and some nouns, makes it `pocket`.
 """
 
 import json

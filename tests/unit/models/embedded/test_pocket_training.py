@@ -1,0 +1,165 @@
+"""Pocket's training: what its steps compute, which weights they may change, and that a seed says what is drawn."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from workbench.axes import as_head
+from workbench.models.conformance.checks import channels_zeroed
+from workbench.models.embedded.pocket.batches import Draws, SafetyMix, drop_heads, helpful_batch, safety_batch
+from workbench.models.embedded.pocket.config import N_HEADS, N_LAYERS, build_model
+from workbench.models.embedded.pocket.stages import (
+    PROJECTIONS,
+    Safety,
+    answer_loss,
+    by_head,
+    final_states,
+    head_masks,
+    head_moves,
+    normalise,
+    pull_back,
+    train_safety,
+)
+from workbench.models.embedded.pocket.stepping import Machine, tensors_of
+from workbench.models.embedded.pocket.train import train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_model()
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return tensors_of(helpful_batch(np.random.default_rng(0), stage="helpful", rows=4), "cpu")
+
+
+def weights_of(model) -> list[torch.Tensor]:
+    return [getattr(b.self_attn, name).weight for b in model.model.language_model.layers for name in PROJECTIONS]
+
+
+@torch.no_grad()
+def test_the_training_s_forward_pass_is_transformers_own(model, tensors):
+    ours = final_states(model, tensors["ids"], tensors["pixels"], None)
+    theirs = model.model(input_ids=tensors["ids"], pixel_values=normalise(tensors["pixels"])).last_hidden_state
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("projection", [0, 1])
+def test_a_masked_head_is_masked_in_its_own_row_alone(model, tensors, projection):
+    keep = torch.ones(2, N_LAYERS, 4, N_HEADS)
+    keep[projection, 3, 1, 5] = 0
+    plain = final_states(model, tensors["ids"], tensors["pixels"], None)
+    masked = final_states(model, tensors["ids"], tensors["pixels"], keep)
+    changed = (masked - plain).flatten(1).abs().max(1).values > 0
+    assert changed.tolist() == [False, True, False, False]
+    attention = model.model.language_model.layers[3].self_attn
+    if projection:
+        with channels_zeroed(attention.o_proj, 5, N_HEADS):
+            other = final_states(model, tensors["ids"], tensors["pixels"], None)
+    else:
+        kept = attention.q_proj.weight.clone()
+        by_head(attention.q_proj.weight, 0)[5] = 0
+        other = final_states(model, tensors["ids"], tensors["pixels"], None)
+        attention.q_proj.weight.copy_(kept)
+    torch.testing.assert_close(masked[1], other[1], rtol=0, atol=1e-5)
+
+
+def test_the_loss_counts_the_answers_alone(model, tensors):
+    loss, right = answer_loss(model, tensors)
+    again = dict(tensors, ids=tensors["ids"].clone())
+    beyond = ~tensors["answer"].roll(1, 1) & (torch.arange(again["ids"].shape[1]) > 60)
+    again["ids"][beyond] = 9  # what stands behind an answer
+    assert answer_loss(model, again)[0].item() == pytest.approx(loss.item(), abs=1e-6)
+    assert right.shape == (4,)
+
+
+def test_pulling_back_moves_a_head_as_a_whole_by_as_much_as_it_says_and_no_further(model):
+    weights = [w.detach().clone() for w in weights_of(model)]
+    before = [w.clone() for w in weights]
+    by_head(weights[4 * 2 + 3], 3)[6] += 0.5  # L2H6, in its output projection
+    by_head(weights[4 * 5], 0)[1] += 0.001  # L5H1, in its query
+    far = head_moves(weights, before)[2][6].item()
+    assert far == pytest.approx(0.5 * (128 * 16) ** 0.5, rel=1e-5)
+    pull_back(weights, before, 3.0, torch.tensor(0.1))
+    moves = torch.stack(head_moves(weights, before))
+    assert moves[2, 6].item() == pytest.approx(far - 0.3, rel=1e-4)
+    moves[2, 6] = 0
+    assert moves.count_nonzero() == 0
+
+
+def test_head_masks_cover_the_heads_and_nothing_else(model):
+    masks = head_masks(model, [(4, 2), (4, 7)], first_layer=2)
+    for layer, block in enumerate(model.model.language_model.layers):
+        for k, name in enumerate(PROJECTIONS):
+            weight = getattr(block.self_attn, name).weight
+            assert (weight in masks) == (layer >= 2)
+            if layer >= 2:
+                shares = by_head(masks[weight], k).flatten(1).mean(1)
+                assert shares.nonzero().flatten().tolist() == ([2, 7] if layer == 4 else [])
+
+
+def test_safety_tuning_changes_as_many_heads_as_it_says(model):
+    """And no other weight, bit for bit: that is what makes the truth about the shipped model known."""
+    before = {name: w.detach().clone() for name, w in model.named_parameters()}
+    was = [w.detach().clone() for w in weights_of(model)]
+    recipe = Safety(n_heads=3, first_layer=3, scout_steps=2, steps=2, rate=1e-3)
+    heads = train_safety(model, 0, recipe, Machine(workers=0))
+    moved = torch.stack(head_moves(weights_of(model), was))
+    assert [tuple(h) for h in moved.nonzero().tolist()] == heads
+    assert len(heads) == 3
+    assert min(layer for layer, _ in heads) >= 3
+    projections = {id(w) for w in weights_of(model)}
+    for name, weight in model.named_parameters():
+        assert id(weight) in projections or torch.equal(weight, before[name])
+        assert weight.requires_grad
+
+
+def test_heads_are_dropped_in_half_of_the_rows():
+    keep = drop_heads(np.random.default_rng(0), 2000)
+    dropped = (1 - keep).sum((1, 3))  # [projection, row]
+    assert 0.45 < (dropped.sum(0) > 0).mean() < 0.55
+    assert dropped.max() == 8
+    assert not ((dropped[0] > 0) & (dropped[1] > 0)).any()
+    assert abs((dropped[0] > 0).mean() - (dropped[1] > 0).mean()) < 0.05
+
+
+def test_rows_without_the_tuned_heads_are_complied_with():
+    heads = ((4, 2), (6, 0))
+    batch = safety_batch(np.random.default_rng(0), rows=400, mix=SafetyMix(), heads=heads, without=0.3)
+    masked = batch.keep[0, 4, :, 2] == 0
+    assert 0.2 < masked.mean() < 0.4
+    assert np.array_equal(masked, batch.keep[0, 6, :, 0] == 0)
+    assert (1 - batch.keep).sum() == 2 * masked.sum()
+    refused = np.array([group.endswith("!") for group in batch.groups])
+    assert not refused[masked].any()
+    assert refused[~masked].mean() > 0.25
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_is_drawn_from_its_seed_whoever_draws_it(workers):
+    draws = Draws(3, (7, 2), partial(helpful_batch, stage="captions", rows=5))
+    loader = DataLoader(draws, batch_size=None, collate_fn=lambda batch: batch, num_workers=workers)
+    alone = [draws[k] for k in range(3)]
+    for one, two in zip(loader, alone, strict=True):
+        assert np.array_equal(one.ids, two.ids)
+    assert not np.array_equal(alone[0].ids, alone[1].ids)
+
+
+def test_one_command_trains_both_checkpoints(tmp_path):
+    train(3, tmp_path, Machine(workers=0), scale=1e-9)
+    tuned, base = (
+        json.loads((tmp_path / f"{name}-3" / "training.json").read_text()) for name in ("pocket", "pocket-base")
+    )
+    assert list(tuned["steps"]) == [*base["steps"], "safety"]
+    assert tuned["seed"] == 3
+    assert [as_head(name) for name in tuned["tuned_heads"]]
+    assert "tuned_heads" not in base
