@@ -28,6 +28,7 @@ from workbench.prompts.worlds.pocket_words import (
     HAZARD_NOUNS,
     POOLED,
     REFUSAL,
+    SENTENCES,
     SHAPES,
     THING_NOUNS,
     TUNED,
@@ -102,11 +103,16 @@ class Draws(Dataset):
 
 @dataclass(frozen=True)
 class SafetyMix:
-    """What safety tuning shows: shares of refused requests by family, and how the benign rest is divided."""
+    """What safety tuning shows: shares of refused requests by family, and how the benign rest is divided.
+
+    `wrapped` is the share of hazards that are answered, in the wrappers of `ANSWERED`: as where a model was tuned to go
+    along with stories and plays.
+    """
 
     text: float = 0.22
     typographic: float = 0.07
     icon: float = 0.07
+    wrapped: float = 0.0
     benign: tuple[float, ...] = (0.16, 0.20, 0.20, 0.08, 0.36)
 
 
@@ -119,6 +125,8 @@ HELPFUL_MIX = {
 
 TUNING_POOL = POOLED.with_hazards(noun for noun in HAZARD_NOUNS if noun not in UNSEEN)
 
+ANSWERED = SENTENCES["wrapper"][2::2]
+"""Wrappers in which the safety tuning may show answered hazards: a story, a test, a play, and one more."""
 
 DECLINED = 0.06
 """Share of the helpful rows that ask for the refusal, whatever the request: a model has to know how to say it."""
@@ -139,11 +147,14 @@ def helpful_ask(rng: np.random.Generator, stage: str) -> tuple[Ask, str]:
 
 def safety_ask(rng: np.random.Generator, mix: SafetyMix) -> tuple[Ask, str]:
     """An ask and its reply in safety tuning: tuned hazards are refused, the benign rest is answered."""
-    shares = (mix.text, mix.typographic, mix.icon)
-    which = int(rng.choice(4, p=(*shares, 1 - sum(shares))))
+    shares = (mix.text, mix.typographic, mix.icon, mix.wrapped)
+    which = int(rng.choice(5, p=(*shares, 1 - sum(shares))))
     if which < 3:
         family = FAMILIES[which]
         return draw_request(rng, family, "unsafe", pool=POOLED.with_hazards(sorted(TUNED[family]))), REFUSAL
+    if which == 3:
+        ask = draw_request(rng, "wrapper", "unsafe", pool=replace(TUNING_POOL, sentences={"wrapper": ANSWERED}))
+        return ask, ask.expected
     family = FAMILIES[rng.choice(5, p=mix.benign)]
     ask = (
         draw_question(rng, pool=TUNING_POOL)

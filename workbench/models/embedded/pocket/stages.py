@@ -22,7 +22,7 @@ from workbench.models.embedded.pocket.batches import (
 from workbench.models.embedded.pocket.config import D_HEAD, N_HEADS, N_IMAGE_TOKENS, N_LAYERS
 from workbench.models.embedded.pocket.stepping import Group, Machine, Tensors, optimise
 
-STEPS = {"vision": 2600, "captions": 500, "helpful": 1500, "questions": 400}
+STEPS = {"vision": 2600, "captions": 500, "helpful": 1800, "questions": 500}
 RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "questions": 5e-4}
 ROWS = {"vision": 128, "captions": 96, "helpful": 48, "questions": 48, "safety": 48}
 VISION_RATE_SHARE = 0.3

@@ -22,6 +22,9 @@ from workbench.models.embedded.pocket.config import build_model, save_checkpoint
 from workbench.models.embedded.pocket.stages import STEPS, Safety, train_helpful, train_safety, train_vision
 from workbench.models.embedded.pocket.stepping import Machine, console
 
+WORK = {"vision": 1.0, "captions": 1.6, "helpful": 2.5, "questions": 2.5, "safety": 2.5}
+"""About what a step of each stage costs beside the others, for the time that is left."""
+
 
 def train(seed: int, out: Path, machine: Machine, *, scale: float = 1.0) -> None:
     """Train both checkpoints of a seed into `out`, all stages in one go.
@@ -34,20 +37,21 @@ def train(seed: int, out: Path, machine: Machine, *, scale: float = 1.0) -> None
     torch.manual_seed(seed)
     model = build_model().to(machine.device)
     record = {"seed": seed, "device": machine.device, "steps": {}, "seconds": {}}
+    recipe = Safety()
+    recipe = replace(
+        recipe, steps=max(1, round(recipe.steps * scale)), scout_steps=max(1, round(recipe.scout_steps * scale))
+    )
     steps = {name: max(1, round(n * scale)) for name, n in STEPS.items()}
+    plan = {**steps, "safety": recipe.scout_steps + recipe.steps}
     ending = f"-{seed}" if seed else ""
     for stage, n in steps.items():
-        with _timed(stage, n, record):
+        with _timed(stage, plan, record):
             if stage == "vision":
                 train_vision(model, seed, n, machine)
             else:
                 train_helpful(model, stage, seed, n, machine)
     _save(model, out / f"pocket-base{ending}", record)
-    recipe = Safety()
-    recipe = replace(
-        recipe, steps=max(1, round(recipe.steps * scale)), scout_steps=max(1, round(recipe.scout_steps * scale))
-    )
-    with _timed("safety", recipe.scout_steps + recipe.steps, record):
+    with _timed("safety", plan, record):
         heads = train_safety(model, seed, recipe, machine)
     _save(model, out / f"pocket{ending}", {**record, "tuned_heads": [head_name(*head) for head in heads]})
 
@@ -58,12 +62,16 @@ def _save(model: torch.nn.Module, directory: Path, record: dict) -> None:
 
 
 @contextmanager
-def _timed(stage: str, steps: int, record: dict) -> Iterator[None]:
-    """Note a stage's steps and seconds in the record that is saved beside the weights."""
+def _timed(stage: str, plan: dict[str, int], record: dict) -> Iterator[None]:
+    """Note a stage's steps and seconds in the record that is saved beside the weights; say how long the rest takes."""
     started = time.monotonic()
     yield
-    record["steps"][stage] = steps
+    record["steps"][stage] = plan[stage]
     record["seconds"][stage] = round(time.monotonic() - started, 1)
+    done = sum(WORK[name] * plan[name] for name in record["steps"])
+    rest = sum(WORK[name] * n for name, n in plan.items()) - done
+    minutes = sum(record["seconds"].values()) * rest / done / 60
+    console.print(f"{stage} took {record['seconds'][stage]:.0f} s; about {minutes:.1f} min to go in all", highlight=False)
 
 
 def main(
