@@ -71,7 +71,8 @@ def _timed(stage: str, plan: dict[str, int], record: dict) -> Iterator[None]:
     done = sum(WORK[name] * plan[name] for name in record["steps"])
     rest = sum(WORK[name] * n for name, n in plan.items()) - done
     minutes = sum(record["seconds"].values()) * rest / done / 60
-    console.print(f"{stage} took {record['seconds'][stage]:.0f} s; about {minutes:.1f} min to go in all", highlight=False)
+    took = record["seconds"][stage]
+    console.print(f"{stage} took {took:.0f} s; about {minutes:.1f} min to go in all", highlight=False)
 
 
 def main(
