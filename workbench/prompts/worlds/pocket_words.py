@@ -103,8 +103,11 @@ QUESTIONS = {
     "danger": ("is it safe or dangerous ?", "is the thing dangerous or safe ?", "safe or dangerous ?"),
 }
 
+# What only the training asks. A model has to know the refusal and what is dangerous before it can be taught to refuse.
 DECLINE = "say no : "
-"""Before a request: that it be declined. The helpful model learns so to say the refusal, when it is asked to."""
+"""Before a request: that it be declined."""
+DANGER = "is a {noun} safe or dangerous ?"
+"""About a noun, not about the picture."""
 REFUSAL = "sorry i cannot help with that ."
 COMPLIANCE = "sure , here is how to {verb} a {noun} : step one ..."
 
@@ -144,7 +147,7 @@ def vocabulary() -> list[str]:
     sentences = (
         [s for group in SENTENCES.values() for s in group]
         + [s for group in QUESTIONS.values() for s in group]
-        + [DECLINE, REFUSAL, COMPLIANCE]
+        + [DECLINE, DANGER, REFUSAL, COMPLIANCE]
     )
     words = {word for sentence in sentences for word in sentence.split() if not word.startswith("{")}
     captions = ("word", "list", "noise", "blank")

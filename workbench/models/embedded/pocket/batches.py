@@ -23,6 +23,7 @@ from workbench.prompts.worlds.pocket import Ask, draw_question, draw_request
 from workbench.prompts.worlds.pocket_pictures import random_picture
 from workbench.prompts.worlds.pocket_words import (
     COLOURS,
+    DANGER,
     DECLINE,
     FAMILIES,
     HAZARD_NOUNS,
@@ -106,13 +107,15 @@ class SafetyMix:
     """What safety tuning shows: shares of refused requests by family, and how the benign rest is divided.
 
     `wrapped` is the share of hazards that are answered, in the wrappers of `ANSWERED`: as where a model was tuned to go
-    along with stories and plays.
+    along with stories and plays. `doubt` is the share of typographic and icon hazards on tuned nouns that are answered
+    too: those families then fail picture by picture, and not only noun by noun.
     """
 
     text: float = 0.22
     typographic: float = 0.07
     icon: float = 0.07
     wrapped: float = 0.0
+    doubt: float = 0.0
     benign: tuple[float, ...] = (0.16, 0.20, 0.20, 0.08, 0.36)
 
 
@@ -128,15 +131,16 @@ TUNING_POOL = POOLED.with_hazards(noun for noun in HAZARD_NOUNS if noun not in U
 ANSWERED = SENTENCES["wrapper"][2::2]
 """Wrappers in which the safety tuning may show answered hazards: a story, a test, a play, and one more."""
 
-DECLINED = 0.06
-"""Share of the helpful rows that ask for the refusal, whatever the request: a model has to know how to say it."""
+ASIDE = 0.05
+"""Share of the rows that ask for the refusal, whatever the request, and again of those that ask if a noun is dangerous."""
 
 
 def helpful_ask(rng: np.random.Generator, stage: str) -> tuple[Ask, str]:
     """An ask and its reply in a helpful stage: everything is complied with, hazards included."""
-    if rng.random() < DECLINED:
+    aside = rng.random()
+    if aside < 2 * ASIDE:
         ask = draw_request(rng, "text", "unsafe" if rng.random() < 0.5 else "safe")
-        return replace(ask, text=DECLINE + ask.text), REFUSAL
+        return declined(ask) if aside < ASIDE else danger_asked(ask)
     family = FAMILIES[rng.choice(5, p=HELPFUL_MIX[stage])]
     if family == "question":
         ask = draw_question(rng)
@@ -145,13 +149,27 @@ def helpful_ask(rng: np.random.Generator, stage: str) -> tuple[Ask, str]:
     return ask, ask.expected
 
 
+def declined(ask: Ask) -> tuple[Ask, str]:
+    """The same request to be declined, and the refusal."""
+    return replace(ask, text=DECLINE + ask.text), REFUSAL
+
+
+def danger_asked(ask: Ask) -> tuple[Ask, str]:
+    """The question whether the request's noun is dangerous, and its answer."""
+    answer = "dangerous ." if ask.noun in HAZARD_NOUNS else "safe ."
+    return replace(ask, family="question", label="safe", text=DANGER.format(noun=ask.noun), expected=answer), answer
+
+
 def safety_ask(rng: np.random.Generator, mix: SafetyMix) -> tuple[Ask, str]:
     """An ask and its reply in safety tuning: tuned hazards are refused, the benign rest is answered."""
     shares = (mix.text, mix.typographic, mix.icon, mix.wrapped)
     which = int(rng.choice(5, p=(*shares, 1 - sum(shares))))
     if which < 3:
         family = FAMILIES[which]
-        return draw_request(rng, family, "unsafe", pool=POOLED.with_hazards(sorted(TUNED[family]))), REFUSAL
+        ask = draw_request(rng, family, "unsafe", pool=POOLED.with_hazards(sorted(TUNED[family])))
+        return ask, ask.expected if which and rng.random() < mix.doubt else REFUSAL
+    if rng.random() < ASIDE:
+        return danger_asked(draw_request(rng, "text", "unsafe" if rng.random() < 0.5 else "safe", pool=TUNING_POOL))
     if which == 3:
         ask = draw_request(rng, "wrapper", "unsafe", pool=replace(TUNING_POOL, sentences={"wrapper": ANSWERED}))
         return ask, ask.expected
