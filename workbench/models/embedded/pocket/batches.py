@@ -132,7 +132,7 @@ ANSWERED = SENTENCES["wrapper"][2::2]
 """Wrappers in which the safety tuning may show answered hazards: a story, a test, a play, and one more."""
 
 ASIDE = 0.05
-"""Share of the rows that ask for the refusal, whatever the request, and again of those that ask if a noun is dangerous."""
+"""Share of the rows that ask for the refusal, whatever the request; as many ask whether a noun is dangerous."""
 
 
 def helpful_ask(rng: np.random.Generator, stage: str) -> tuple[Ask, str]:
