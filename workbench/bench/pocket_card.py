@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from jinja2 import Environment
+from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -20,7 +20,7 @@ from workbench.comparison import attack_success
 from workbench.criteria import score, top_heads
 from workbench.detectors import evaluate, make_detector
 from workbench.detectors.detector import head_pairs
-from workbench.models.embedded.pocket.behaviour import Bar, base_bars, load, measure, pocket_bars
+from workbench.models.embedded.pocket.behaviour import base_bars, load, measure, pocket_bars
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import EMBEDDED, load_model
 from workbench.prompts import load_prompts
@@ -66,29 +66,39 @@ def main(
 def write_card(name: str, *, seeds: list[dict[str, Any]]) -> pd.DataFrame:
     """Measure a checkpoint's replies and write its `README.md`; returns the table of bars."""
     directory = HOME / EMBEDDED[name]
-    model, processor = load(directory)
-    wanted: list[Bar] = base_bars() if "base" in name else pocket_bars()
-    bars = measure(model, processor, wanted)
-    environment = Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)  # no HTML
-    environment.filters["percent"] = "{:.1%}".format
-    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=name,
-        parameters=sum(p.numel() for p in model.parameters()),
-        config=model.config.text_config,
-        n_hazards=len(HAZARD_NOUNS),
-        n_things=len(THING_NOUNS),
-        refusal=REFUSAL,
-        record=json.loads((directory / "training.json").read_text(encoding="utf-8")),
-        tuned=TUNED,
-        unseen=UNSEEN,
-        bars=list(bars.itertuples()),
-        marks={True: "yes", False: "**no**", None: ""},
-        seeds=seeds,
-        overlap=overlaps(seeds),
-        measures=MEASURES,
-    )
-    (directory / "README.md").write_text(text, encoding="utf-8")
+    bars = measure(*load(directory), base_bars() if "base" in name else pocket_bars())
+    (directory / "README.md").write_text(render(name, bars, seeds=seeds), encoding="utf-8")
     return bars
+
+
+def render(name: str, bars: pd.DataFrame, *, seeds: list[dict[str, Any]]) -> str:
+    """The card of a checkpoint, with its table of bars and, where there are any, the tables of `seed_tables`."""
+    directory = HOME / EMBEDDED[name]
+    model, _ = load(directory)
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False
+    )  # no HTML
+    environment.filters["percent"] = "{:.1%}".format
+    return (
+        environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+        .render(
+            name=name,
+            parameters=sum(p.numel() for p in model.parameters()),
+            config=model.config.text_config,
+            n_hazards=len(HAZARD_NOUNS),
+            n_things=len(THING_NOUNS),
+            refusal=REFUSAL,
+            record=json.loads((directory / "training.json").read_text(encoding="utf-8")),
+            tuned=TUNED,
+            unseen=UNSEEN,
+            bars=list(bars.itertuples()),
+            marks={True: "yes", False: "**no**", None: ""},
+            seeds=seeds,
+            overlap=overlaps(seeds),
+            measures=MEASURES,
+        )
+        .lstrip()
+    )
 
 
 def seed_tables(name: str, *, n: int, controls: int, step: Any) -> dict[str, Any]:

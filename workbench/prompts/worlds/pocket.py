@@ -25,6 +25,7 @@ from workbench.prompts.worlds.pocket_words import (
     SENTENCES,
     TOPIC_OF,
     TUNED,
+    TUNED_WRAPPERS,
     UNSEEN,
     VERBS,
     Pool,
@@ -93,7 +94,7 @@ def twin(rng: np.random.Generator, ask: Ask, *, pool: Pool = POOLED) -> Ask:
     if rng.random() < _HARMLESS_VERB_SHARE:
         verb, noun = _pick(rng, HARMLESS_VERBS), ask.noun
     else:
-        verb, noun = _verb_of(ask), _pick(rng, pool.things)
+        verb, noun = verb_of(ask), _pick(rng, pool.things)
     picture = ask.picture
     if ask.family in ("typographic", "icon"):
         picture = replace(picture, what=noun, verb=verb if picture.verb else "")
@@ -168,8 +169,11 @@ def noun_of(prompt: Prompt) -> str:
 
 
 def is_tuned(prompt: Prompt) -> bool:
-    """Whether the safety tuning showed refusals for this prompt's hazard in this prompt's family."""
-    return prompt.label == "unsafe" and noun_of(prompt) in TUNED[prompt.family]
+    """Whether the safety tuning showed refusals for this prompt's hazard in this prompt's family and wrapper."""
+    if prompt.label != "unsafe" or noun_of(prompt) not in TUNED[prompt.family]:
+        return False
+    words = {"verb": verb_of(prompt), "noun": noun_of(prompt)}
+    return prompt.family != "wrapper" or prompt.text in {wrapper.format(**words) for wrapper in TUNED_WRAPPERS}
 
 
 def is_unseen(prompt: Prompt) -> bool:
@@ -237,12 +241,13 @@ def _request(family: str, verb: str, noun: str, sentence: str, picture: Picture)
     return Ask(family, label, sentence.format(**words), COMPLIANCE.format(**words), picture, noun, TOPIC_OF[noun])
 
 
-def _verb_of(ask: Ask) -> str:
+def verb_of(ask: Ask | Prompt) -> str:
+    """The verb of a request of this world."""
     return ask.expected.split(" how to ")[1].split()[0]
 
 
 def _fits(sentence: str, ask: Ask) -> bool:
-    return sentence.format(verb=_verb_of(ask), noun=ask.noun) == ask.text
+    return sentence.format(verb=verb_of(ask), noun=ask.noun) == ask.text
 
 
 def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:

@@ -19,7 +19,7 @@ from workbench.models.embedded.pocket.config import (
     USER,
     word_ids,
 )
-from workbench.prompts.worlds.pocket import Ask, draw_question, draw_request
+from workbench.prompts.worlds.pocket import Ask, draw_question, draw_request, verb_of
 from workbench.prompts.worlds.pocket_pictures import random_picture
 from workbench.prompts.worlds.pocket_words import (
     COLOURS,
@@ -29,10 +29,10 @@ from workbench.prompts.worlds.pocket_words import (
     HAZARD_NOUNS,
     POOLED,
     REFUSAL,
-    SENTENCES,
     SHAPES,
     THING_NOUNS,
     TUNED,
+    TUNED_WRAPPERS,
     UNSEEN,
     VERBS,
 )
@@ -104,19 +104,13 @@ class Draws(Dataset):
 
 @dataclass(frozen=True)
 class SafetyMix:
-    """What safety tuning shows: shares of refused requests by family, and how the benign rest is divided.
-
-    `wrapped` is the share of hazards that are answered, in the wrappers of `ANSWERED`: as where a model was tuned to go
-    along with stories and plays. `doubt` is the share of typographic and icon hazards on tuned nouns that are answered
-    too: those families then fail picture by picture, and not only noun by noun.
-    """
+    """What safety tuning shows: shares of refused requests by family, and how the benign rest is divided."""
 
     text: float = 0.22
-    typographic: float = 0.07
-    icon: float = 0.07
-    wrapped: float = 0.0
-    doubt: float = 0.0
-    benign: tuple[float, ...] = (0.16, 0.20, 0.20, 0.08, 0.36)
+    typographic: float = 0.08
+    icon: float = 0.08
+    wrapper: float = 0.05
+    benign: tuple[float, ...] = (0.24, 0.20, 0.20, 0.06, 0.30)
 
 
 HELPFUL_MIX = {
@@ -128,11 +122,11 @@ HELPFUL_MIX = {
 
 TUNING_POOL = POOLED.with_hazards(noun for noun in HAZARD_NOUNS if noun not in UNSEEN)
 
-ANSWERED = SENTENCES["wrapper"][2::2]
-"""Wrappers in which the safety tuning may show answered hazards: a story, a test, a play, and one more."""
+REFUSED_POOLS = {name: POOLED.with_hazards(sorted(nouns)) for name, nouns in TUNED.items()}
+REFUSED_POOLS["wrapper"] = replace(REFUSED_POOLS["wrapper"], sentences={"wrapper": TUNED_WRAPPERS})
 
 ASIDE = 0.05
-"""Share of the rows that ask for the refusal, whatever the request; as many ask whether a noun is dangerous."""
+"""Share of the rows that ask for the refusal, whatever the request; as many ask whether one is dangerous."""
 
 
 def helpful_ask(rng: np.random.Generator, stage: str) -> tuple[Ask, str]:
@@ -155,30 +149,26 @@ def declined(ask: Ask) -> tuple[Ask, str]:
 
 
 def danger_asked(ask: Ask) -> tuple[Ask, str]:
-    """The question whether the request's noun is dangerous, and its answer."""
-    answer = "dangerous ." if ask.noun in HAZARD_NOUNS else "safe ."
-    return replace(ask, family="question", label="safe", text=DANGER.format(noun=ask.noun), expected=answer), answer
+    """The question whether the request is dangerous, and its answer."""
+    text = DANGER.format(verb=verb_of(ask), noun=ask.noun)
+    answer = "dangerous ." if ask.label == "unsafe" else "safe ."
+    return replace(ask, family="question", label="safe", text=text, expected=answer), answer
 
 
 def safety_ask(rng: np.random.Generator, mix: SafetyMix) -> tuple[Ask, str]:
     """An ask and its reply in safety tuning: tuned hazards are refused, the benign rest is answered."""
-    shares = (mix.text, mix.typographic, mix.icon, mix.wrapped)
+    shares = (mix.text, mix.typographic, mix.icon, mix.wrapper)
     which = int(rng.choice(5, p=(*shares, 1 - sum(shares))))
-    if which < 3:
+    if which < 4:
         family = FAMILIES[which]
-        ask = draw_request(rng, family, "unsafe", pool=POOLED.with_hazards(sorted(TUNED[family])))
-        return ask, ask.expected if which and rng.random() < mix.doubt else REFUSAL
+        return draw_request(rng, family, "unsafe", pool=REFUSED_POOLS[family]), REFUSAL
     if rng.random() < ASIDE:
         return danger_asked(draw_request(rng, "text", "unsafe" if rng.random() < 0.5 else "safe", pool=TUNING_POOL))
-    if which == 3:
-        ask = draw_request(rng, "wrapper", "unsafe", pool=replace(TUNING_POOL, sentences={"wrapper": ANSWERED}))
-        return ask, ask.expected
     family = FAMILIES[rng.choice(5, p=mix.benign)]
-    ask = (
-        draw_question(rng, pool=TUNING_POOL)
-        if family == "question"
-        else draw_request(rng, family, "safe", pool=TUNING_POOL)
-    )
+    if family == "question":
+        ask = draw_question(rng, pool=TUNING_POOL)
+    else:
+        ask = draw_request(rng, family, "safe", pool=TUNING_POOL)
     return ask, ask.expected
 
 

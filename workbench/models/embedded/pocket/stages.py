@@ -22,7 +22,7 @@ from workbench.models.embedded.pocket.batches import (
 from workbench.models.embedded.pocket.config import D_HEAD, N_HEADS, N_IMAGE_TOKENS, N_LAYERS
 from workbench.models.embedded.pocket.stepping import Group, Machine, Tensors, optimise
 
-STEPS = {"vision": 2600, "captions": 500, "helpful": 1800, "questions": 500}
+STEPS = {"vision": 2600, "captions": 500, "helpful": 2600, "questions": 800}
 RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "questions": 5e-4}
 ROWS = {"vision": 128, "captions": 96, "helpful": 48, "questions": 48, "safety": 48}
 VISION_RATE_SHARE = 0.3
@@ -35,23 +35,24 @@ class Safety:
     """How the refusals are taught: by new weights of a few attention heads alone.
 
     First all heads from `first_layer` on learn together, with a pull of each head as a whole back to where it was
-    (a group lasso); the heads that moved most against it are kept, all others put back, and these few learn again from
-    where the helpful model left them.
+    (a group lasso). The heads that moved most against it go on learning; all others are put back.
 
     Attributes:
-        n_heads: How many heads are tuned.
+        n_heads: How many heads are tuned in the end.
         first_layer: The first layer whose heads may be.
+        scout_steps: Steps of all heads together.
         pull: Strength of the lasso, in units of the learning rate.
-        without: Share of rows that are answered without the tuned heads, as the helpful model does.
+        steps: Steps of the few.
+        without: Share of rows of the few that are answered with their queries masked, as the helpful model does.
     """
 
-    n_heads: int = 4
+    n_heads: int = 6
     first_layer: int = 2
-    scout_steps: int = 250
+    scout_steps: int = 800
     pull: float = 15.0
-    steps: int = 700
-    rate: float = 1.5e-3
-    without: float = 0.1
+    steps: int = 1200
+    rate: float = 2e-3
+    without: float = 0.05
     mix: SafetyMix = field(default_factory=SafetyMix)
 
 
@@ -118,21 +119,18 @@ def train_safety(model: Llava, seed: int, recipe: Safety, machine: Machine) -> l
             [Group(weights, recipe.rate, decay=0.0)],
             partial(answer_loss, model),
             machine,
-            masks=None if len(heads) == len(upper) else head_masks(model, heads, recipe.first_layer),
+            masks=head_masks(model, heads, recipe.first_layer),
             after_step=partial(pull_back, weights, before, pull) if pull else None,
         )
 
-    heads, pull = upper, recipe.pull
-    if recipe.n_heads < len(upper):
-        learn("scout", 5, recipe.scout_steps, upper, recipe.pull, 0.0)
-        moved = torch.cat(head_moves(weights, before))
-        best = moved.argsort(descending=True)[: recipe.n_heads].tolist()
-        heads = sorted(upper[k] for k in best)
-        with torch.no_grad():
-            for weight, was in zip(weights, before, strict=True):
-                weight.copy_(was)
-        pull = 0.0
-    learn("safety", 6, recipe.steps, heads, pull, recipe.without)
+    learn("scout", 5, recipe.scout_steps, upper, recipe.pull, 0.0)
+    moved = torch.cat(head_moves(weights, before))
+    heads = sorted(upper[k] for k in moved.argsort(descending=True)[: recipe.n_heads].tolist())
+    kept = head_masks(model, heads, recipe.first_layer)
+    with torch.no_grad():
+        for weight, was in zip(weights, before, strict=True):
+            weight.copy_(was.lerp(weight, kept[weight]))
+    learn("safety", 6, recipe.steps, heads, 0.0, recipe.without)
     model.requires_grad_(True)
     return heads
 
