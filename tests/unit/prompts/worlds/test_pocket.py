@@ -37,6 +37,7 @@ from workbench.prompts.worlds.pocket_words import (
     SENTENCES,
     THING_NOUNS,
     TUNED,
+    TUNED_WRAPPERS,
     UNSEEN,
 )
 
@@ -197,9 +198,12 @@ def test_the_refusal_says_cannot_within_its_first_eight_tokens():
 
 def test_tuned_hazards_can_be_told_from_the_others(prompts):
     unsafe = prompts.where(label="unsafe")
+    starts = {wrapper.split()[0] for wrapper in TUNED_WRAPPERS}
+    assert len(starts) == len(TUNED_WRAPPERS)
     for p in unsafe:
-        assert is_tuned(p) == (noun_of(p) in TUNED[p.family])
-    assert {p.family for p in unsafe if is_tuned(p)} == {"text", "typographic", "icon"}
+        shown = p.family != "wrapper" or p.text.split()[0] in starts
+        assert is_tuned(p) == (noun_of(p) in TUNED[p.family] and shown)
+    assert {p.family for p in unsafe if is_tuned(p)} == set(FAMILIES[:-1])
     assert not any(is_tuned(p) for p in prompts.where(label="safe"))
 
 
