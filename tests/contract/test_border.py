@@ -126,9 +126,6 @@ def test_a_model_that_is_loaded_already():
     assert wb.load_model(made.hf, processor=made.tokenizer).tokenizer is made.tokenizer
     with pytest.raises(ModelError, match="got an object of type int"):
         wb.load_model(3)
-    made.hf.peft_config = {}
-    with pytest.raises(ModelError, match="merge_and_unload"):
-        wb.load_model(made.hf, processor=made.tokenizer)
 
 
 def test_no_numbers_on_the_meta_device(saved):

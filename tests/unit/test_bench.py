@@ -1,15 +1,21 @@
 """The benchmark: what it times agrees, what it counts is right, and what it writes can be read."""
 
+import io
 import json
+import time
+from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.bench import __main__ as bench
-from workbench.bench import jobs, peers
+from workbench.bench import jobs, large, peers
 from workbench.bench.operations import Counts
+from workbench.bench.steps import Ledger, Step, run_steps
 from workbench.bench.synthetic import Shape, build, questions, split_heads
 from workbench.bench.timing import Row, Timing, ratio
 from workbench.errors import FigureError
@@ -92,10 +98,51 @@ def test_the_search_job_counts_the_same_heads(asked):
     assert 0 <= found["race"].agreement <= 1
 
 
-def test_a_large_shape_runs_in_another_dtype(monkeypatch):
-    monkeypatch.setitem(bench.SHAPES, "7b-like", SMALL)
-    found = {(row.job, row.engine) for row in bench.large("7b-like", "cpu", "bfloat16")}
-    assert {("exact_map", "exact"), ("shared_image", "prefix"), ("find_top5", "sketch")} <= found
+def test_a_large_shape_is_measured_step_by_step(monkeypatch, tmp_path):
+    monkeypatch.setitem(bench.SHAPES, "7b-like", replace(SMALL, layers=8, vocabulary=300))
+    monkeypatch.setattr(large, "FAMILIES", ("llava",))
+    began = time.time() - psutil.Process().create_time()
+    # Far more time than it takes: nothing may be left out, however busy the machine is.
+    ledger = bench.large("7b-like", "cpu", "bfloat16", began / 60 + 30, tmp_path / "rows.json")
+    stored = json.loads((tmp_path / "rows.json").read_text())
+    assert stored["rows"] == [row.json() for row in ledger.found]
+    found = {(row.job, row.engine): row for row in ledger.found}
+    assert not [row for row in ledger.found if row.engine == "not finished"]
+    assert {("rate", "matmul"), ("exact_map", "exact"), ("exact_map", "hooks"), ("find_top5", "exact")} <= set(found)
+    assert sum(job == "contract" and found[job, engine].more["ok"] for job, engine in found) == 2
+    whole = found["exact_map", "exact"].more
+    assert whole["prompts"] == 4
+    assert found["exact_map", "hooks"].agreement < 3  # degrees, in bfloat16
+    assert len(found["exact_layer", "profile of layer 4"].more["top_ten"]) == 10
+
+
+def test_a_step_that_fails_or_is_late_ends_alone(tmp_path):
+    def rows(*names, then=None):
+        for name in names:
+            yield Row("job", "m", name, 1.0, 1.0)
+        if then:
+            then()
+
+    def fail():
+        raise torch.OutOfMemoryError("nothing left")
+
+    console = Console(file=io.StringIO())
+    ledger = Ledger(console, tmp_path / "rows.json")
+    began = time.time() - psutil.Process().create_time()
+    run_steps(
+        [
+            Step("bad", 1, lambda clock: rows("one", then=fail)),
+            Step("slow", 1, lambda clock: rows("two", then=lambda: time.sleep(60))),
+            Step("good", 2, lambda clock: rows("three" if clock.fits(0.1) and not clock.fits(60) else "wrong")),
+        ],
+        (began + 2) / 60,
+        ledger,
+    )
+    assert [row.engine for row in ledger.found] == ["one", "not finished", "two", "not finished", "three"]
+    assert "nothing left" in ledger.found[1].more["error"]
+    assert "cut off" in ledger.found[3].more["late"]
+    assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 5
+    assert "nothing left" in console.file.getvalue()
 
 
 def test_split_heads_compute_the_same_function(model, asked):

@@ -4,7 +4,8 @@ import json
 import platform
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from workbench.bench import jobs, peers  # noqa: E402
+from workbench.bench.large import Large  # noqa: E402
+from workbench.bench.steps import Ledger, run_steps  # noqa: E402
 from workbench.bench.synthetic import POCKET, SHAPES, build, questions, split_heads  # noqa: E402
 from workbench.bench.timing import Row  # noqa: E402
 from workbench.models.loading import DTYPES, load_model  # noqa: E402
@@ -33,10 +36,13 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and repeats: under three minutes.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
     shape: Annotated[
-        str, typer.Option(help="pocket, or 7b-like: a large random model, exact_map and find_top5.")
+        str, typer.Option(help="pocket, or 7b-like: a large random model, step by step within --minutes.")
     ] = "pocket",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    minutes: Annotated[
+        float, typer.Option(help="Of a large shape: all the time it may take, this program's start included.")
+    ] = 8,
     figures: Annotated[Path, typer.Option(help="Folder for the plot of how cost grows.")] = Path("figures"),
     only: Annotated[str, typer.Option(help="Jobs, comma-separated.")] = ",".join(JOBS),
 ) -> None:
@@ -45,7 +51,10 @@ def main(
     chosen = only.split(",")
     if unknown := sorted(set(chosen) - set(JOBS)):
         raise typer.BadParameter(f"--only names jobs of {', '.join(JOBS)}; got {', '.join(map(repr, unknown))}.")
-    found = large(shape, device, dtype) if shape != "pocket" else small(chosen, quick=quick)
+    if shape != "pocket":
+        large(shape, device, dtype, minutes, json_file)
+        return
+    found = small(chosen, quick=quick)
     show(row for row in found if row.job != "growth")
     if growing := [row for row in found if row.job == "growth"]:
         show_growth(growing)
@@ -59,6 +68,19 @@ def main(
     )
     if json_file is not None:
         json_file.write_text(json.dumps({"rows": [row.json() for row in found]}, indent=1))
+
+
+def large(shape: str, device: str, dtype: str, minutes: float, json_file: Path | None) -> Ledger:
+    """A large random model, step by step; every row is written as soon as it is known."""
+    if shape not in SHAPES or dtype not in DTYPES:
+        raise typer.BadParameter(f"--shape is one of {', '.join(SHAPES)}, --dtype one of {', '.join(DTYPES)}.")
+    card = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    today = datetime.now(UTC).date().isoformat()
+    about = {"card": card, "torch": torch.__version__, "date": today, "minutes": minutes, "dtype": dtype}
+    about["shape"] = asdict(SHAPES[shape])
+    ledger = Ledger(console, json_file, about)
+    run_steps(Large(SHAPES[shape], shape, device, DTYPES[dtype]).steps(), minutes, ledger)
+    return ledger
 
 
 def small(chosen: list[str], *, quick: bool) -> list[Row]:
@@ -97,19 +119,6 @@ def small(chosen: list[str], *, quick: bool) -> list[Row]:
     if "growth" in chosen:
         found += jobs.growth(repeats=repeats, prompts=2 if quick else 8)
     return found
-
-
-def large(shape: str, device: str, dtype: str) -> list[Row]:
-    """A large random model: the map of all heads on a few prompts, peers on a part of it."""
-    if shape not in SHAPES or dtype not in DTYPES:
-        raise typer.BadParameter(f"shape is one of {', '.join(SHAPES)}, dtype one of {', '.join(DTYPES)}.")
-    sizes = SHAPES[shape]
-    model = build(sizes, name=shape, device=device, dtype=DTYPES[dtype], uneven=True)
-    asked = questions(8, words=24, side=sizes.side)
-    found = jobs.exact_map(model, asked, repeats=1, peer_names=["transformer_lens", "hooks"], part=16, naive=0)
-    shared = questions(8, words=24, side=sizes.side, pictures=1)
-    found += jobs.shared_image(model, shared, repeats=1)
-    return found + jobs.find_top5(model, asked, repeats=1, peer_names=["transformer_lens"], part=16)
 
 
 def show(found: Iterable[Row]) -> None:

@@ -21,8 +21,14 @@ from workbench.criteria.rules import SAFE_PERCENTILE
 from workbench.criteria.score import score
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
+from workbench.models.masks import Mask
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.effects import angle_degrees
+from workbench.runs.job import Job
+from workbench.runs.memory import BASE
+from workbench.sweeps.engines.first_order import first_order_step
+from workbench.sweeps.engines.registry import engine_names
+from workbench.sweeps.plan import plan
 from workbench.sweeps.sweep import sweep
 
 PROJECTIONS = ("query", "value")
@@ -153,29 +159,58 @@ def find_top5(
     against them.
     """
     _, _, calls, scale = peers_on_a_part(model, prompts, peer_names, part)
-    screen = {"estimates": ["deflection"], "sample": 2}
-    calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
-    calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 24})
+    if "find" in engine_names():
+        calls["find"] = partial(found_heads, model, prompts, k)
+    else:
+        screen = {"estimates": ["deflection"], "sample": 2}
+        calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
+        calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 24})
     timings, results = in_turn(calls, repeats, model.device)
     once, exact = in_turn({"exact": partial(swept, model, prompts, "exact")}, 1, model.device)
-    found = rows("find_top5", model.name, {"exact": once["exact"]} | timings, "sketch", scale)
+    found = rows("find_top5", model.name, {"exact": once["exact"]} | timings, list(calls)[-1], scale)
     unsafe = np.array([p.label == "unsafe" for p in prompts])
     truth = exact["exact"].deflection.values
-    for engine in ("sketch", "race"):
+    for engine in sorted({"sketch", "race", "find"} & set(calls)):
         run = results[engine]
         same, tied = 0, 0
         for number, name in enumerate(PROJECTIONS):
             best = best_cells(rule_values(truth, unsafe, "selectivity")[number], k)
-            picked = first_heads(run, name, k)
+            picked = run[name] if engine == "find" else first_heads(run, name, k)
             same += len(set(best) & set(picked))
             tied += len(set(picked) & (set(best) | tied_heads(truth[:, number], unsafe, best[-1])))
         found[engine].agreement, found[engine].agreement_unit = same / (2 * k), "share of the exact top 5"
         found[engine].more = {
             "same_or_tied": tied / (2 * k),
             "heads": model.n_layers * model.n_heads,
-            **{name: run.attrs[name] for name in run.attrs if name.startswith(("screen_recall", "race_"))},
         }
+        if engine == "find":
+            found[engine].more |= run["says"]
+        else:
+            found[engine].more |= {n: run.attrs[n] for n in run.attrs if n.startswith(("screen_recall", "race_"))}
     return list(found.values())
+
+
+def estimated(model: HookedLVLM, prompts: PromptSet, directions: int) -> np.ndarray:
+    """Estimates of the deflection of every cell, `[prompt, projection, layer, head]`, without a single exact one."""
+    encoded = [model.encode(prompt) for prompt in prompts]
+    job = Job(PROJECTIONS, Mask(), None, False, estimates=("deflection",), directions=directions)
+    rows = plan(model, max(e.n_tokens for e in encoded)).rows
+    return dict(first_order_step(model, encoded, job, rows, (BASE,)))[BASE]["deflection_estimate"]
+
+
+def found_heads(model: HookedLVLM, prompts: PromptSet, k: int) -> dict[str, Any]:
+    """The first heads that `find_heads` names for each projection, and under `says` what it says of them."""
+    import workbench
+
+    said: dict[str, Any] = {"work": {}, "certain": {}, "possible": {}}
+    heads: dict[str, Any] = {"says": said}
+    for projection in PROJECTIONS:
+        table = workbench.find_heads(model, prompts, k=k, projection=projection, progress=False)
+        heads[projection] = [(int(layer), int(head)) for layer, head in table[["layer", "head"]].values[:k]]
+        said["work"][projection] = round(float(table.attrs["work"]), 4)
+        for status in ("certain", "possible"):
+            said[status][projection] = int((table["status"] == status).sum())
+    return heads
 
 
 def first_heads(run: xr.Dataset, projection: str, k: int) -> list[tuple[int, int]]:
@@ -272,8 +307,7 @@ def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
 def _grown(axis: str, size: int, shape: Shape, n: int, words: int, repeats: int, *, exact: bool = True) -> list[Row]:
     model = build(shape, name=f"{axis} {size}")
     prompts = questions(n, words=words, side=shape.side)
-    screen = {"estimates": ["deflection"], "directions": 4, "best": 0, "edge": 0, "sample": 0}
-    calls: dict[str, Any] = {"sketch": partial(swept, model, prompts, "sketch", engine_options=screen)}
+    calls: dict[str, Any] = {"sketch": partial(estimated, model, prompts, 4)}
     if exact:
         calls["exact"] = partial(swept, model, prompts, "exact")
     calls["sketch"]()  # warm

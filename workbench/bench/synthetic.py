@@ -19,7 +19,10 @@ WORDS = [f"w{i}" for i in range(120)]
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a LLaVA: text decoder, image tower, and picture side and patch in pixels."""
+    """Sizes of a LLaVA: text decoder, image tower, picture side and patch in pixels, entries of the vocabulary.
+
+    A `vocabulary` of 0 is as many as the tokenizer has words.
+    """
 
     layers: int = 8
     heads: int = 8
@@ -30,6 +33,7 @@ class Shape:
     vision_heads: int = 4
     side: int = 48
     patch: int = 8
+    vocabulary: int = 0
 
     @property
     def image_tokens(self) -> int:
@@ -37,7 +41,7 @@ class Shape:
 
 
 POCKET = Shape()
-SEVEN_B = Shape(32, 32, 4096, 11008, 24, 1024, 16, 336, 14)
+SEVEN_B = Shape(32, 32, 4096, 11008, 24, 1024, 16, 336, 14, 32064)
 SHAPES = {"pocket": POCKET, "7b-like": SEVEN_B}
 
 
@@ -63,12 +67,14 @@ def build(
         finally:
             torch.set_default_dtype(before)
 
-    text = {
+    text: dict[str, Any] = {
         "model_type": "llama", "hidden_size": shape.d_model, "intermediate_size": shape.d_mlp,
         "num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "num_key_value_heads": shape.heads,
         "head_dim": shape.d_model // shape.heads, "max_position_embeddings": 4096, "pad_token_id": None,
         "initializer_range": 0.8 * shape.d_model**-0.5,
     }  # fmt: skip
+    if shape.vocabulary:
+        text["vocab_size"] = shape.vocabulary
     vision = {
         "model_type": "clip_vision_model", "hidden_size": shape.vision_width,
         "intermediate_size": 4 * shape.vision_width, "num_hidden_layers": shape.vision_layers,

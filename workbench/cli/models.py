@@ -69,4 +69,4 @@ def _model(name: str, tiny: bool, dtype: str, device: str | None, template: str)
         return load_model(name, dtype=dtype or "float32", device=device, template=template, check=False)
     from workbench.models.tiny import build_tiny
 
-    return build_tiny(name, dtype=DTYPES.get(dtype, torch.float64))
+    return build_tiny(name, dtype=DTYPES.get(dtype, torch.float64), device=device or "cpu")

@@ -74,7 +74,13 @@ class Redraws(str):
 
 
 def redrawn(
-    rows: pd.DataFrame, raw: np.ndarray, unsafe: np.ndarray, weights: np.ndarray, criterion: Criterion
+    rows: pd.DataFrame,
+    raw: np.ndarray,
+    unsafe: np.ndarray,
+    weights: np.ndarray,
+    criterion: Criterion,
+    *,
+    areas: bool,
 ) -> dict[tuple[str, str], Drawn]:
     """What redraws make of the heads of one criterion, by (criterion, projection).
 
@@ -84,6 +90,7 @@ def redrawn(
         unsafe: [prompt].
         weights: [redraw, prompt], from `bootstrap_weights`.
         criterion: Theirs.
+        areas: Keep their values, for AUROCs.
     """
     sides, counts = (unsafe, ~unsafe), (int(unsafe.sum()), int((~unsafe).sum()))
     strength = criterion.strength(raw)
@@ -104,9 +111,37 @@ def redrawn(
             heads=pd.MultiIndex.from_frame(mine[["layer", "head"]]),
             seen=criterion.strength(mine[["unsafe", "safe"]].to_numpy().T),
             statistics={name: values[:, at].astype(np.float32) for name, values in found.items()},
-            areas=partial(_areas, strength[:, at], unsafe, weights) if strength.size <= MOST_KEPT else None,
+            areas=partial(_areas, strength[:, at], unsafe, weights) if areas else None,
         )
     return drawn
+
+
+def joined(parts: list[dict[tuple[str, str], Drawn]]) -> dict[tuple[str, str], Drawn]:
+    """What redraws make of the heads of several pieces of a run, as one."""
+    whole = {}
+    for key in {key: None for part in parts for key in part}:
+        of = [part[key] for part in parts if key in part]
+        ways = [drawn.areas for drawn in of if drawn.areas is not None]
+        starts = np.cumsum([0, *(len(drawn.heads) for drawn in of)])
+        whole[key] = Drawn(
+            heads=of[0].heads.append([drawn.heads for drawn in of[1:]]),
+            seen=np.concatenate([drawn.seen for drawn in of], axis=1),
+            statistics={
+                name: np.concatenate([drawn.statistics[name] for drawn in of], axis=1) for name in of[0].statistics
+            },
+            areas=partial(_areas_of, ways, starts) if len(ways) == len(of) else None,
+        )
+    return whole
+
+
+def _areas_of(ways: list[Callable[[np.ndarray], np.ndarray]], starts: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """AUROCs of the heads `at`, each from the piece that holds it."""
+    piece = np.searchsorted(starts, at, side="right") - 1
+    found = {k: way(at[piece == k] - starts[k]) for k, way in enumerate(ways) if (piece == k).any()}
+    out = np.empty((len(next(iter(found.values()))), len(at)))
+    for k, areas in found.items():
+        out[:, piece == k] = areas
+    return out
 
 
 def _areas(strength: np.ndarray, unsafe: np.ndarray, weights: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -33,6 +33,9 @@ What `values` is called with, and what it returns, depends on the kind:
 | `"per prompt"` | the run | prompt, projection, layer, head; without the projection where no mask is involved | all |
 | `"per data set"` | the run of one class only | projection, layer, head | sensitivity, selectivity, ratio, the controls |
 | `"per head, trained"` | the run, and `seed=` | decision values of held-out prompts: repeat, prompt, layer, head; NaN where the prompt was trained on | sensitivity, auroc, the controls that need no safe value |
+
+A large run is given piece by piece, some layers or heads at a time: the value of a head is its own, whatever the others
+do.
 """  # noqa: E501
 
 import difflib

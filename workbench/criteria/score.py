@@ -1,6 +1,7 @@
 """`score`: every head under every criterion, as one tidy table."""
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,9 @@ import xarray as xr
 from workbench.checking import Seed, checked
 from workbench.criteria import statistics
 from workbench.criteria.arguments import Names, Resamples
-from workbench.criteria.redraws import REDRAWS, Drawn, Redraws, redrawn
+from workbench.criteria.redraws import MOST_KEPT, REDRAWS, Drawn, Redraws, joined, redrawn
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
-from workbench.criteria.values import prompt_values, prompts_of, safe_ranks
+from workbench.criteria.values import prompts_of, safe_ranks, value_pieces
 from workbench.errors import CriterionError
 from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.reading import (
@@ -19,6 +20,7 @@ from workbench.runs.reading import (
     as_run,
     check_run,
     one_readout,
+    pieces,
     prompt_coord,
     selection_part,
     unsafe_mask,
@@ -143,33 +145,74 @@ def _score_prompts(
     drawn: dict[tuple[str, str], Drawn],
 ) -> pd.DataFrame:
     """The criterion's rows; `drawn` gets what redraws of the prompts make of them, by (criterion, projection)."""
-    values = prompt_values(run, criterion)
-    prompts = prompts_of(run, values)
-    unsafe, pairs = unsafe_mask(prompts), unit_names(prompts)
-    flat = values.values.reshape(len(unsafe), -1)
-    computed = ~np.isnan(flat[0])
-    raw = flat[:, computed]
+    tables: list[pd.DataFrame] = []
+    found: list[dict[tuple[str, str], Drawn]] = []
+    if permutations is None:
+        permutations = max(2000, 20 * run.sizes["layer"] * run.sizes["head"])
+    kept, chances = 0, None
+    for values in value_pieces(run, criterion):
+        if chances is None:  # the same for all heads, as their prompts are
+            prompts = prompts_of(run, values)
+            unsafe, pairs = unsafe_mask(prompts), unit_names(prompts)
+            chances = Chances(
+                statistics.bootstrap_weights(unsafe, pairs, resamples=bootstrap, seed=seed),
+                statistics.bootstrap_weights(unsafe, pairs, resamples=min(bootstrap, REDRAWS), seed=seed),
+                statistics.shuffled_labels(
+                    unsafe, pairs, contents=prompt_coord(prompts, "content"), permutations=permutations, seed=seed
+                ),
+            )
+        flat = values.values.reshape(len(unsafe), -1)
+        computed = ~np.isnan(flat[0])
+        raw = flat[:, computed]
+        table = _table(criterion, values, computed, _columns(raw, unsafe, criterion, chances) if raw.size else {})
+        tables.append(table)
+        if len(chances.redraws) and raw.size:
+            kept += raw.size
+            found.append(redrawn(table[computed], raw, unsafe, chances.redraws, criterion, areas=kept <= MOST_KEPT))
+    drawn |= joined(found)
+    scores = _in_order(tables)
+    if (ranks := safe_ranks(run, criterion)) is not None:
+        scores["safe_rank"] = np.where(scores["unsafe"].isna(), np.nan, ranks.ravel())
+    return scores
+
+
+@dataclass(frozen=True)
+class Chances:
+    """What is drawn once for all heads: bootstrap weights, those of the redraws, and shuffled labels."""
+
+    bootstrap: np.ndarray
+    redraws: np.ndarray
+    shuffles: np.ndarray
+
+
+def _columns(raw: np.ndarray, unsafe: np.ndarray, criterion: Criterion, chances: Chances) -> dict[str, np.ndarray]:
+    """The statistics of some computed cells, `raw` [prompt, cell]."""
     strength = criterion.strength(raw)
-    columns = {
+    low, high = statistics.bootstrap_difference(raw, unsafe, chances.bootstrap)
+    return {
         "unsafe": raw[unsafe].mean(0),
         "safe": raw[~unsafe].mean(0),
         "auroc": statistics.auroc(strength, unsafe),
         "effect_size": statistics.effect_size(strength, unsafe),
+        "ci_low": low,
+        "ci_high": high,
+        "p_value": statistics.permutation_p(strength, unsafe, chances.shuffles),
     }
-    low_high = statistics.bootstrap_difference(raw, unsafe, pairs, resamples=bootstrap, seed=seed)
-    columns["ci_low"], columns["ci_high"] = low_high
-    if permutations is None:
-        permutations = max(2000, 20 * values.sizes["layer"] * values.sizes["head"])
-    columns["p_value"] = statistics.permutation_p(
-        strength, unsafe, pairs, contents=prompt_coord(prompts, "content"), permutations=permutations, seed=seed
-    )
-    if (ranks := safe_ranks(run, criterion)) is not None:
-        columns["safe_rank"] = ranks.ravel()[computed]
-    table = _table(criterion, values, computed, columns)
-    if redraws := min(bootstrap, REDRAWS):
-        weights = statistics.bootstrap_weights(unsafe, pairs, resamples=redraws, seed=seed)
-        drawn |= redrawn(table[computed], raw, unsafe, weights, criterion)
-    return table
+
+
+def _has_any(run: xr.Dataset, criterion: Criterion) -> bool:
+    """Whether the first variable that a criterion needs holds anything, seen from the first prompt."""
+    return bool(run[criterion.needs[0]].isel(prompt=0).notnull().any())
+
+
+def _in_order(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of pieces of a run as one, in the order projection, layer, head."""
+    if len(tables) == 1:
+        return tables[0]
+    whole = pd.concat(tables, ignore_index=True)
+    places = {name: place for place, name in enumerate(dict.fromkeys(tables[0]["projection"]))}
+    order = np.lexsort((whole["head"], whole["layer"], whole["projection"].map(places)))
+    return whole.iloc[order].reset_index(drop=True)
 
 
 def _score_sets(run: xr.Dataset, criterion: Criterion, unsafe: np.ndarray) -> pd.DataFrame:
@@ -183,27 +226,35 @@ def _score_sets(run: xr.Dataset, criterion: Criterion, unsafe: np.ndarray) -> pd
 
 
 def _score_trained(run: xr.Dataset, criterion: Criterion, unsafe: np.ndarray, seed: int) -> pd.DataFrame:
-    decisions = criterion.values(run, seed=seed).transpose("repeat", "prompt", "layer", "head")
-    flat = decisions.values.reshape(*decisions.shape[:2], -1)
-    computed = ~np.isnan(flat).all((0, 1))
-    accuracy, area = [], []
-    for repeat in flat[:, :, computed]:
-        held_out = ~np.isnan(repeat[:, 0])
-        accuracy.append(((repeat[held_out] > 0) == unsafe[held_out, None]).mean(0))
-        area.append(statistics.auroc(repeat[held_out], unsafe[held_out]))
-    columns = {"unsafe": np.mean(accuracy, 0), "auroc": np.mean(area, 0)}
-    if len(flat) == 1:
-        hits = np.rint(columns["unsafe"] * len(unsafe))
-        columns["ci_low"], columns["ci_high"] = statistics.rate_interval(hits, len(unsafe))
-    return _table(criterion, decisions.expand_dims(projection=["none"]), computed, columns)
+    tables: list[pd.DataFrame] = []
+    nothing = np.array([], dtype=int)
+    for part in pieces(run, run.sizes["prompt"] * run.sizes.get("d_head", 1)):
+        if not _has_any(part, criterion) and _has_any(run, criterion):  # layers whose heads are not to be masked
+            tables.append(_table(criterion, part[["layer", "head"]].assign_coords(projection=["none"]), nothing, {}))
+            continue
+        decisions = criterion.values(part, seed=seed).transpose("repeat", "prompt", "layer", "head")
+        flat = decisions.values.reshape(*decisions.shape[:2], -1)
+        computed = ~np.isnan(flat).all((0, 1))
+        accuracy, area = [], []
+        for repeat in flat[:, :, computed]:
+            held_out = ~np.isnan(repeat[:, 0])
+            accuracy.append(((repeat[held_out] > 0) == unsafe[held_out, None]).mean(0))
+            area.append(statistics.auroc(repeat[held_out], unsafe[held_out]))
+        columns = {"unsafe": np.mean(accuracy, 0), "auroc": np.mean(area, 0)}
+        if len(flat) == 1:
+            hits = np.rint(columns["unsafe"] * len(unsafe))
+            columns["ci_low"], columns["ci_high"] = statistics.rate_interval(hits, len(unsafe))
+        tables.append(_table(criterion, decisions.expand_dims(projection=["none"]), computed, columns))
+    return _in_order(tables)
 
 
 def _table(
-    criterion: Criterion, heads: xr.DataArray, computed: np.ndarray, columns: dict[str, np.ndarray]
+    criterion: Criterion, heads: xr.DataArray | xr.Dataset, computed: np.ndarray, columns: dict[str, np.ndarray]
 ) -> pd.DataFrame:
     """Rows in the order projection, layer, head; `columns` hold the computed ones, and the others are NaN."""
     types = {"projection": object, "layer": int, "head": int}
     index = pd.MultiIndex.from_product([heads[name].values.astype(kind) for name, kind in types.items()], names=types)
-    table = pd.DataFrame(columns, index=index[computed]).reindex(index).reset_index()
+    table = pd.DataFrame(columns, index=index[computed], columns=list(columns) or ["unsafe", "safe"], dtype=float)
+    table = table.reindex(index).reset_index()
     table.insert(0, "criterion", criterion.name)
     return table

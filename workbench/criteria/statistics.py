@@ -53,13 +53,13 @@ def bootstrap_weights(unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, 
     return weights
 
 
-def bootstrap_difference(
-    values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval (95 %) of the difference of means, unsafe − safe: low and high, [cell] each."""
-    weights = bootstrap_weights(unsafe, pairs, resamples=resamples, seed=seed)
+def bootstrap_difference(values: np.ndarray, unsafe: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval (95 %) of the difference of means, unsafe − safe: low and high, [cell] each.
+
+    `weights` are from `bootstrap_weights`; the same ones for all cells keep their dependence.
+    """
     low, high = np.empty(values.shape[1]), np.empty(values.shape[1])
-    for cells in _blocks(values.shape[1], resamples):
+    for cells in _blocks(values.shape[1], len(weights)):
         means = [weights[:, side] @ values[side, cells] / side.sum() for side in (unsafe, ~unsafe)]
         low[cells], high[cells] = percentile_interval(means[0] - means[1])
     return low, high
@@ -74,60 +74,55 @@ def percentile_interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def permutation_p(
-    values: np.ndarray,
-    unsafe: np.ndarray,
-    pairs: np.ndarray,
-    *,
-    permutations: int,
-    seed: int,
-    contents: np.ndarray | None = None,
-) -> np.ndarray:
+def permutation_p(values: np.ndarray, unsafe: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
     """One-sided permutation test of each cell: is the mean on unsafe prompts above that on safe ones?
-
-    Labels are shuffled over all prompts. Those of a unit stay together: a unit of one label is shuffled among units of
-    its size; in a unit of both labels, such as a pair, they are shuffled within it. All cells see the same shuffles, so
-    that their dependence is kept.
 
     Args:
         values: [prompt, cell].
         unsafe: [prompt].
-        pairs: [prompt], the unit of each prompt; empty where it is alone.
-        contents: [prompt], equal for prompts that ask the same, whose labels then move together within a unit.
-        permutations: How many shuffles.
-        seed: Of the shuffles.
+        shuffles: From `shuffled_labels`; the same ones for all cells keep their dependence.
 
     Returns:
         (1 + b) / (1 + permutations), b the shuffles with at least the observed difference: exactly valid, never 0;
         [cell]. NaN without permutations.
     """
-    if not permutations:
+    if not len(shuffles):
         return np.full(values.shape[1], np.nan)
-    shuffles = _shuffled_labels(unsafe, pairs, contents, permutations, np.random.default_rng(seed))
     # With fixed class sizes the sum over the unsafe prompts orders shuffles as the difference of means does.
     scale = np.abs(values).sum(0)
-    observed = values[unsafe].sum(0)
-    p = np.empty(values.shape[1])
-    for cells in _blocks(values.shape[1], permutations):
-        sums = shuffles @ values[:, cells]
-        reached = sums >= observed[cells] - 1e-12 * scale[cells]  # rounding must not decide a tie
-        p[cells] = (1 + reached.sum(0)) / (1 + permutations)
-    return p
+    least = values[unsafe].sum(0) - 1e-12 * scale  # rounding must not decide a tie
+    reached = np.zeros(values.shape[1], dtype=int)
+    for some in _blocks(len(shuffles), max(values.shape)):
+        reached += (shuffles[some].astype(np.float64) @ values >= least).sum(0)
+    return (1 + reached) / (1 + len(shuffles))
 
 
-def _shuffled_labels(
-    unsafe: np.ndarray, pairs: np.ndarray, contents: np.ndarray | None, permutations: int, rng: np.random.Generator
+def shuffled_labels(
+    unsafe: np.ndarray, pairs: np.ndarray, *, permutations: int, seed: int, contents: np.ndarray | None = None
 ) -> np.ndarray:
-    """Shuffled labels as 0 and 1, [permutation, prompt]."""
-    labels = np.tile(unsafe.astype(float), (permutations, 1))
+    """Labels shuffled over all prompts, 1 for unsafe, [permutation, prompt] of one byte each.
+
+    Those of a unit stay together: a unit of one label is shuffled among units of its size; in a unit of both labels,
+    such as a pair, they are shuffled within it.
+
+    Args:
+        unsafe: [prompt].
+        pairs: [prompt], the unit of each prompt; empty where it is alone.
+        permutations: How many shuffles.
+        seed: Of the shuffles.
+        contents: [prompt], equal for prompts that ask the same, whose labels then move together within a unit.
+    """
+    rng = np.random.default_rng(seed)
+    labels = np.tile(unsafe.astype(np.int8), (permutations, 1))
     twins, movable = _exchangeable(unsafe, pairs, contents)
-    first = rng.integers(0, 2, size=(permutations, len(twins)))
-    labels[:, twins[:, 0]] = first
-    labels[:, twins[:, 1]] = 1 - first
+    for some in _blocks(permutations, len(twins)):  # some rows at a time: what is drawn is wider than what is kept
+        first = rng.integers(0, 2, size=(len(labels[some]), len(twins)))
+        labels[some, twins[:, 0]] = first
+        labels[some, twins[:, 1]] = 1 - first
     for blocks in movable:  # [block, prompt of the block]
-        own = unsafe[blocks[:, 0]].astype(float)
-        shuffled = rng.permuted(np.tile(own, (permutations, 1)), axis=1)
-        labels[:, blocks] = shuffled[:, :, None]
+        own = unsafe[blocks[:, 0]].astype(np.int8)
+        for some in _blocks(permutations, len(own)):
+            labels[some, blocks] = rng.permuted(np.tile(own, (len(labels[some]), 1)), axis=1)[:, :, None]
     return labels
 
 
@@ -196,6 +191,6 @@ def auroc_interval(
 
 
 def _blocks(cells: int, rows: int) -> list[slice]:
-    """Slices of cells, such that a block of rows × cells stays small."""
+    """Slices of `cells`, such that a block of rows × cells stays small."""
     width = max(1, NUMBERS_AT_ONCE // max(rows, 1))
     return [slice(start, start + width) for start in range(0, cells, width)]

@@ -1,18 +1,20 @@
 """A criterion's values as one array, from a stored run: whole, finite, and aligned with the prompts."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import xarray as xr
 
-from workbench.axes import HEAD_DIMS, head_name
+from workbench.axes import HEAD_DIMS, Head, head_name
 from workbench.criteria.registry import PER_PROMPT, Criterion
 from workbench.criteria.rules import percentile_ranks
 from workbench.errors import CriterionError
-from workbench.runs.reading import check_run, one_readout, prompt_coord
+from workbench.runs.reading import check_run, one_readout, pieces, prompt_coord
 
 GROUPS = 4  # of like size, in each of which estimates are calibrated
 
 
-def prompt_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
+def prompt_values(run: xr.Dataset, criterion: Criterion, *, head: Head | None = None) -> xr.DataArray:
     """A per-prompt criterion's values in float64: prompt, projection, layer, head.
 
     A criterion without masks has the one projection `"none"`. A cell that was not computed is NaN for every prompt, and
@@ -20,9 +22,41 @@ def prompt_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
     prompts may be fewer than the run's where the criterion has no meaning for some (attention to an image, without
     one).
 
+    Args:
+        run: The run; of a stored one only what is asked for is read.
+        criterion: A per-prompt one.
+        head: (layer, head), where only that one's values are wanted.
+
     Raises:
-        CriterionError: If a cell has a value for some prompts only, or an infinite one.
+        CriterionError: If a cell has a value for some prompts only, or an infinite one; or if nothing was computed.
     """
+    if head is not None:
+        layer, number = (run[dim].values == at for dim, at in zip(("layer", "head"), head, strict=True))
+        return _values(run.isel(layer=np.flatnonzero(layer), head=np.flatnonzero(number)), criterion)
+    parts = list(value_pieces(run, criterion))
+    return parts[0] if len(parts) == 1 else xr.combine_by_coords([p.to_dataset(name="values") for p in parts])["values"]
+
+
+def value_pieces(run: xr.Dataset, criterion: Criterion) -> Iterator[xr.DataArray]:
+    """`prompt_values`, some layers or heads after the other, so that a stored run is never held whole."""
+    computed = False
+    for part in pieces(run, run.sizes["prompt"] * run.sizes.get("projection", 1)):
+        values = _values(part, criterion)
+        computed |= bool(values.notnull().any())
+        yield values
+    if not computed:
+        if f"{criterion.needs[0]}_estimate" in run.data_vars:
+            raise CriterionError(
+                f"Criterion {criterion.name!r} was computed for no head of this run, which holds estimates only "
+                f"(run.{criterion.needs[0]}_estimate). Sweep with engine_options={{'best': 16}} to score the best "
+                "exactly."
+            )
+        raise CriterionError(
+            f"Criterion {criterion.name!r} is missing for every head of this run: nothing was computed."
+        )
+
+
+def _values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
     if criterion.kind != PER_PROMPT:
         raise CriterionError(f"Criterion {criterion.name!r} is {criterion.kind}; it has no value for a single prompt.")
     check_run(run, criterion.needs, wanted_by=f"Criterion {criterion.name!r}")
@@ -32,11 +66,6 @@ def prompt_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
     values = values.transpose("prompt", "projection", "layer", "head").astype(np.float64)
     if "prompts_used" in run.data_vars:
         values = values.where(values.notnull().all("prompt"))  # a raced run: heads that left early saw fewer prompts
-    if bool(values.isnull().all()) and f"{criterion.needs[0]}_estimate" in run.data_vars:
-        raise CriterionError(
-            f"Criterion {criterion.name!r} was computed for no head of this run, which holds estimates only "
-            f"(run.{criterion.needs[0]}_estimate). Sweep with engine_options={{'best': 16}} to score the best exactly."
-        )
     _refuse_holes(values, criterion.name)
     return values
 
@@ -122,5 +151,3 @@ def _refuse_holes(values: xr.DataArray, name: str) -> None:
             f"prompts at {where} (first: prompt {str(prompt)!r}). The model gave no finite answer there, or the run "
             "is incomplete: sweep it again (float32 where half precision overflowed)."
         )
-    if missing.all():
-        raise CriterionError(f"Criterion {name!r} is missing for every head of this run: nothing was computed.")

@@ -155,16 +155,16 @@ class OneHeadDetector(Detector):
         """The criterion at the head, turned so that larger is stronger."""
         assert self.head is not None
         criterion, (layer, head) = get_criterion(self.criterion), self.head
-        values = prompt_values(seen, criterion)
+        values = prompt_values(seen, criterion, head=self.head)
         if lacking := seen.sizes["prompt"] - values.sizes["prompt"]:
             raise DetectorError(
                 f"Criterion {criterion.name!r} has no meaning for {lacking} of {seen.sizes['prompt']} prompts (it "
                 "needs an image), so they could not be judged. Leave them out."
             )
-        if layer not in values["layer"].values or head not in values["head"].values:
+        if not values.size:
             raise DetectorError(
-                f"There is no head {head_name(layer, head)} here: layers are 0..{int(values['layer'].max())}, heads "
-                f"0..{int(values['head'].max())}."
+                f"There is no head {head_name(layer, head)} here: layers are 0..{int(seen['layer'].max())}, heads "
+                f"0..{int(seen['head'].max())}."
             )
         at = "none" if "none" in values["projection"].values else self.projection
         column = values.sel(projection=at, layer=layer, head=head).values

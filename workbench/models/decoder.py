@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from workbench.errors import MaskError
 from workbench.models.attention import IMPLEMENTATION, install_sites
 from workbench.models.families.family import Family
+from workbench.models.offloaded import device_of, named_weights
 from workbench.models.precision import double_kept
 
 # Openings by which instruction-tuned models refuse; only their first tokens are read, those a tokenizer knows.
@@ -41,11 +42,13 @@ class Work:
         layer_tokens: Decoder-layer evaluations, counted in token positions (layers x rows x positions).
         rows: Rows that left a decoder layer.
         vision_passes: Images sent through the image tower.
+        readouts: Masked states whose next-token distribution was computed and measured.
     """
 
     layer_tokens: int = 0
     rows: int = 0
     vision_passes: int = 0
+    readouts: int = 0
 
     def count(self, layers: int, rows: int, positions: int) -> None:
         self.layer_tokens += layers * rows * positions
@@ -132,13 +135,13 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.device
+        return device_of(self.hf)
 
     @cached_property
     def weight_hash(self) -> str:
         """SHA-256 over every parameter's name, shape and bytes; 16 hex digits."""
         digest = hashlib.sha256()
-        for name, parameter in sorted(self.hf.named_parameters()):
+        for name, parameter in named_weights(self.hf):
             flat = parameter.detach().cpu().contiguous().view(-1)
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             digest.update(flat.view(torch.uint8).numpy().tobytes())

@@ -74,21 +74,8 @@ def encode(model: Decoder, prompt: Prompt) -> Encoded:
             tokens than the model's context, or what the template or the processor cannot take.
         ModelError: No chat template, one that drops the image, or placeholders that do not match the pixels.
     """
-    placeholder = image_token(model)
-    where = f"Prompt {prompt.id!r} on {model.name!r}"
-    # Some processors write one token into the text and turn it into many of another.
-    written = {placeholder[1] if placeholder else "", getattr(model.processor, "image_token", None) or ""} - {""}
-    said = (prompt.text, prompt.system, prompt.prefill, *(text for _, text in prompt.turns))
-    if found := [token for token in written if any(token in text for text in said)]:
-        raise PromptError(
-            f"{where}: the text holds the image placeholder {found[0]!r}, but placeholders without pixels mean "
-            "nothing. Take it out of the text and give the picture as `image=`; the chat template places it."
-        )
-    if prompt.image is not None and not (model.family.has_images and placeholder):
-        raise PromptError(
-            f"{where}: it has an image, but family {model.family.name!r} has no image tower. "
-            "Load a vision-language model, or drop the image on purpose with dataclasses.replace(prompt, image=None)."
-        )
+    placeholder, where = image_token(model), _where(model, prompt)
+    check_words(model, prompt)
     image = _readable(prompt, where)
     inputs = _raw(model, prompt, image, where) if model.template == "raw" else _chat(model, prompt, image, where)
     inputs.pop("labels", None)  # for training; a forward pass with them would compute a loss
@@ -97,12 +84,7 @@ def encode(model: Decoder, prompt: Prompt) -> Encoded:
         if isinstance(value, Tensor) and value.is_floating_point():
             inputs[name] = value.to(model.dtype)
     ids = inputs["input_ids"][0]
-    limit, how = context(model)
-    if not 0 < len(ids) <= limit:
-        raise PromptError(
-            f"{where}: it is {len(ids)} tokens long, the picture's included, and the model's context is 1 to {limit} "
-            f"tokens ({how}). Shorten the prompt or leave it out: beyond its context a model's numbers mean nothing."
-        )
+    check_length(model, prompt, len(ids))
     positions = ids == placeholder[0] if placeholder else torch.zeros_like(ids, dtype=torch.bool)
     if image is not None and not positions.any():
         raise ModelError(
@@ -119,6 +101,39 @@ def encode(model: Decoder, prompt: Prompt) -> Encoded:
     if image is not None:
         _lay_out(model, encoded, image)
     return encoded
+
+
+def _where(model: Decoder, prompt: Prompt) -> str:
+    return f"Prompt {prompt.id!r} on {model.name!r}"
+
+
+def check_words(model: Decoder, prompt: Prompt) -> None:
+    """Refuse placeholders typed as text, and an image for a model without an image tower."""
+    placeholder, where = image_token(model), _where(model, prompt)
+    # Some processors write one token into the text and turn it into many of another.
+    written = {placeholder[1] if placeholder else "", getattr(model.processor, "image_token", None) or ""} - {""}
+    said = (prompt.text, prompt.system, prompt.prefill, *(text for _, text in prompt.turns))
+    if found := [token for token in written if any(token in text for text in said)]:
+        raise PromptError(
+            f"{where}: the text holds the image placeholder {found[0]!r}, but placeholders without pixels mean "
+            "nothing. Take it out of the text and give the picture as `image=`; the chat template places it."
+        )
+    if prompt.image is not None and not (model.family.has_images and placeholder):
+        raise PromptError(
+            f"{where}: it has an image, but family {model.family.name!r} has no image tower. "
+            "Load a vision-language model, or drop the image on purpose with dataclasses.replace(prompt, image=None)."
+        )
+
+
+def check_length(model: Decoder, prompt: Prompt, n_tokens: int) -> None:
+    """Refuse a prompt that is longer than the model's context, or empty."""
+    limit, how = context(model)
+    if not 0 < n_tokens <= limit:
+        raise PromptError(
+            f"{_where(model, prompt)}: it is {n_tokens} tokens long, the picture's included, and the model's context "
+            f"is 1 to {limit} tokens ({how}). Shorten the prompt or leave it out: beyond its context a model's numbers "
+            "mean nothing."
+        )
 
 
 def context(model: Decoder) -> tuple[int | float, str]:
@@ -172,8 +187,12 @@ def templated_text(model: Decoder, prompt: Prompt) -> str:
     """
     if model.template == "raw":
         return prompt.text + prompt.prefill
-    where = f"Prompt {prompt.id!r} on {model.name!r}"
-    return str(_chat(model, prompt, prompt.image, where, tokenize=False)["text"])
+    return str(_chat(model, prompt, prompt.image, _where(model, prompt), tokenize=False)["text"])
+
+
+def raw_text(model: Decoder, prompt: Prompt) -> str:
+    """A prompt without a template: the image's placeholder first, then the text, and how the reply begins."""
+    return (_written_for_image(model) if prompt.image is not None else "") + prompt.text + prompt.prefill
 
 
 def _chat(model: Decoder, prompt: Prompt, image: Any, where: str, *, tokenize: bool = True) -> dict[str, Any]:
@@ -208,12 +227,11 @@ def _raw(model: Decoder, prompt: Prompt, image: Any, where: str) -> dict[str, An
     """The prompt without a template, the image's placeholder first."""
     if prompt.system or prompt.turns:
         raise PromptError(f"{where}: raw text has no roles, so no system text or turns. Load it with template='chat'.")
-    text = prompt.text + prompt.prefill
+    text = raw_text(model, prompt)
     if model.processor is None:
         return dict(_taken(model, where, None, model.tokenizer, text, return_tensors="pt"))
-    shown = _written_for_image(model) if image is not None else ""
     pictures = {"images": [image]} if image is not None else {}
-    return dict(_taken(model, where, image, model.processor, text=shown + text, return_tensors="pt", **pictures))
+    return dict(_taken(model, where, image, model.processor, text=text, return_tensors="pt", **pictures))
 
 
 def _written_for_image(model: Decoder) -> str:

@@ -42,6 +42,10 @@ def fingerprint(model: HookedLVLM) -> str:
     for reader in {id(r): r for r in readers if r is not None}.values():
         digest.update(_plain(_described(reader)))
     digest.update(_plain([model.hf.config.to_dict(), model.family.name, model.family.chat_template, model.template]))
+    for name, module in model.hf.named_modules():
+        if hasattr(module, "merged_adapters"):  # peft's: how its weights act is written in no weight
+            acts = [module.active_adapters, module.merged_adapters, module.disable_adapters]
+            digest.update(_plain([name, *acts, getattr(module, "scaling", None)]))
     return digest.hexdigest()[:16]
 
 

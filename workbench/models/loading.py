@@ -1,20 +1,21 @@
-"""`load_model`: by embedded name, from a local directory, from the Hub, or around a transformers model."""
+"""`load_model`: by embedded name, from a directory, a GGUF file or the Hub, or around a model that is held already."""
 
-import json
-import re
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file, is_torchvision_available
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.utils import is_torchvision_available
 from transformers.utils import logging as hf_logging
 
 from workbench.checking import Converted, OneOf, Place, checked, plainly
-from workbench.errors import ModelError, WorkbenchError
+from workbench.errors import ModelError
+from workbench.models.checkpoint import attempt, refuse_broken_weights, refuse_incomplete, refuse_strange_files
 from workbench.models.conformance.at_load import check_at_load
-from workbench.models.families import FAMILIES, family_of
+from workbench.models.families import family_of
 from workbench.models.families.family import Family
+from workbench.models.held import around
 from workbench.models.hooked import HookedLVLM
 from workbench.models.templates import read_template
 
@@ -22,9 +23,6 @@ POCKETS = [f"pocket{base}{seed}" for seed in ("", "-1", "-2") for base in ("", "
 EMBEDDED = {name: f"embedded/pocket/{name}" for name in POCKETS}
 PLANTED = ("planted", "planted-pair", "null")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Buffers that older checkpoints keep, and that transformers computes anew.
-BENIGN = re.compile(r"(rotary_emb\.inv_freq|position_ids|attn\.masked_bias)$")
-NAMED = 5  # keys that a message names, out of many
 HUB_SECONDS = 3.0  # the Hub's time to answer at all, before what is cached here is taken
 
 
@@ -52,14 +50,17 @@ def load_model(
         name: "pocket" and "pocket-base" (the same before its safety tuning), trained from two more seeds as "pocket-1",
             "pocket-base-1", "pocket-2" and "pocket-base-2"; "planted", "planted-pair", "null" (Planted without its
             planted head, on which nothing may be found); a local directory written by `save_pretrained` (weights and
-            processor or tokenizer together); a Hub id; or a transformers model that is loaded already. It is taken over
-            as it is: set to evaluation, without gradients, with our attention function.
-        processor: With a model that is loaded already: its processor; of a text-only model, its tokenizer.
+            processor or tokenizer together); a `.gguf` file; a Hub id; or a model that is loaded already:
+            transformers', one that peft wraps in adapters, or a TransformerLens bridge. It is taken over as it is: set
+            to evaluation, without gradients, with our attention function.
+        processor: With a model that is loaded already: its processor; of a text-only model, its tokenizer. A bridge
+            may bring its own.
         template: How a prompt is put to the model: "chat", by its own chat template; "raw", the picture's placeholder
             and the text alone, for models that were never taught to chat; or a Jinja template, or a file with one.
         dtype: float32, float64, bfloat16 or float16.
         device: Where to put the model; by default the GPU if there is one.
         device_map: Passed to transformers for models larger than one device, e.g. "auto"; then `device` stays unset.
+            Layers that it keeps on the CPU or the disk are brought back whenever they are needed.
         revision: Branch, tag or commit on the Hub.
         quantization_config: Passed to transformers (8-bit, 4-bit), where the user has the library.
         trust_remote_code: Run code that a checkpoint brings along. Off unless asked for by name.
@@ -82,7 +83,7 @@ def load_model(
     if device is not None and device_map is not None:
         raise ModelError(f"Give either device={device!r} or device_map={device_map!r}, not both.")
     if not isinstance(name, str | Path):
-        model, place = _around(name, processor), None
+        model, place = around(name, processor), None
     elif processor is not None:
         raise ModelError(f"processor= goes with a model that is loaded already; {str(name)!r} brings its own.")
     else:
@@ -95,7 +96,7 @@ def load_model(
             weights = {"dtype": DTYPES[dtype], "device_map": device_map, "quantization_config": quantization_config}
             model = _pretrained(name, options, {k: v for k, v in weights.items() if v is not None})
     model.template = template
-    _refuse_broken_weights(model)
+    refuse_broken_weights(model)
     if place is not None:
         model.hf.to(place)
     if check:
@@ -145,68 +146,45 @@ def _planted(name: str) -> HookedLVLM:
     )
 
 
-def _around(hf: Any, processor: Any) -> HookedLVLM:
-    """A model that is loaded already."""
-    kind = type(hf).__name__
-    if hasattr(hf, "peft_config") or hasattr(hf, "original_model"):
-        way = "model.merge_and_unload()" if hasattr(hf, "peft_config") else "bridge.original_model, loaded anew"
-        raise ModelError(
-            f"A {kind} wraps a transformers model, and masks in its projections would miss what it adds. Give the "
-            f"model itself: load_model({way}, processor=…)."
-        )
-    if not isinstance(hf, PreTrainedModel):
-        raise ModelError(
-            f"load_model takes a name, a directory, a Hub id or a transformers model that is loaded already; got an "
-            f"object of type {kind}."
-        )
-    family = family_of(hf.config.model_type)
-    tokenizer = getattr(processor, "tokenizer", None) or (None if family.has_images else processor)
-    if tokenizer is None:
-        raise ModelError(
-            f"A {kind} object that is loaded already needs its {'processor' if family.has_images else 'tokenizer'} "
-            "beside it: load_model(model, processor=AutoProcessor.from_pretrained(…))."
-        )
-    name = hf.config._name_or_path or kind
-    given = processor if family.has_images else None
-    return _attempt(name, "its parts", lambda: HookedLVLM(hf, family, name=name, tokenizer=tokenizer, processor=given))
-
-
 def _pretrained(name: str, options: dict[str, Any], weights: dict[str, Any]) -> HookedLVLM:
-    where = _folder(name)
+    where, file = _place(name)
+    if file:
+        options = {**options, "gguf_file": file}
     if Path(where).is_dir() or not _hub_answers(where):
         options = {**options, "local_files_only": True}
-    settings = _attempt(name, "its configuration", lambda: PreTrainedConfig.get_config_dict(where, **options)[0])
+    settings = attempt(name, "its configuration", lambda: PreTrainedConfig.get_config_dict(where, **options)[0])
     if not isinstance(settings, dict):
         raise ModelError(
             f"config.json of {name} holds a {type(settings).__name__}; an object was wanted. Save it again."
         )
     family = family_of(str(settings.get("model_type", "")))
-    _refuse_strange_files(name, where, options)
+    if not file:
+        refuse_strange_files(name, where, options)
     before, shows_bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     if name in EMBEDDED:
         hf_logging.disable_progress_bar()  # over before it could be read
-    wanted = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    wanted = {"use_safetensors": not file, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        hf, found = _attempt(
+        hf, found = attempt(
             name, "its weights", lambda: family.model_class().from_pretrained(where, **wanted, **weights, **options)
         )
-        _refuse_incomplete(name, found)
+        refuse_incomplete(name, found)
         if family.has_images:
-            processor = _attempt(name, "its processor", lambda: _processor(where, family, options))
+            processor = attempt(name, "its processor", lambda: _processor(where, family, options))
             tokenizer = getattr(processor, "tokenizer", None)
             if tokenizer is None:
                 raise ModelError(f"{name!r}: its processor ({type(processor).__name__}) has no tokenizer.")
         else:
             processor = None
-            tokenizer = _attempt(name, "its tokenizer", lambda: AutoTokenizer.from_pretrained(where, **options))
+            tokenizer = attempt(name, "its tokenizer", lambda: AutoTokenizer.from_pretrained(where, **options))
     finally:
         hf_logging.set_verbosity(before)
         if shows_bars:
             hf_logging.enable_progress_bar()
     revision = str(getattr(hf.config, "_commit_hash", None) or options.get("revision") or "")
     parts = {"name": name, "tokenizer": tokenizer, "processor": processor, "revision": revision}
-    return _attempt(name, "its parts", lambda: HookedLVLM(hf, family, **parts))
+    return attempt(name, "its parts", lambda: HookedLVLM(hf, family, **parts))
 
 
 def _processor(where: str, family: Family, options: dict[str, Any]) -> Any:
@@ -216,10 +194,17 @@ def _processor(where: str, family: Family, options: dict[str, Any]) -> Any:
     return AutoProcessor.from_pretrained(where, **options)
 
 
-def _folder(name: str) -> str:
+def _place(name: str) -> tuple[str, str]:
+    """Where a checkpoint lies, and the name of the one file it is in, if it is."""
     if name in EMBEDDED:
-        return str(Path(__file__).parent / EMBEDDED[name])
+        return str(Path(__file__).parent / EMBEDDED[name]), ""
     path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"There is no file {name}.")
+        if find_spec("gguf") is None:
+            raise ModelError("Reading a .gguf file needs: pip install 'lvlm-workbench[gguf]'.")
+        return str(path.parent), path.name
     if path.is_dir():
         if not (path / "config.json").is_file():
             what = "an adapter without its model" if (path / "adapter_config.json").exists() else "not a checkpoint"
@@ -227,13 +212,13 @@ def _folder(name: str) -> str:
                 f"{name!r} is a directory without config.json, so {what}. Save one with save_pretrained"
                 f"{' after merge_and_unload()' if 'adapter' in what else ''}."
             )
-        return str(path)
+        return str(path), ""
     if path.suffix or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(
             f"There is no model {name!r}: not an embedded name ({', '.join([*EMBEDDED, *PLANTED])}), not a directory "
-            "here, and not a Hub id of the form owner/name."
+            "or a .gguf file here, and not a Hub id of the form owner/name."
         )
-    return name
+    return name, ""
 
 
 def _hub_answers(repository: str) -> bool:
@@ -247,92 +232,3 @@ def _hub_answers(repository: str) -> bool:
     except Exception:  # noqa: BLE001  # of whatever library it speaks through: no answer is no answer
         return False
     return True
-
-
-def _refuse_strange_files(name: str, where: str, options: dict[str, Any]) -> None:
-    """Refuse an adapter beside the model, and an index of weights that names files elsewhere."""
-
-    def found(file: str) -> str | None:
-        missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        kept = {k: v for k, v in options.items() if k != "trust_remote_code"}
-        return _attempt(name, file, lambda: cached_file(where, file, **kept, **missing))
-
-    if found("adapter_config.json"):
-        raise ModelError(
-            f"{name!r} holds an adapter (adapter_config.json) beside its model, and the model alone is not what was "
-            "trained. Merge it with peft (`merge_and_unload()`, then `save_pretrained`) and load the result; or take "
-            "adapter_config.json away, to load the model without it on purpose."
-        )
-    if index := found("model.safetensors.index.json"):
-        text = Path(index).read_text(encoding="utf-8")
-        names = _attempt(name, "its index of weights", lambda: set(json.loads(text)["weight_map"].values()))
-        outside = [n for n in map(str, names) if not _is_inside(n)]
-        if outside:
-            raise ModelError(
-                f"{name!r}: its index of weights names {', '.join(map(repr, sorted(outside)[:NAMED]))}, which is no "
-                "safetensors file in its own folder. Nothing was read; do not use this checkpoint."
-            )
-
-
-def _is_inside(file: str) -> bool:
-    path, windows = PurePosixPath(file), PureWindowsPath(file)
-    away = path.is_absolute() or windows.drive or windows.root or ".." in (*path.parts, *windows.parts)
-    return not away and path.suffix == ".safetensors"
-
-
-def _refuse_incomplete(name: str, found: dict[str, Any]) -> None:
-    """Refuse a checkpoint that is not wholly the model: what it lacks would be random numbers."""
-    keys = {
-        "lacks": {str(k) for k in found.get("missing_keys", ())},
-        "has besides": {k for k in map(str, found.get("unexpected_keys", ())) if not BENIGN.search(k)},
-        "has in another shape": {str(k[0] if isinstance(k, tuple) else k) for k in found.get("mismatched_keys", ())},
-    }
-    keys["lacks"] -= keys["has in another shape"]
-    if told := [f"it {what} {len(of)} weights ({_some(of)})" for what, of in keys.items() if of]:
-        raise ModelError(
-            f"{name!r} is not wholly a checkpoint of its model type: {'; '.join(told)}. What is missing would be "
-            "random numbers, so it is refused. Save it again with save_pretrained, or convert its names."
-        )
-    if errors := found.get("error_msgs"):
-        raise ModelError(f"{name!r}: its weights could not be loaded: {errors[0]}")
-
-
-def _refuse_broken_weights(model: HookedLVLM) -> None:
-    """Refuse weights that are elsewhere between calls, and weights that are not numbers, e.g. after a cast."""
-    named = dict(model.hf.named_parameters())
-    if away := [n for n, p in named.items() if p.is_meta]:
-        raise ModelError(
-            f"{len(away)} weights of {model.name!r} are offloaded to the CPU or the disk, or were never loaded "
-            f"({_some(away)}). Masks read weights where they are: spread the model over devices that hold all of it, "
-            "or take a narrower dtype or a quantisation."
-        )
-    floating = {n: p for n, p in named.items() if p.is_floating_point() and p.element_size() > 1}
-    if broken := [n for n, p in floating.items() if not p.isfinite().all()]:
-        count = sum(int((~named[n].isfinite()).sum()) for n in broken)
-        raise ModelError(
-            f"{model.name!r}: {count} weights are not finite numbers in {model.dtype} (in {_some(broken)}). They do "
-            "not fit this dtype, or the checkpoint is damaged: load it in float32 or bfloat16."
-        )
-
-
-def _some(names: Any) -> str:
-    names = sorted(names)
-    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-
-
-def _attempt(name: str, what: str, load: Any) -> Any:
-    """Call a loader; say what could not be loaded, and why, in one sentence of ours.
-
-    Whatever a library raises on a strange file becomes ours: checkpoints come from anyone.
-    """
-    try:
-        return load()
-    except WorkbenchError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or "no reason given").split("\n")[0]
-        raise ModelError(
-            f"{name!r}: {what} could not be loaded ({type(error).__name__}: {reason}). A checkpoint directory needs "
-            "config.json, safetensors weights and the processor's (or tokenizer's) files together; a Hub id needs the "
-            f"network or a local cache. Supported model types: {', '.join(sorted(FAMILIES))}."
-        ) from error

@@ -29,6 +29,7 @@ from workbench.errors import MaskError
 from workbench.models.attention import HeadEdit, edited_attention, even_attention, sites_set
 from workbench.models.decoder import Decoder
 from workbench.models.encode import Encoded
+from workbench.models.offloaded import at_hand
 from workbench.models.precision import double_kept
 from workbench.models.walk import BasePass, call_layer
 
@@ -214,7 +215,8 @@ def head_writes(
     index = torch.as_tensor(rows, device=delta.device)
     output = model.output(layer)
     if type(output) is nn.Linear and output.weight.is_floating_point():
-        weight = output.weight.view(output.out_features, delta.shape[2], delta.shape[3])[:, index].to(delta.device)
+        with at_hand(output):
+            weight = output.weight.view(output.out_features, delta.shape[2], delta.shape[3])[:, index].to(delta.device)
         return torch.einsum("psrmk,drmk->prsd", delta[:, :, index], weight)
     # Quantised or wrapped projections have no plain weight to slice: send each row's change through the module.
     scattered = delta.new_zeros(len(rows), *delta.shape)

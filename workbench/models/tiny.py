@@ -12,7 +12,7 @@ from workbench.models.families.tiny_parts import cast, randomise
 from workbench.models.hooked import HookedLVLM
 
 
-def build_tiny(name: str, *, dtype: torch.dtype = torch.float32) -> HookedLVLM:
+def build_tiny(name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> HookedLVLM:
     """The tiny random model of a family, not yet checked.
 
     Raises:
@@ -26,4 +26,6 @@ def build_tiny(name: str, *, dtype: torch.dtype = torch.float32) -> HookedLVLM:
         )
     parts: TinyParts = family.tiny()
     cast(randomise(parts.hf), dtype)
-    return HookedLVLM(parts.hf, family, name=f"tiny {name}", tokenizer=parts.tokenizer, processor=parts.processor)
+    return HookedLVLM(
+        parts.hf.to(device), family, name=f"tiny {name}", tokenizer=parts.tokenizer, processor=parts.processor
+    )

@@ -35,30 +35,35 @@ ANIMATED = "holds several frames, of which the first is used"
 
 
 class Recent:
-    """The pixels decoded last, up to a number of bytes."""
+    """What was made last, up to a number of bytes.
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self._pixels: OrderedDict[object, Any] = OrderedDict()
-        self._lock = Lock()
+    Args:
+        budget: How many bytes are kept; what was used longest ago makes room.
+        size: How many bytes one thing takes.
+    """
 
-    def get(self, key: object, decode: Callable[[], Any]) -> Any:
-        """The pixels under `key`, decoded where they are not kept; what was used longest ago makes room."""
+    def __init__(self, budget: int, size: Callable[[Any], int]) -> None:
+        self.budget, self.size = budget, size
+        self._kept: OrderedDict[object, Any] = OrderedDict()
+        self._bytes, self._lock = 0, Lock()
+
+    def get(self, key: object, make: Callable[[], Any]) -> Any:
+        """What is kept under `key`, made where nothing is."""
         with self._lock:
-            if key in self._pixels:
-                self._pixels.move_to_end(key)
-                return self._pixels[key]
-        pixels = decode()
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()
         with self._lock:
-            self._pixels[key] = pixels
-            while len(self._pixels) > 1 and sum(4 * w * h for w, h in (p.size for p in self._pixels.values())) > (
-                self.budget
-            ):
-                self._pixels.popitem(last=False)
-        return pixels
+            if key not in self._kept:  # another thread may have been faster
+                self._bytes += self.size(made)
+            self._kept[key] = made
+            while len(self._kept) > 1 and self._bytes > self.budget:
+                self._bytes -= self.size(self._kept.popitem(last=False)[1])
+        return made
 
 
-RECENT = Recent(RECENT_BYTES)
+RECENT = Recent(RECENT_BYTES, lambda pixels: 4 * pixels.size[0] * pixels.size[1])
 
 
 class Picture(Image.Image):
@@ -117,8 +122,11 @@ class Picture(Image.Image):
         return pixels
 
     def __reduce__(self) -> Any:
-        # In another process the file may not be there: the pixels travel.
-        return Image.frombytes, ("RGB", self.size, self.tobytes())
+        # In another process the file may not be there: what is stored travels, and pixels of one's own.
+        if self._im is not None:
+            return Image.frombytes, ("RGB", self.size, self.tobytes())
+        with self._stream() as stream:
+            return picture_of_bytes, (stream.read(), self.name)
 
 
 def open_picture(path: str | Path) -> Picture:

@@ -11,13 +11,11 @@ from torch import Tensor
 
 from workbench.errors import RunError
 from workbench.models.hooked import HookedLVLM
+from workbench.runs.vocabulary import OF_VOCABULARY, over_vocabulary, refusal_log_odds, wide
+
+__all__ = ["MEASURES", "angle_degrees", "check_states", "measure", "refusal_log_odds", "wide"]
 
 MEASURES = ("deflection", "kl", "js", "tv", "top1_change", "l2", "norm_ratio", "refusal_change")
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """float64, or float32 on devices that have no float64."""
-    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
 def angle_degrees(one: Float[Tensor, "... d"], other: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:
@@ -29,15 +27,6 @@ def angle_degrees(one: Float[Tensor, "... d"], other: Float[Tensor, "... d"]) ->
     u = one / one.norm(dim=-1, keepdim=True)
     v = other / other.norm(dim=-1, keepdim=True)
     return torch.rad2deg(2 * torch.atan2((u - v).norm(dim=-1), (u + v).norm(dim=-1)))
-
-
-def refusal_log_odds(model: HookedLVLM, logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "..."]:
-    """Log-odds that the next token opens a refusal; NaN when the tokenizer knows no refusal opening."""
-    if not model.refusal_tokens:
-        return torch.full(logits.shape[:-1], torch.nan, dtype=logits.dtype, device=logits.device)
-    opens = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    opens[list(model.refusal_tokens)] = True
-    return logits[..., opens].logsumexp(-1) - logits[..., ~opens].logsumexp(-1)
 
 
 def check_states(
@@ -57,7 +46,12 @@ def check_states(
         RunError: For states or logits that are not finite numbers, and for states of length zero, which have no
             direction; it names the prompts and masks.
     """
-    finite = states.isfinite().all(-1) & logits.isfinite().all(-1)
+    _refuse(model, states, logits.isfinite().all(-1), prompts, rows)
+
+
+def _refuse(model: HookedLVLM, states: Tensor, finite: Tensor, prompts: Sequence[str], rows: Sequence[str]) -> None:
+    """As `check_states`; `finite` says of which rows the logits are finite, `[prompt, row]`."""
+    finite = states.isfinite().all(-1) & finite
     bad = ~finite | (wide(states).norm(dim=-1) == 0)
     if not bad.any():
         return
@@ -86,38 +80,36 @@ def measure(
     base_logits: Float[Tensor, "prompt vocab"],
     states: Float[Tensor, "prompt row d_model"],
     *,
+    measures: Sequence[str] = MEASURES,
     prompts: Sequence[str] = (),
     rows: Sequence[str] = ("masked",),
 ) -> dict[str, Float[Tensor, "prompt row"]]:
-    """Every per-cell variable of a run (`MEASURES`; units in the Records of the run) for some masked states.
+    """Per-cell variables of a run (units in the Records of the run) for some masked states.
 
     KL is KL(base || masked) in nats; `refusal_change` is masked - base, negative when the heads helped to refuse.
     A row whose state equals the base state bit for bit gets exactly 0 (and a norm ratio of exactly 1).
 
     Args:
+        measures: Which of `MEASURES`. Where none needs the next-token distribution, nothing is unembedded.
         prompts: Names of the prompts, for messages.
         rows: Names of the masks, for messages.
 
     Raises:
         RunError: For states that nothing can be measured from; see `check_states`.
     """
-    logits = model.unembed(states)
     check_states(model, base_state[:, None], base_logits[:, None], prompts)
-    check_states(model, states, logits, prompts, rows)
+    found, finite = {}, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    if set(measures) & set(OF_VOCABULARY):
+        found = over_vocabulary(model, base_logits, states)
+        finite = found.pop("finite") > 0
+        model.work.readouts += states.shape[0] * states.shape[1]
+    _refuse(model, states, finite, prompts, rows)
     base_state, states = wide(base_state)[:, None], wide(states)
-    base, masked = wide(base_logits)[:, None].log_softmax(-1), wide(logits).log_softmax(-1)
-    p, q = base.exp(), masked.exp()
-    mean = torch.logaddexp(base, masked) - torch.log(torch.tensor(2.0, dtype=base.dtype, device=base.device))
-    found = {
+    found |= {
         "deflection": angle_degrees(base_state.expand_as(states), states),
-        "kl": (p * (base - masked)).sum(-1).clamp_min(0),
-        "js": (0.5 * (p * (base - mean)).sum(-1) + 0.5 * (q * (masked - mean)).sum(-1)).clamp_min(0),
-        "tv": 0.5 * (p - q).abs().sum(-1),
-        "top1_change": (base.argmax(-1) != masked.argmax(-1)).to(p.dtype).expand(states.shape[:-1]),
         "l2": (states - base_state).norm(dim=-1),
         "norm_ratio": states.norm(dim=-1) / base_state.norm(dim=-1),
-        "refusal_change": refusal_log_odds(model, masked) - refusal_log_odds(model, base),
     }
     # Logits of equal states may differ in the last bit when the batch has another shape; equal is equal.
     same = (states == base_state).all(-1)
-    return {name: value.masked_fill(same, 1.0 if name == "norm_ratio" else 0.0) for name, value in found.items()}
+    return {name: found[name].masked_fill(same, 1.0 if name == "norm_ratio" else 0.0) for name in measures}

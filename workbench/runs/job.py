@@ -12,6 +12,7 @@ from workbench.checking import plainly
 from workbench.errors import MaskError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
+from workbench.runs.effects import MEASURES
 
 # By layer: (projection, head) of each cell, as numbers into `Job.projections` and into the rows of the grain; in order.
 Cells = dict[int, tuple[tuple[int, int], ...]]
@@ -33,6 +34,7 @@ class Job:
         directions: How many directions it draws for each.
         seed: Of what is drawn.
         readout: What the states are read from: "final", or decoder layers as strings; empty for the final state alone.
+        measures: Which per-cell variables are computed, in the order of `MEASURES`.
     """
 
     projections: tuple[str, ...]
@@ -44,6 +46,7 @@ class Job:
     directions: int = 0
     seed: int = 0
     readout: tuple[str, ...] = ()
+    measures: tuple[str, ...] = MEASURES
 
     def read_layers(self, model: HookedLVLM) -> tuple[int, ...]:
         """The layers after which states are read, one a read-out."""
@@ -162,6 +165,16 @@ def blocks(n_prompts: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive blocks of prompts."""
     for start in range(0, n_prompts, size):
         yield start, min(start + size, n_prompts)
+
+
+def check_measures(measures: Sequence[str] | str) -> tuple[str, ...]:
+    """Measures in the order of `MEASURES`; a MaskError for one that there is not, or none."""
+    given = {measures} if isinstance(measures, str) else set(measures)
+    if unknown := sorted(given - set(MEASURES), key=str):
+        raise MaskError(f"measures are of {', '.join(MEASURES)}; got {plainly(unknown[0])}.")
+    if not given:
+        raise MaskError("measures is empty, so nothing would be measured. Leave it out for all of them.")
+    return tuple(name for name in MEASURES if name in given)
 
 
 def check_readout(model: HookedLVLM, readout: Sequence[str | int] | str | int | None) -> tuple[str, ...]:

@@ -56,11 +56,15 @@ class Sink(Protocol):
     def done(self, start: int, unit: int) -> bool:
         """Whether a unit of the block that begins at `start` is kept."""
 
+    def begun(self, start: int) -> bool:
+        """Whether any unit of the block that begins at `start` is kept."""
+
     def expect(self, inputs: np.ndarray) -> list[int]:
         """Which prompts are encoded otherwise than when their blocks were computed.
 
         Args:
-            inputs: A hash of each prompt as it is encoded now, `[prompt, byte]`; zeros for those left out.
+            inputs: A hash of each prompt as it is encoded now, `[prompt, byte]`; zeros for those that were not, or not
+                yet. It is filled while the sweep goes on, and stored block by block.
         """
 
     def blank(self, start: int, stop: int, row: int) -> None:
@@ -105,6 +109,9 @@ class Memory:
 
     def rows(self, start: int, unit: int) -> int:
         return self.partition.rows
+
+    def begun(self, start: int) -> bool:
+        return False  # nobody goes on with it
 
     def expect(self, inputs: np.ndarray) -> list[int]:
         return []

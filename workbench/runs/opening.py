@@ -9,6 +9,7 @@ import xarray as xr
 
 from workbench.errors import RunError
 from workbench.runs.damage import COORDINATES, damaged, described, forget
+from workbench.runs.effects import MEASURES
 from workbench.runs.zarr_store import Store
 
 NOT_ASKED = "not among the prompts of the call"
@@ -137,7 +138,7 @@ def _take_back(store: Store, ids: list[str]) -> None:
 
 
 def _check_recipe(store: Store, recipe: Mapping[str, Any]) -> None:
-    attrs = store.attrs
+    attrs = {"measures": list(MEASURES)} | store.attrs  # stores of before they could be chosen have all
     # Which prompts there are is decided prompt by prompt.
     if wrong := [name for name, value in recipe.items() if name != "prompt_hash" and attrs.get(name) != value]:
         listed = "; ".join(f"{name} is {attrs.get(name)!r} there and {recipe[name]!r} here" for name in wrong[:3])

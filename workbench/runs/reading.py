@@ -5,7 +5,7 @@ prompts or a cell with holes is refused in one place and in one voice.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,8 @@ from workbench.errors import CriterionError, RunError
 SCHEMAS = ("2",)  # the schemas of a run that this version reads
 FEWEST_PROMPTS = 3  # of each class: fewer have no spread that a statistic could use
 
+
+NUMBERS_AT_ONCE = 2**22  # of a stored variable that are read and worked on together: 32 MB as float64
 
 RunLike = xr.Dataset | str | Path  # a run, or the path of a stored one
 
@@ -88,6 +90,21 @@ def one_readout(run: xr.Dataset) -> xr.Dataset:
             f"scored by default. Say which one counts: run.sel(readout={labels[-1]!r})."
         )
     return run.sel(readout="final", drop=True)
+
+
+def pieces(run: xr.Dataset, numbers: int) -> Iterator[xr.Dataset]:
+    """The run piece by piece, some layers or heads of one, so that no more than `NUMBERS_AT_ONCE` is read at once.
+
+    Args:
+        run: Stored or not; a small one is one piece.
+        numbers: How many numbers of a head are looked at, over all prompts.
+    """
+    n_layers, n_heads = run.sizes["layer"], run.sizes["head"]
+    at_once = max(1, NUMBERS_AT_ONCE // max(1, numbers))
+    layers, heads = max(1, at_once // n_heads), min(at_once, n_heads)
+    for layer in range(0, n_layers, layers):
+        for head in range(0, n_heads, heads):
+            yield run.isel(layer=slice(layer, layer + layers), head=slice(head, head + heads))
 
 
 def _how_to_get(variable: str) -> str:

@@ -21,8 +21,8 @@ import xarray as xr
 from workbench.axes import HEAD_DIMS, PROMPT_COORDS, head_name
 from workbench.models.fingerprint import fingerprint, request_hash
 from workbench.models.hooked import HookedLVLM
+from workbench.models.offloaded import at_hand
 from workbench.prompts.prompt import PromptSet
-from workbench.runs.effects import MEASURES
 from workbench.runs.job import FINAL, Job, Partition
 
 SCHEMA = "2"
@@ -65,7 +65,12 @@ Shard = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Variable:
-    """One stored variable. `chunks` gives the part of `shape` that one unit of work writes."""
+    """One stored variable.
+
+    Attributes:
+        chunks: The part of `shape` that is read and checked by itself.
+        by_layer: Whether a unit of work writes one layer of a block of prompts, a chunk; else it writes all of them.
+    """
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
@@ -75,8 +80,8 @@ class Variable:
 
     @property
     def shards(self) -> tuple[int, ...]:
-        """The part of `shape` that one file holds: whole chunks, all layers of a block first, then blocks."""
-        shard = list(self.chunks)
+        """The part of `shape` that one file holds: whole units, all layers of a block first, then blocks."""
+        shard = list(self.chunks if self.by_layer else (self.chunks[0], *self.shape[1:]))
         for axis in (self.dims.index("layer") if self.by_layer else 0, 0):
             room = SHARD_BYTES // (math.prod(shard) * np.dtype(self.dtype).itemsize)
             shard[axis] *= max(1, min(room, -(-self.shape[axis] // shard[axis])))
@@ -105,11 +110,11 @@ def layout(
         state = Variable(
             ("prompt", "d_model"), (n_prompts, model.d_model), (block, model.d_model), "float32", by_layer=False
         )
-        return dict.fromkeys(MEASURES, grouped) | {"base_state": state}
+        return dict.fromkeys(job.measures, grouped) | {"base_state": state}
     n_rows = len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
     shape, chunks = (n_prompts, n_projections, model.n_layers, n_rows), (block, n_projections, 1, n_rows)
     read = Variable((*HEAD_DIMS, *many), (*shape, *n_reads), (*chunks, *n_reads), exact, by_layer=True)
-    variables = dict.fromkeys(MEASURES, read)
+    variables = dict.fromkeys(job.measures, read)
     if job.keep_states:
         width = (*n_reads, model.d_model)
         of_state = (*HEAD_DIMS, *many, "d_model")
@@ -123,7 +128,9 @@ def layout(
     for name in names:
         of_base = ("prompt", *many, "d_model") if name == "base_state" else BASE_DIMS[name]
         rest = tuple(size_of[dim] for dim in of_base[1:])
-        variables[name] = Variable(of_base, (n_prompts, *rest), (block, *rest), "float32", by_layer=False)
+        # The one wide variable is read layer by layer.
+        chunk = (1, *rest[1:]) if name == "head_output" else rest
+        variables[name] = Variable(of_base, (n_prompts, *rest), (block, *chunk), "float32", by_layer=False)
     return variables
 
 
@@ -172,12 +179,26 @@ def write_roots(model: HookedLVLM) -> np.ndarray:
     """
     roots = np.full((model.n_layers, model.n_heads, model.d_head, model.d_head), np.nan, dtype=np.float32)
     for layer, attention in model.attentions.items():
-        weight = getattr(getattr(attention, model.family.output), "weight", None)
-        if weight is None or not weight.is_floating_point():
+        output = getattr(attention, model.family.output)
+        with at_hand(output):
+            weight = output_weight(output)
+        if weight is None:
             continue
         by_head = weight.detach().double().cpu().view(weight.shape[0], model.n_heads, model.d_head).permute(1, 2, 0)
         roots[layer] = torch.linalg.qr(by_head.transpose(1, 2)).R.transpose(1, 2).numpy()
     return roots
+
+
+def output_weight(output: torch.nn.Module) -> torch.Tensor | None:
+    """W_O as it acts, `[d_model, head · d_head]`: an adapter's part counts. None where it is no plain weight."""
+    weight = getattr(output, "weight", None)
+    if weight is None or not weight.is_floating_point():
+        return None
+    if not hasattr(output, "base_layer"):
+        return weight
+    with torch.no_grad():
+        every = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        return (output(every) - output(torch.zeros_like(every[:1]))).T
 
 
 def recipe(
@@ -201,6 +222,7 @@ def recipe(
         "groups": "none" if job.groups is None else json.dumps(job.groups),
         "keeps_states": job.keep_states,
         "readout": list(job.readout or (FINAL,)),
+        "measures": list(job.measures),
     }
 
 

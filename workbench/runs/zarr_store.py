@@ -165,6 +165,9 @@ class Store(Folder):
     def done(self, start: int, unit: int) -> bool:
         return bool(self.digests[start // self.partition.block, unit].any())
 
+    def begun(self, start: int) -> bool:
+        return bool(self.digests[start // self.partition.block].any())
+
     def expect(self, inputs: np.ndarray) -> list[int]:
         """Hold what prompts are encoded as now against what they were when their blocks were computed."""
         begun = np.repeat(self.digests.any((1, 2)), self.partition.block)[: len(inputs)]
@@ -312,12 +315,12 @@ class Store(Folder):
         return run
 
     def finish(self) -> xr.Dataset:
-        """The run as it is stored, read back."""
+        """The run as it is stored, read when its values are asked for."""
         if not self.read_only:
             self.flush()
             with self.writing():
                 self._slots.drop()
-        return self.dataset().load()
+        return self.dataset()
 
     def bounds(self, block: int) -> tuple[int, int]:
         start = block * self.partition.block

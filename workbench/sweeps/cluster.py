@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
 from workbench.errors import RunError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.transfer import apart, shared_out, together
+from workbench.prompts.prompt import PromptSet
 from workbench.runs.job import Job
 from workbench.runs.memory import Sink
 from workbench.sweeps.tasks import Arrays, Encoder, Task, compute, halved, out_of_memory, without_bad
@@ -34,30 +36,34 @@ class Worker:
     """One model in one process; made an actor by `Cluster`."""
 
     def __init__(
-        self, bare: HookedLVLM, weights: dict[str, Any], device: str, places: Any, threads: int, prompts: Any, job: Job
+        self, bare: HookedLVLM, weights: dict[str, Any], device: str, places: Any, threads: int, job: Job
     ) -> None:
         torch.set_num_threads(threads)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
             arrays = dict(zip(weights, ray.get(list(weights.values())), strict=True))
             self.model = together(bare, arrays, torch.device(device), places)
-        self.encode, self.job = Encoder(self.model, prompts), job
+        self.job = job
 
     def pid(self) -> int:
         """The process, for whoever wants to look at it."""
         return os.getpid()
 
-    def run(self, task: Task) -> tuple[list[tuple[int, Arrays]], tuple[int, int], bool]:
-        """(arrays by unit, work done, whether it fitted into memory) of a task."""
+    def run(
+        self, task: Task, prompts: PromptSet
+    ) -> tuple[list[tuple[int, Arrays]], tuple[int, int], np.ndarray] | None:
+        """(arrays by unit, work done, hashes of the inputs) of a task on its prompts; None if it did not fit."""
         before = self.model.work.layer_tokens, self.model.work.vision_passes
+        encode, left_out = Encoder(self.model, prompts), tuple(i - task.start for i in task.left_out)
         try:
-            found = list(compute(self.model, self.encode, self.job, task))
+            here = replace(task, start=0, stop=len(prompts), left_out=left_out)
+            found = list(compute(self.model, encode, self.job, here))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            return [], (0, 0), False
+            return None
         work = self.model.work.layer_tokens - before[0], self.model.work.vision_passes - before[1]
-        return found, work, True
+        return found, work, encode.inputs
 
 
 class Cluster:
@@ -69,7 +75,7 @@ class Cluster:
     """
 
     def __init__(self, address: str, encode: Encoder, job: Job, threads: int) -> None:
-        model, prompts = encode.model, encode.prompts
+        model = encode.model
         self.model, self.encode, self.job = model, encode, job
         bare, arrays = apart(model)
         self.most: int | None = None
@@ -94,10 +100,8 @@ class Cluster:
         make = ray.remote(Worker).options(max_restarts=-1, max_task_retries=-1, **needs)
         # Each weight an object of its own, so that the store need not find room for all of them in one piece.
         weights = {name: ray.put(array) for name, array in arrays.items()}
-        model_, prompts_ = ray.put(bare), ray.put(prompts)
-        self._start: Callable[[], Any] = lambda: make.remote(
-            model_, weights, model.device.type, places, threads, prompts_, job
-        )
+        model_ = ray.put(bare)
+        self._start: Callable[[], Any] = lambda: make.remote(model_, weights, model.device.type, places, threads, job)
         self.workers: list[Any] = []
 
     def close(self) -> None:
@@ -123,20 +127,22 @@ class Cluster:
             while waiting and idle:
                 worker, task = idle.pop(), waiting.pop(0)
                 task = replace(task, left_out=self.encode.within(task.start, task.stop))
-                busy[worker.run.remote(task)] = worker, task
+                # With it go its prompts, and of their pictures the files' own bytes.
+                busy[worker.run.remote(task, self.encode.prompts[task.start : task.stop])] = worker, task
             # The timeout is for workers that join: a cluster that grew is looked at again.
             done, _ = ray.wait(list(busy), timeout=5)
             for ref in done:
                 worker, task = busy.pop(ref)
                 idle.append(worker)
                 try:
-                    found, work, fitted = ray.get(ref)
+                    gave = ray.get(ref)
                 except ray.exceptions.RayTaskError as error:
                     waiting.append(without_bad(self.model, self.encode, self.job, task, sink, error))
                     continue
-                if not fitted:
+                if gave is None:
                     waiting.append(replace(task, rows=halved(sink, task)))
                     continue
+                found, work, self.encode.inputs[task.start : task.stop] = gave
                 self.model.work.layer_tokens += work[0]
                 self.model.work.vision_passes += work[1]
                 for unit, arrays in found:

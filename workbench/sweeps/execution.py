@@ -48,15 +48,15 @@ def run_sweep(sweep: Sweep, engine: str, naive: tuple[int, int], progress: bool,
         )
 
     try:
-        with _bar(progress) as bar, _threads(sink), _runner(sweep, cluster) as run:
-            line, total = bar.add_task(f"sweep ({engine}), prompts x layers"), 0
+        with bar(progress) as shown, _threads(sink), _runner(sweep, cluster) as run:
+            line, total = shown.add_task(f"sweep ({engine}), prompts x layers"), 0
             for tasks in get_engine(engine).phases(sweep):
                 total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
-                bar.update(line, total=total)
-                run(tasks, sink, lambda n: bar.advance(line, n), count)
+                shown.update(line, total=total)
+                run(tasks, sink, lambda n: shown.advance(line, n), count)
             if sweep.job.mask.positions != "all" and sweep.job.groups is None:
-                line = bar.add_task("the same at all positions, layers", total=len(sweep.job.layers(model)))
-                sink.note(positions_agreement=agreement_with_all(sweep, lambda: bar.advance(line)))
+                line = shown.add_task("the same at all positions, layers", total=len(sweep.job.layers(model)))
+                sink.note(positions_agreement=agreement_with_all(sweep, lambda: shown.advance(line)))
         count(complete=True)
     except (KeyboardInterrupt, Terminated) as stopped:
         kept = "Nothing is stored; with out=PATH the same call could go on from here."
@@ -104,7 +104,8 @@ class Lines:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _bar(shown: bool) -> Progress | Lines:
+def bar(shown: bool, *, transient: bool = False) -> Progress | Lines:
+    """Progress with the time left: bars on a terminal, lines in a log; `transient` leaves no bar behind."""
     console = Console(stderr=True)
     if shown and not console.is_terminal:
         return Lines(console)
@@ -114,7 +115,7 @@ def _bar(shown: bool) -> Progress | Lines:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not shown)
+    return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not shown, transient=transient)
 
 
 @contextmanager

@@ -33,10 +33,22 @@ def base_bytes(model: HookedLVLM, n_pos: int) -> int:
     return model.n_layers * n_pos * width * (torch.finfo(model.dtype).bits // 8)
 
 
+def weight_bytes(model: HookedLVLM) -> int:
+    """Bytes of the model's parameters."""
+    return sum(parameter.nbytes for parameter in model.hf.parameters())
+
+
+def planned_bytes(model: HookedLVLM, longest: int, partition: Partition, n_prompts: int) -> int:
+    """What a sweep is planned to hold at once: weights, the base passes of a block, and one batch of rows."""
+    passes = min(partition.block, n_prompts) * base_bytes(model, longest)
+    return weight_bytes(model) + passes + partition.rows * row_bytes(model, longest)
+
+
 def free_bytes(model: HookedLVLM) -> int:
-    """Free memory of the device the model runs on."""
+    """Free memory of the device the model runs on; on a GPU with what PyTorch holds there and does not use."""
     if model.device.type == "cuda":
-        return int(torch.cuda.mem_get_info(model.device)[0])
+        held = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        return int(torch.cuda.mem_get_info(model.device)[0]) + held
     return int(psutil.virtual_memory().available)
 
 

@@ -6,27 +6,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import xarray as xr
 from rich.console import Console
 
 from workbench.axes import PROJECTIONS, Head, as_heads
 from workbench.checking import Converted, OneOf, Place, Seed, Whole, checked
 from workbench.errors import MaskError, PromptError, RunError
-from workbench.models.fingerprint import input_hash
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
-from workbench.runs.job import Job, Partition, blocks, cells_of_heads, check_groups, check_readout
+from workbench.runs.effects import MEASURES
+from workbench.runs.job import (
+    Job,
+    Partition,
+    blocks,
+    cells_of_heads,
+    check_groups,
+    check_measures,
+    check_readout,
+)
 from workbench.runs.memory import BASE, Memory, Sink, unit_of
 from workbench.runs.opening import NOT_ASKED, open_store, prompt_ids, skipped
 from workbench.runs.schema import layout, provenance, recipe, skeleton
 from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
 from workbench.sweeps.engines.registry import engine_names, get_engine
-from workbench.sweeps.execution import run_sweep, work_line
+from workbench.sweeps.execution import bar, run_sweep, work_line
 from workbench.sweeps.plan import plan
 from workbench.sweeps.tasks import Encoder, Sweep, note_left_out
 
@@ -67,6 +74,7 @@ def sweep(
     cluster: Annotated[str, Converted(_as_cluster)] | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     readout: Sequence[str | int] | str | int | None = None,
+    measures: Sequence[str] | str = MEASURES,
 ) -> xr.Dataset:
     """Mask the projections of every head on every prompt and measure what changes at the last prompt position.
 
@@ -78,7 +86,8 @@ def sweep(
         engine: "exact" (from the masked layer on); "prefix" (the same numbers, what prompts share at their beginning
             computed once); "sketch" (estimates for all heads, exact numbers for the best); "race" (which heads win
             under a rule); "naive" (one full forward a head; the reference).
-        out: Store the run here as a Zarr group, block by block; the same call later goes on where it stopped.
+        out: Store the run here as a Zarr group, block by block; the same call later goes on where it stopped. The run
+            that is returned is then read from there when its values are asked for.
         heads: Only these (layer, head) cells; all others are NaN.
         groups: Sets of (layer, head) masked together; the run then has a dimension `group` in place of layer, head.
         keep_states: Keep the masked final states too (needed by angles over data sets); "auto" when they are small.
@@ -94,6 +103,8 @@ def sweep(
         readout: Where states and logits are read: "final", and decoder layers (0-based), whose output at the last
             position goes through the final norm and the unembedding (logit lens). By default the final state alone;
             else the run has a dimension `readout`, and heads above a read-out are NaN there.
+        measures: Which variables of a cell are computed; all by default. Without kl, js, tv, top1_change and
+            refusal_change no masked state is unembedded.
         cluster: Compute on a Ray cluster: "local", "local:N" (N workers), or an address (`workbench.sweeps.cluster`).
 
     Returns:
@@ -133,6 +144,7 @@ def sweep(
         options.get("directions", 0),
         seed,
         read,
+        check_measures(measures),
     )
     given, order = prompts, get_engine(engine).order
     if order is not None:
@@ -145,20 +157,18 @@ def sweep(
             units = (BASE, *(map(unit_of, job.layers(model)) if job.groups is None else ()))
             chooses = bool(get_engine(engine).defaults)
             encode = _encoder(model, prompts, sink, units, skip=on_error == "skip", chooses=chooses)
-            lengths, images, inputs = _encoded(encode)
+            lengths = _lengths(encode, progress)
+            images = sum(p.image is not None for i, p in enumerate(encode.prompts) if i not in encode.left_out)
             sink = _begun(sink, model, prompts, job, engine, bare, what, rows, max(lengths))
-            if differ := sink.expect(inputs):
-                raise RunError(
-                    f"{out} was begun with other inputs: prompt {encode.prompts[differ[0]].id!r} and {len(differ) - 1} "
-                    "more give other token ids or pixels now than when their blocks were computed. Put the tokenizer "
-                    "and the processor back as they were, or store this run elsewhere."
-                )
-            note_left_out(encode, sink)
             bounds = tuple(blocks(len(encode.prompts), sink.partition.block))
+            _check_inputs(encode, sink, bounds, progress)
+            note_left_out(encode, sink)
             planned = Sweep(model, encode.prompts, encode, job, sink, options, seed, bounds)
             with model.lock:
                 run_sweep(planned, engine, job.naive_work(model, lengths, images), progress, cluster)
-        run = sink.finish().sel(prompt=[prompt.id for prompt in given])
+        run, ids = sink.finish(), [prompt.id for prompt in given]
+        if run["prompt"].values.tolist() != ids:
+            run = run.sel(prompt=ids)
     finally:
         if sink is not None:
             sink.close()
@@ -200,16 +210,28 @@ def _encoder(
     return Encoder(model, in_order, left_out, skip=skip)
 
 
-def _encoded(encode: Encoder) -> tuple[list[int], int, np.ndarray]:
-    """Of the prompts that can be encoded: their lengths, how many have pictures, and a hash of each one's inputs."""
-    lengths, images, inputs = [], 0, np.zeros((len(encode.prompts), 32), np.uint8)
-    for index, encoded in encode.all():
-        lengths.append(encoded.n_tokens)
-        images += encoded.image_span is not None
-        inputs[index] = np.frombuffer(input_hash(encoded), np.uint8)
+def _lengths(encode: Encoder, progress: bool) -> list[int]:
+    """Tokens of the prompts that can be swept. What is wrong with a text is said here, before anything is computed."""
+    with bar(progress, transient=True) as shown:
+        line = shown.add_task("reading prompts", total=len(encode.prompts))
+        lengths = list(encode.lengths(lambda: shown.advance(line)))
     if not lengths:
         raise PromptError(f"None of the prompts can be swept. The first: {next(iter(encode.left_out.values()))}")
-    return lengths, images, inputs
+    return lengths
+
+
+def _check_inputs(encode: Encoder, sink: Sink, bounds: Sequence[tuple[int, int]], progress: bool) -> None:
+    """Refuse to go on where prompts are encoded otherwise than when their blocks were computed."""
+    begun = [place for start, stop in bounds if sink.begun(start) for place in range(start, stop)]
+    with bar(progress and bool(begun), transient=True) as shown:
+        line = shown.add_task("comparing with the store, prompts", total=len(begun))
+        encode.check(begun, lambda: shown.advance(line))
+    if differ := sink.expect(encode.inputs):
+        raise RunError(
+            f"{getattr(sink, 'path', '')} was begun with other inputs: prompt {encode.prompts[differ[0]].id!r} and "
+            f"{len(differ) - 1} more give other token ids or pixels now than when their blocks were computed. Put the "
+            "tokenizer and the processor back as they were, or store this run elsewhere."
+        )
 
 
 def _keeps_states(wanted: bool | str, model: HookedLVLM, n_states: int, n_projections: int, mask: Mask) -> bool:

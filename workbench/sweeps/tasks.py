@@ -7,6 +7,7 @@ what interruption.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ import torch
 
 from workbench.errors import PromptError, RunError, WorkbenchError
 from workbench.models.encode import Encoded
+from workbench.models.fingerprint import input_hash
 from workbench.models.hooked import HookedLVLM
-from workbench.prompts.prompt import PromptSet
+from workbench.models.lengths import Lengths
+from workbench.prompts.pictures import Recent
+from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.job import Cells, Job
 from workbench.runs.memory import Sink
 
-# Encoded prompts are kept for the whole sweep while they are at most this large.
+# So many bytes of encoded prompts are kept for the next unit of work that asks.
 ENCODED_BUDGET = 256 * 2**20
 
 
@@ -52,51 +56,68 @@ class Task:
 
 
 class Encoder:
-    """Prompts as the model reads them, encoded once each while that takes little memory.
+    """Prompts as the model reads them, encoded when they are asked for; those used last are kept.
 
     Attributes:
         left_out: Prompts that are not computed, by their place, and why; an empty text for those the store has.
         skip: Whether a prompt that cannot be computed is left out, in place of ending the sweep.
+        inputs: A hash of each prompt as it was encoded, `[prompt, byte]`; zeros until it is.
     """
 
     def __init__(
         self, model: HookedLVLM, prompts: PromptSet, left_out: Mapping[int, str] | None = None, *, skip: bool = False
     ) -> None:
         self.model, self.prompts, self.left_out, self.skip = model, prompts, dict(left_out or {}), skip
-        self._kept: dict[int, Encoded] = {}
-        self._bytes = 0
+        self.inputs = np.zeros((len(prompts), 32), np.uint8)
+        self._recent = Recent(ENCODED_BUDGET, _bytes)
 
     def __call__(self, index: int) -> Encoded:
-        if index in self._kept:
-            return self._kept[index]
-        try:
-            encoded = self.model.encode(self.prompts[index])
-        except WorkbenchError as error:
-            raise named(error, self.prompts[index].id) from error
-        except Exception as error:  # whatever a processor or a template raises on a prompt of its user
-            raise named(PromptError(f"{type(error).__name__}: {error}"), self.prompts[index].id) from error
-        size = sum(v.nbytes for v in encoded.model_inputs.values() if isinstance(v, torch.Tensor))
-        if self._bytes + size <= ENCODED_BUDGET:
-            self._kept[index] = encoded
-            self._bytes += size
+        encoded: Encoded = self._recent.get(index, partial(self._encoded, index))
         return encoded
 
     def within(self, start: int, stop: int) -> tuple[int, ...]:
         """Which of the prompts `start:stop` are left out."""
         return tuple(sorted(i for i in self.left_out if start <= i < stop))
 
-    def all(self) -> Iterator[tuple[int, Encoded]]:
-        """Every prompt that can be encoded, with its place; the others are left out, or end it."""
-        for index in range(len(self.prompts)):
+    def lengths(self, tick: Callable[[], Any]) -> Iterator[int]:
+        """Tokens of every prompt that can be encoded, as far as its text and the size of its picture show."""
+        count = Lengths(self.model)
+        return self._able(range(len(self.prompts)), lambda index: self._named(index, count), tick)
+
+    def check(self, places: Iterable[int], tick: Callable[[], Any]) -> None:
+        """Encode some prompts, so that `inputs` is known of them."""
+        for _ in self._able(places, self, tick):
+            pass
+
+    def _able(self, places: Iterable[int], what: Callable[[int], Any], tick: Callable[[], Any]) -> Iterator[Any]:
+        """`what` of each place that is not left out; one that it refuses is left out from then on, or ends it."""
+        for index in places:
             if index not in self.left_out:
                 try:
-                    encoded = self(index)
+                    yield what(index)
                 except WorkbenchError as error:
                     if not self.skip:
                         raise
                     self.left_out[index] = str(error)
-                else:
-                    yield index, encoded
+            tick()
+
+    def _encoded(self, index: int) -> Encoded:
+        encoded: Encoded = self._named(index, self.model.encode)
+        self.inputs[index] = np.frombuffer(input_hash(encoded), np.uint8)
+        return encoded
+
+    def _named(self, index: int, what: Callable[[Prompt], Any]) -> Any:
+        """`what` of a prompt; errors name it."""
+        try:
+            return what(self.prompts[index])
+        except WorkbenchError as error:
+            raise named(error, self.prompts[index].id) from error
+        except Exception as error:  # whatever a processor or a template raises on a prompt of its user
+            raise named(PromptError(f"{type(error).__name__}: {error}"), self.prompts[index].id) from error
+
+
+def _bytes(encoded: Encoded) -> int:
+    return sum(v.nbytes for v in encoded.model_inputs.values() if isinstance(v, torch.Tensor))
 
 
 @dataclass(frozen=True)

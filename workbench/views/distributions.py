@@ -74,7 +74,7 @@ def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _values(run: xr.Dataset, criterion: str, projection: str, head: Head) -> xr.DataArray:
     """A criterion's value of one head on every prompt it has a meaning for, in its own unit."""
-    values = prompt_values(run, get_criterion(criterion))
+    values = prompt_values(run, get_criterion(criterion), head=head)
     shown = projection if projection in values["projection"].values else "none"
     return values.sel(projection=shown, layer=head[0], head=head[1])
 

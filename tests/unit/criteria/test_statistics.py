@@ -17,6 +17,15 @@ def twins(n: int) -> np.ndarray:
     return np.array([f"pair {i // 2}" for i in range(n)], dtype=object)
 
 
+def tested(values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, **how) -> np.ndarray:
+    return statistics.permutation_p(values, unsafe, statistics.shuffled_labels(unsafe, pairs, **how))
+
+
+def interval(values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    weights = statistics.bootstrap_weights(unsafe, pairs, resamples=400, seed=2)
+    return statistics.bootstrap_difference(values, unsafe, weights)
+
+
 def test_auroc_with_ties_is_scikit_learns() -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(0, 6, size=(50, 7)).astype(float)
@@ -65,12 +74,12 @@ def test_bootstrap_intervals_cover(paired: bool) -> None:
     unsafe = np.array([True, False] * (n // 2))
     shared = np.repeat(rng.normal(size=(n // 2, cells)), 2, axis=0)  # what twins have in common
     values = 0.7 * unsafe[:, None] + (2.0 * shared if paired else 0.0) + rng.exponential(size=(n, cells))
-    low, high = statistics.bootstrap_difference(values, unsafe, twins(n) if paired else alone(n), resamples=400, seed=2)
+    low, high = interval(values, unsafe, twins(n) if paired else alone(n))
     covered = ((low < 0.7) & (high > 0.7)).mean()
     assert 0.90 <= covered <= 0.975, f"95 % intervals cover {covered:.1%}"
     if paired:
         # Without keeping pairs together the intervals would be about twice as wide as the truth asks for.
-        wide = statistics.bootstrap_difference(values, unsafe, alone(n), resamples=400, seed=2)
+        wide = interval(values, unsafe, alone(n))
         assert (high - low).mean() < 0.7 * (wide[1] - wide[0]).mean()
 
 
@@ -79,7 +88,7 @@ def test_p_is_uniform_under_the_null(pairs: np.ndarray) -> None:
     rng = np.random.default_rng(3)
     unsafe = np.array([True, False] * 20)
     values = rng.exponential(size=(40, 1500))
-    p = statistics.permutation_p(values, unsafe, pairs, permutations=999, seed=4)
+    p = tested(values, unsafe, pairs, permutations=999, seed=4)
     assert kstest(p, "uniform").pvalue > 0.001
     for level in (0.01, 0.05, 0.2):
         assert (p <= level).mean() == pytest.approx(level, abs=3.5 * np.sqrt(level * (1 - level) / 1500))
@@ -88,13 +97,11 @@ def test_p_is_uniform_under_the_null(pairs: np.ndarray) -> None:
 def test_p_is_one_sided_exact_and_never_zero() -> None:
     unsafe = np.array([True] * 4 + [False] * 4)
     values = np.stack([unsafe.astype(float), -unsafe.astype(float), np.zeros(8), np.full(8, 0.1)], axis=1)
-    p = statistics.permutation_p(values, unsafe, alone(8), permutations=20_000, seed=0)
+    p = tested(values, unsafe, alone(8), permutations=20_000, seed=0)
     assert p[0] == pytest.approx(1 / 70, rel=0.2), "one split of eight into four and four in seventy"
     assert p[1] == 1.0
     assert p[2] == p[3] == 1.0, "ties count, rounding does not"
-    strong = statistics.permutation_p(
-        np.arange(400.0)[:, None], np.arange(400) > 199, alone(400), permutations=99, seed=0
-    )
+    strong = tested(np.arange(400.0)[:, None], np.arange(400) > 199, alone(400), permutations=99, seed=0)
     assert strong[0] == 1 / 100
 
 
@@ -103,8 +110,8 @@ def test_pairs_are_swapped_within_themselves() -> None:
     rng = np.random.default_rng(5)
     unsafe = np.array([True, False] * 20)
     values = np.repeat(rng.normal(scale=30, size=(20, 1)), 2, axis=0) + unsafe[:, None] + 0.1 * rng.normal(size=(40, 1))
-    within = statistics.permutation_p(values, unsafe, twins(40), permutations=1999, seed=0)
-    across = statistics.permutation_p(values, unsafe, alone(40), permutations=1999, seed=0)
+    within = tested(values, unsafe, twins(40), permutations=1999, seed=0)
+    across = tested(values, unsafe, alone(40), permutations=1999, seed=0)
     assert within[0] < 0.001 < 0.2 < across[0]
 
 

@@ -40,7 +40,7 @@ def test_copies_are_one_unit_everywhere() -> None:
     assert all(len(folds) == 1 for folds in per_content(run, fold_numbers(unsafe, units)))
     for weights in statistics.bootstrap_weights(unsafe, units, resamples=5, seed=0):
         assert all(len(drawn) == 1 for drawn in per_content(run, weights))
-    shuffles = statistics._shuffled_labels(unsafe, units, run["content"].values, 20, np.random.default_rng(0))
+    shuffles = statistics.shuffled_labels(unsafe, units, contents=run["content"].values, permutations=20, seed=0)
     assert (shuffles.sum(1) == unsafe.sum()).all()
     assert len(np.unique(shuffles, axis=0)) > 10
     for labels in shuffles:
@@ -52,7 +52,9 @@ def test_copies_are_one_unit_everywhere() -> None:
 def test_copies_in_pairs_move_with_their_twins() -> None:
     run = repeated(2, paired=True, pairs=12)
     unsafe = run["label"].values == "unsafe"
-    shuffles = statistics._shuffled_labels(unsafe, unit_names(run), run["content"].values, 40, np.random.default_rng(0))
+    shuffles = statistics.shuffled_labels(
+        unsafe, unit_names(run), contents=run["content"].values, permutations=40, seed=0
+    )
     pairs = run["pair_id"].values
     for labels in shuffles:
         assert all(len(label) == 1 for label in per_content(run, labels))
@@ -64,7 +66,7 @@ def test_a_question_labelled_both_ways_keeps_its_labels() -> None:
     unsafe = np.array([True, False, True, False, True, False])
     contents = np.array(["a", "a", "b", "c", "d", "e"], dtype=object)
     units = np.array(["u", "u", "", "", "", ""], dtype=object)
-    shuffles = statistics._shuffled_labels(unsafe, units, contents, 50, np.random.default_rng(0))
+    shuffles = statistics.shuffled_labels(unsafe, units, contents=contents, permutations=50, seed=0)
     assert (shuffles[:, :2] == [1, 0]).all()
     assert (shuffles.sum(1) == 3).all()
     assert shuffles[:, 2:].std(0).min() > 0
@@ -77,8 +79,12 @@ def test_p_stays_uniform_when_rows_are_repeated() -> None:
     contents = np.tile([f"c{i}" for i in range(40)], 4).astype(object)
     values = np.tile(rng.exponential(size=(40, 1500)), (4, 1))
     alone = np.full(160, "", dtype=object)
-    wrong = statistics.permutation_p(values, unsafe, alone, permutations=499, seed=4)
-    p = statistics.permutation_p(values, unsafe, contents, contents=contents, permutations=499, seed=4)
+    wrong = statistics.permutation_p(
+        values, unsafe, statistics.shuffled_labels(unsafe, alone, permutations=499, seed=4)
+    )
+    p = statistics.permutation_p(
+        values, unsafe, statistics.shuffled_labels(unsafe, contents, contents=contents, permutations=499, seed=4)
+    )
     assert (wrong <= 0.05).mean() > 0.15
     assert (p <= 0.05).mean() == pytest.approx(0.05, abs=3.5 * np.sqrt(0.05 * 0.95 / 1500))
 

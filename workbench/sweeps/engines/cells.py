@@ -57,7 +57,7 @@ def measured(
             states = state[:, None].expand(*acts.shape, -1)
             if at in moved:
                 states = torch.where(acts[..., None], moved[at], states)
-            found[-1] = measure(model, state, logits, states, prompts=ids, rows=names)
+            found[-1] = measure(model, state, logits, states, measures=job.measures, prompts=ids, rows=names)
             if job.keep_states:
                 found[-1]["state"] = states
     if not job.readout:

@@ -12,7 +12,7 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.models.walk import BasePass, base_pass, resume
-from workbench.runs.effects import MEASURES, measure, wide
+from workbench.runs.effects import measure, wide
 from workbench.runs.job import Groups, Job
 from workbench.sweeps.engines.cells import scatter
 from workbench.sweeps.plan import batches
@@ -37,7 +37,7 @@ def group_cells(model: HookedLVLM, base: BasePass, groups: Groups, job: Job, mos
     """Cells of head sets masked together, `[prompt, projection, group]`; groups are rows, from their first layer on."""
     cells = {
         name: wide(base.state.new_full((base.n_prompts, len(job.projections), len(groups)), torch.nan))
-        for name in MEASURES
+        for name in job.measures
     }
     by_layer: dict[int, list[int]] = {}
     for number, group in enumerate(groups):
@@ -50,7 +50,8 @@ def group_cells(model: HookedLVLM, base: BasePass, groups: Groups, job: Job, mos
                 states = _group_states(model, base, [groups[g] for g in chosen], first, projection, job.mask)
                 ids = [e.prompt_id for e in base.encoded]
                 names = ["+".join(head_name(*head) for head in groups[g]) + f" {projection}" for g in chosen]
-                found = measure(model, base.state, base.logits, states, prompts=ids, rows=names)
+                options = {"measures": job.measures, "prompts": ids, "rows": names}
+                found = measure(model, base.state, base.logits, states, **options)
                 for name, value in found.items():
                     cells[name][:, number, chosen] = value
     return cells
