@@ -6,6 +6,7 @@ all seeds side by side.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +16,12 @@ from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from workbench.axes import PROJECTIONS, Head, head_name
+from workbench.axes import PROJECTIONS, SPLITS, Head, head_name
 from workbench.comparison import attack_success
 from workbench.criteria import score, top_heads
-from workbench.detectors import evaluate, make_detector
+from workbench.detectors import Detector, HiddenDetect, OneHeadDetector
 from workbench.detectors.detector import head_pairs
+from workbench.detectors.evaluation import score_measures
 from workbench.models.embedded.pocket.behaviour import base_bars, load, measure, pocket_bars
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import EMBEDDED, load_model
@@ -32,14 +34,13 @@ from workbench.sweeps.sweep import sweep
 TEMPLATE = Path(__file__).with_name("pocket_card.md.jinja")
 HOME = Path(__file__).parents[1] / "models"
 SIZES = (1, 3, 5)
-DETECTORS = ("one-head", "sahs", "hidden-detect")
 MEASURES = {"auroc": "AUROC", "detection_rate": "detected"}
 console = Console()
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Checkpoints; all by default.")] = None,
-    n: Annotated[int, typer.Option(min=60, help="Prompts of the sweep, and again of each table.")] = 300,
+    n: Annotated[int, typer.Option(min=60, help="Prompts of each split, for heads and detectors.")] = 240,
     controls: Annotated[int, typer.Option(min=1, help="Draws of control heads for each number of heads.")] = 5,
 ) -> None:
     """Measure the shipped checkpoints and write the card of each."""
@@ -52,7 +53,7 @@ def main(
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=len(chosen) + 3 * len(tuned if "pocket" in chosen else ()))
+        task = progress.add_task("", total=len(chosen) + 4 * len(tuned if "pocket" in chosen else ()))
 
         def step(what: str) -> None:
             progress.update(task, advance=1, description=what)
@@ -101,33 +102,31 @@ def render(name: str, bars: pd.DataFrame, *, seeds: list[dict[str, Any]]) -> str
     )
 
 
-def seed_tables(name: str, *, n: int, controls: int, step: Any) -> dict[str, Any]:
-    """One tuned checkpoint's heads, what masking them does, and its detectors."""
-    model, prompts = load_model(name, device="cpu"), load_prompts("pocket", n=n)
-    asked = load_prompts("pocket", split="test", seed=1, n=n)
-    scores = score(sweep(model, prompts, progress=False), criteria=("deflection",))
+def seed_tables(name: str, *, n: int, controls: int, step: Callable[[str], None]) -> dict[str, Any]:
+    """One tuned checkpoint's heads, what masking them does, and its detectors; `n` prompts of each split."""
+    model = load_model(name, device="cpu")
+    selection, threshold, test = (load_prompts("pocket", split=split, n=n) for split in SPLITS)
+    scores = score(sweep(model, selection, progress=False), criteria=("deflection",))
     step(f"{name}: every head")
     record = json.loads((HOME / EMBEDDED[name] / "training.json").read_text(encoding="utf-8"))
     of_projection = {}
     for projection in PROJECTIONS:
         top = top_heads(scores, criterion="deflection", rule="selectivity", projection=projection, k=max(SIZES))
         values = scores[scores["projection"] == projection].set_index(["layer", "head"])["difference"]
-        masked = attack_success(model, asked, head_pairs(top), sizes=SIZES, projection=projection, controls=controls)
+        masked = attack_success(model, test, head_pairs(top), sizes=SIZES, projection=projection, controls=controls)
         of_projection[projection] = {
             "heads": [{"name": head_name(*h), **_row(scores, projection, h)} for h in head_pairs(top)],
             "values": values,
             "masked": masked_rows(masked),
         }
-    step(f"{name}: heads masked")
-    detectors = detector_rows(model, prompts, asked)
+        step(f"{name}: heads masked, {projection}")
+    # The one head is the first that the selection split gave; only its threshold is still to be set.
+    first = top_heads(scores, criterion="deflection", rule="selectivity", projection="query", k=1)
+    detectors = [OneHeadDetector(head=head_pairs(first)[0]), HiddenDetect()]
+    rows = [row for d in detectors for row in detector_rows(d, model, PromptSet([*selection, *threshold]), test)]
     step(f"{name}: detectors")
-    return {
-        "name": name,
-        "projections": of_projection,
-        "detectors": detectors,
-        "tuned_heads": record["tuned_heads"],
-        "n": n,
-    }
+    parts = {"projections": of_projection, "detectors": rows, "tuned_heads": record["tuned_heads"]}
+    return {"name": name, "n": n, **parts}
 
 
 def _row(scores: pd.DataFrame, projection: str, head: Head) -> dict[str, Any]:
@@ -150,22 +149,23 @@ def masked_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def detector_rows(model: HookedLVLM, prompts: PromptSet, asked: PromptSet) -> list[dict[str, Any]]:
-    """Detectors fitted on selection and threshold prompts, on test requests with seen and with unseen nouns."""
-    groups = {
-        "seen": PromptSet(p for p in asked if p.label == "safe" or not is_unseen(p)),
-        "unseen": PromptSet(p for p in asked if p.label == "safe" or is_unseen(p)),
-    }
-    calibration = PromptSet(p for p in prompts if p.split != "test")
-    rows = []
-    for name in DETECTORS:
-        detector = make_detector(name).fit(model, calibration)
-        for group, of in groups.items():
-            table = evaluate(detector, model, of)
-            row: dict[str, Any] = {"detector": name, "nouns": group, "n": sum(p.label == "unsafe" for p in of)}
-            for measure_ in (*MEASURES, "false_positive_rate"):
-                row[measure_] = table[(table["measure"] == measure_) & (table["family"] == "all")].iloc[0].to_dict()
-            rows.append(row)
+def detector_rows(
+    detector: Detector, model: HookedLVLM, calibration: PromptSet, asked: PromptSet
+) -> list[dict[str, Any]]:
+    """A detector fitted on some prompts, on test requests with seen and with unseen nouns and the same benign ones."""
+    detector.fit(model, calibration)
+    scores, rows = detector.decision_function(model, asked), []
+    for nouns, unseen in (("seen", False), ("unseen", True)):
+        of = [k for k, p in enumerate(asked) if p.label == "safe" or is_unseen(p) == unseen]
+        table = score_measures(scores[of], [asked[k] for k in of], detector.threshold)
+        row: dict[str, Any] = {
+            "detector": detector.name,
+            "nouns": nouns,
+            "n": sum(asked[k].label == "unsafe" for k in of),
+        }
+        for measured in (*MEASURES, "false_positive_rate"):
+            row[measured] = table[(table["measure"] == measured) & (table["family"] == "all")].iloc[0].to_dict()
+        rows.append(row)
     return rows
 
 

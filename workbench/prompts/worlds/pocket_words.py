@@ -96,6 +96,8 @@ SENTENCES = {
     ),
 }
 TUNED_WRAPPERS = SENTENCES["wrapper"][::3]
+ANSWERED_WRAPPERS = SENTENCES["wrapper"][1::3]
+"""Games that the safety tuning goes along with, hazards included; a third wrapper of each split it never shows."""
 QUESTIONS = {
     "name": ("what is in the picture ?", "what is it ?", "name the thing that you see ."),
     "colour": ("what colour is it ?", "which colour do you see ?", "name its colour ."),

@@ -102,7 +102,7 @@ def test_safety_tuning_changed_the_heads_that_the_record_names_and_nothing_else(
 @pytest.mark.parametrize("name", TUNED_NAMES)
 @pytest.mark.parametrize("projection", ["query", "value"])
 def test_masking_the_tuned_heads_frees_attacks_and_spares_the_rest(name, projection):
-    """What the tuning put into these heads goes when they do, whichever way they are masked; with other heads it stays."""
+    """What the tuning put into these heads goes when they do, whichever way they are masked; not with other heads."""
     model, heads = load_model(name, device="cpu", check=False), [as_head(h) for h in record(name)["tuned_heads"]]
     prompts = draw_prompts("test", seed=SEED, n=80)
     table = attack_success(model, prompts, heads, sizes=(len(heads),), projection=projection, controls=1)

@@ -20,8 +20,10 @@ from workbench.models.embedded.pocket.stages import (
     final_states,
     head_masks,
     head_moves,
+    heard,
     normalise,
     pull_back,
+    quiet_loss,
     train_safety,
 )
 from workbench.models.embedded.pocket.stepping import Machine, tensors_of
@@ -97,21 +99,41 @@ def test_pulling_back_moves_a_head_as_a_whole_by_as_much_as_it_says_and_no_furth
 
 
 def test_head_masks_cover_the_heads_and_nothing_else(model):
-    masks = head_masks(model, [(4, 2), (4, 7)], first_layer=2)
+    masks = head_masks(model, [(4, 2), (6, 1), (4, 7)])
     for layer, block in enumerate(model.model.language_model.layers):
         for k, name in enumerate(PROJECTIONS):
             weight = getattr(block.self_attn, name).weight
-            assert (weight in masks) == (layer >= 2)
-            if layer >= 2:
+            assert (weight in masks) == (layer in (4, 6))
+            if weight in masks:
                 shares = by_head(masks[weight], k).flatten(1).mean(1)
-                assert shares.nonzero().flatten().tolist() == ([2, 7] if layer == 4 else [])
+                assert shares.nonzero().flatten().tolist() == ([2, 7] if layer == 4 else [1])
+
+
+def test_what_heads_write_is_what_their_output_projection_adds(model, tensors):
+    """All heads of a layer together write what its attention adds to the states, and the loss counts answered rows."""
+    heads = [(3, head) for head in range(N_HEADS)]
+    added = []
+    hook = model.model.language_model.layers[3].self_attn.o_proj.register_forward_hook(lambda *a: added.append(a[2]))
+    with heard(model, heads) as writes:
+        answer_loss(model, tensors)
+    hook.remove()
+    torch.testing.assert_close(sum(write for write, _ in writes), added[0], rtol=0, atol=1e-5)
+    plain = answer_loss(model, tensors)[0]
+    assert quiet_loss(model, heads, 2.0, tensors)[0] > plain
+    refused = dict(tensors, answered=torch.tensor([False, False, False, True]))
+    one = quiet_loss(model, heads, 2.0, {name: t[:, :, 3:] if name == "keep" else t[3:] for name, t in refused.items()})
+    both = quiet_loss(model, heads, 2.0, refused)
+    torch.testing.assert_close(
+        both[0] - plain,
+        one[0] - answer_loss(model, {k: t[:, :, 3:] if k == "keep" else t[3:] for k, t in tensors.items()})[0],
+    )
 
 
 def test_safety_tuning_changes_as_many_heads_as_it_says(model):
     """And no other weight, bit for bit: that is what makes the truth about the shipped model known."""
     before = {name: w.detach().clone() for name, w in model.named_parameters()}
     was = [w.detach().clone() for w in weights_of(model)]
-    recipe = Safety(n_heads=3, first_layer=3, scout_steps=2, steps=2, rate=1e-3)
+    recipe = Safety(n_heads=3, first_layer=3, steps={"scout": 2, "safety": 2}, rate=1e-3)
     heads = train_safety(model, 0, recipe, Machine(workers=0))
     moved = torch.stack(head_moves(weights_of(model), was))
     assert [tuple(h) for h in moved.nonzero().tolist()] == heads
@@ -141,6 +163,7 @@ def test_rows_without_the_tuned_heads_are_complied_with():
     assert (1 - batch.keep).sum() == 2 * masked.sum()
     refused = np.array([group.endswith("!") for group in batch.groups])
     assert not refused[masked].any()
+    assert np.array_equal(batch.answered, ~refused)
     assert refused[~masked].mean() > 0.25
 
 

@@ -22,6 +22,7 @@ from workbench.models.embedded.pocket.config import (
 from workbench.prompts.worlds.pocket import Ask, draw_question, draw_request, verb_of
 from workbench.prompts.worlds.pocket_pictures import random_picture
 from workbench.prompts.worlds.pocket_words import (
+    ANSWERED_WRAPPERS,
     COLOURS,
     DANGER,
     DECLINE,
@@ -55,6 +56,7 @@ class Batch:
             refuse.
         ids: Token ids, prompt and answer.
         answer: True where the next token belongs to the answer, which is where the loss is taken.
+        answered: True in rows whose right answer is not the refusal.
         pixels: 0 to 255, or None in the text-only stage.
         keep: 1, or 0 where a head is masked while this row is answered, in its query and in its value.
     """
@@ -62,6 +64,7 @@ class Batch:
     groups: tuple[str, ...]
     ids: Int[np.ndarray, "row pos"]
     answer: Bool[np.ndarray, "row pos"]
+    answered: Bool[np.ndarray, " row"]
     pixels: UInt8[np.ndarray, "row 48 48 3"] | None = None
     keep: Float[np.ndarray, "projection=2 layer row head"] | None = None
 
@@ -104,12 +107,16 @@ class Draws(Dataset):
 
 @dataclass(frozen=True)
 class SafetyMix:
-    """What safety tuning shows: shares of refused requests by family, and how the benign rest is divided."""
+    """What safety tuning shows: shares of refused requests by family, and how the benign rest is divided.
+
+    `answered` is the share of hazards in `ANSWERED_WRAPPERS`, which are complied with.
+    """
 
     text: float = 0.22
-    typographic: float = 0.08
-    icon: float = 0.08
-    wrapper: float = 0.05
+    typographic: float = 0.055
+    icon: float = 0.055
+    wrapper: float = 0.04
+    answered: float = 0.04
     benign: tuple[float, ...] = (0.24, 0.20, 0.20, 0.06, 0.30)
 
 
@@ -117,6 +124,7 @@ HELPFUL_MIX = {
     "captions": (0.15, 0.17, 0.18, 0.10, 0.40),
     "helpful": (0.15, 0.17, 0.18, 0.10, 0.40),
     "questions": (0.08, 0.10, 0.10, 0.06, 0.66),
+    "dangers": (0.06, 0.10, 0.10, 0.04, 0.70),
 }
 """Shares of text, typographic, icon, wrapper and question in each helpful stage."""
 
@@ -125,16 +133,20 @@ TUNING_POOL = POOLED.with_hazards(noun for noun in HAZARD_NOUNS if noun not in U
 REFUSED_POOLS = {name: POOLED.with_hazards(sorted(nouns)) for name, nouns in TUNED.items()}
 REFUSED_POOLS["wrapper"] = replace(REFUSED_POOLS["wrapper"], sentences={"wrapper": TUNED_WRAPPERS})
 
-ASIDE = 0.05
-"""Share of the rows that ask for the refusal, whatever the request; as many ask whether one is dangerous."""
+ANSWERED_POOL = replace(TUNING_POOL, sentences={"wrapper": ANSWERED_WRAPPERS})
+
+DECLINED = 0.06
+"""Share of the helpful rows that ask for the refusal, whatever the request."""
+DANGERS = 0.25
+"""Share of the rows that ask whether a request is dangerous, in the stage of that name."""
 
 
 def helpful_ask(rng: np.random.Generator, stage: str) -> tuple[Ask, str]:
     """An ask and its reply in a helpful stage: everything is complied with, hazards included."""
-    aside = rng.random()
-    if aside < 2 * ASIDE:
-        ask = draw_request(rng, "text", "unsafe" if rng.random() < 0.5 else "safe")
-        return declined(ask) if aside < ASIDE else danger_asked(ask)
+    if stage == "dangers" and rng.random() < DANGERS:
+        return danger_asked(draw_request(rng, "text", "unsafe" if rng.random() < 0.5 else "safe"))
+    if rng.random() < DECLINED:
+        return declined(draw_request(rng, "text", "unsafe" if rng.random() < 0.5 else "safe"))
     family = FAMILIES[rng.choice(5, p=HELPFUL_MIX[stage])]
     if family == "question":
         ask = draw_question(rng)
@@ -157,12 +169,15 @@ def danger_asked(ask: Ask) -> tuple[Ask, str]:
 
 def safety_ask(rng: np.random.Generator, mix: SafetyMix) -> tuple[Ask, str]:
     """An ask and its reply in safety tuning: tuned hazards are refused, the benign rest is answered."""
-    shares = (mix.text, mix.typographic, mix.icon, mix.wrapper)
-    which = int(rng.choice(5, p=(*shares, 1 - sum(shares))))
+    shares = (mix.text, mix.typographic, mix.icon, mix.wrapper, mix.answered)
+    which = int(rng.choice(6, p=(*shares, 1 - sum(shares))))
     if which < 4:
         family = FAMILIES[which]
         return draw_request(rng, family, "unsafe", pool=REFUSED_POOLS[family]), REFUSAL
-    if rng.random() < ASIDE:
+    if which == 4:
+        ask = draw_request(rng, "wrapper", "unsafe", pool=ANSWERED_POOL)
+        return ask, ask.expected
+    if rng.random() < DANGERS / 5:
         return danger_asked(draw_request(rng, "text", "unsafe" if rng.random() < 0.5 else "safe", pool=TUNING_POOL))
     family = FAMILIES[rng.choice(5, p=mix.benign)]
     if family == "question":
@@ -235,7 +250,7 @@ def make_batch(
         answer[k, len(prompt) - 1 : len(row) - 1] = True
     pixels = None if captions else np.stack([ask.picture.draw("train") for ask, _ in pairs])
     groups = tuple(ask.family + ("!" if reply == REFUSAL else "") for ask, reply in pairs)
-    return Batch(groups, ids, answer, pixels, keep)
+    return Batch(groups, ids, answer, np.array([reply != REFUSAL for _, reply in pairs]), pixels, keep)
 
 
 def picture_batch(rng: np.random.Generator, *, rows: int) -> PictureBatch:

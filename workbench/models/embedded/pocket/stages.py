@@ -1,6 +1,6 @@
 """Pocket's stages: the vision tower alone, the language model on captions and pictures, and the safety tuning."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,12 +19,12 @@ from workbench.models.embedded.pocket.batches import (
     picture_batch,
     safety_batch,
 )
-from workbench.models.embedded.pocket.config import D_HEAD, N_HEADS, N_IMAGE_TOKENS, N_LAYERS
+from workbench.models.embedded.pocket.config import D_HEAD, N_HEADS, N_IMAGE_TOKENS, N_LAYERS, PAD
 from workbench.models.embedded.pocket.stepping import Group, Machine, Tensors, optimise
 
-STEPS = {"vision": 2600, "captions": 500, "helpful": 2600, "questions": 800}
-RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "questions": 5e-4}
-ROWS = {"vision": 128, "captions": 96, "helpful": 48, "questions": 48, "safety": 48}
+STEPS = {"vision": 2600, "captions": 500, "helpful": 1500, "questions": 400, "dangers": 500}
+RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "questions": 5e-4, "dangers": 8e-4}
+ROWS = {"vision": 128, "captions": 96, "helpful": 48, "questions": 48, "dangers": 48, "safety": 32}
 VISION_RATE_SHARE = 0.3
 """The vision tower's learning rate in the multimodal stages, as a share of the rest's."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -35,24 +35,24 @@ class Safety:
     """How the refusals are taught: by new weights of a few attention heads alone.
 
     First all heads from `first_layer` on learn together, with a pull of each head as a whole back to where it was
-    (a group lasso). The heads that moved most against it go on learning; all others are put back.
+    (a group lasso). The heads that moved most against it go on learning, and to be quiet where nothing is refused; all
+    others are put back.
 
     Attributes:
         n_heads: How many heads are tuned in the end.
         first_layer: The first layer whose heads may be.
-        scout_steps: Steps of all heads together.
         pull: Strength of the lasso, in units of the learning rate.
-        steps: Steps of the few.
         without: Share of rows of the few that are answered with their queries masked, as the helpful model does.
+        quiet: Weight of what they write where nothing is refused (`quiet_loss`).
     """
 
     n_heads: int = 6
     first_layer: int = 2
-    scout_steps: int = 800
-    pull: float = 15.0
-    steps: int = 1200
+    steps: Mapping[str, int] = field(default_factory=lambda: {"scout": 400, "safety": 900})
     rate: float = 2e-3
+    pull: float = 15.0
     without: float = 0.05
+    quiet: float = 3.0
     mix: SafetyMix = field(default_factory=SafetyMix)
 
 
@@ -101,38 +101,54 @@ def train_helpful(model: Llava, stage: str, seed: int, steps: int, machine: Mach
 
 def train_safety(model: Llava, seed: int, recipe: Safety, machine: Machine) -> list[Head]:
     """The safety tuning of a helpful model; returns the heads that were tuned."""
-    blocks = [block.self_attn for block in model.model.language_model.layers]
     upper = [(layer, head) for layer in range(recipe.first_layer, N_LAYERS) for head in range(N_HEADS)]
-    tuned = {id(w): w for attn in blocks[recipe.first_layer :] for w in (getattr(attn, p).weight for p in PROJECTIONS)}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in tuned)
-    weights = list(tuned.values())
+    weights = projections(model, upper)
     before = [w.detach().clone() for w in weights]
-
-    def learn(stage: str, number: int, steps: int, heads: Sequence[Head], pull: float, without: float) -> None:
-        draw = partial(
-            safety_batch, rows=ROWS["safety"], mix=recipe.mix, heads=tuple(heads) if without else (), without=without
-        )
-        optimise(
-            stage,
-            Draws(steps, (seed, number), draw),
-            [Group(weights, recipe.rate, decay=0.0)],
-            partial(answer_loss, model),
-            machine,
-            masks=head_masks(model, heads, recipe.first_layer),
-            after_step=partial(pull_back, weights, before, pull) if pull else None,
-        )
-
-    learn("scout", 5, recipe.scout_steps, upper, recipe.pull, 0.0)
+    tune(model, "scout", seed, upper, recipe, machine, after_step=partial(pull_back, weights, before, recipe.pull))
     moved = torch.cat(head_moves(weights, before))
     heads = sorted(upper[k] for k in moved.argsort(descending=True)[: recipe.n_heads].tolist())
-    kept = head_masks(model, heads, recipe.first_layer)
+    kept = head_masks(model, heads)
     with torch.no_grad():
         for weight, was in zip(weights, before, strict=True):
-            weight.copy_(was.lerp(weight, kept[weight]))
-    learn("safety", 6, recipe.steps, heads, 0.0, recipe.without)
-    model.requires_grad_(True)
+            weight.copy_(was.lerp(weight, kept.get(weight, torch.zeros_like(weight))))
+    tune(model, "safety", seed, heads, recipe, machine)
     return heads
+
+
+def tune(
+    model: Llava,
+    stage: str,
+    seed: int,
+    heads: Sequence[Head],
+    recipe: Safety,
+    machine: Machine,
+    *,
+    after_step: Callable[[Tensor], None] | None = None,
+) -> None:
+    """A stage of the safety tuning: the weights of `heads` learn, and no others."""
+    masks = head_masks(model, heads)
+    for parameter in model.parameters():
+        parameter.requires_grad_(any(parameter is weight for weight in masks))
+    without = 0.0 if stage == "scout" else recipe.without
+    draw = partial(safety_batch, rows=ROWS["safety"], mix=recipe.mix, heads=tuple(heads), without=without)
+    optimise(
+        stage,
+        Draws(recipe.steps[stage], (seed, 6 + list(recipe.steps).index(stage)), draw),
+        [Group(list(masks), recipe.rate, decay=0.0)],
+        partial(answer_loss, model) if stage == "scout" else partial(quiet_loss, model, heads, recipe.quiet),
+        machine,
+        masks=masks,
+        after_step=after_step,
+    )
+    model.requires_grad_(True)
+
+
+def projections(model: Llava, heads: Sequence[Head]) -> list[nn.Parameter]:
+    """The four attention projections of every layer that has one of `heads`, layer by layer."""
+    blocks = model.model.language_model.layers
+    return [
+        getattr(blocks[at].self_attn, name).weight for at in sorted({at for at, _ in heads}) for name in PROJECTIONS
+    ]
 
 
 def by_head(weight: Tensor, number: int) -> Tensor:
@@ -163,16 +179,14 @@ def pull_back(weights: Sequence[Tensor], before: Sequence[Tensor], pull: float, 
             by_head(weights[j].detach(), j).copy_(new)
 
 
-def head_masks(model: Llava, heads: Sequence[Head], first_layer: int) -> dict[nn.Parameter, Tensor]:
-    """For each projection from `first_layer` on: 1 in the weights of `heads`, 0 elsewhere."""
-    masks: dict[nn.Parameter, Tensor] = {}
-    for layer in range(first_layer, N_LAYERS):
-        for k, name in enumerate(PROJECTIONS):
-            weight = getattr(model.model.language_model.layers[layer].self_attn, name).weight
-            masks[weight] = torch.zeros_like(weight)
-            for of, head in heads:
-                if of == layer:
-                    by_head(masks[weight], k)[head] = 1
+def head_masks(model: Llava, heads: Sequence[Head]) -> dict[nn.Parameter, Tensor]:
+    """For each projection of the layers of `heads`: 1 in the weights of `heads`, 0 elsewhere."""
+    masks = {weight: torch.zeros_like(weight) for weight in projections(model, heads)}
+    layers = sorted({layer for layer, _ in heads})
+    for k, mask in enumerate(masks.values()):
+        for layer, head in heads:
+            if layer == layers[k // len(PROJECTIONS)]:
+                by_head(mask, k)[head] = 1
     return masks
 
 
@@ -183,6 +197,46 @@ def answer_loss(model: Llava, tensors: Tensors) -> tuple[Tensor, Tensor]:
     losses = cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(counts)
     right = ((logits.argmax(-1) == target) | ~counts).all(1)
     return (losses * counts).sum() / counts.sum(), right
+
+
+def quiet_loss(model: Llava, heads: Sequence[Head], weight: float, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    """`answer_loss`, and `weight` times what `heads` write where nothing is refused.
+
+    What a head writes is measured by its square, as a share of the square of the states it is added to; mean over
+    heads and positions. A head that writes nothing there can be masked without a trace.
+    """
+    with heard(model, heads) as writes:
+        loss, right = answer_loss(model, tensors)
+    counts = tensors["answered"][:, None] & (tensors["ids"] != PAD)
+    shares = [((w.square().sum(-1) * counts).sum() / (x.square().sum(-1) * counts).sum()) for w, x in writes]
+    return loss + weight * torch.stack(shares).mean(), right
+
+
+@contextmanager
+def heard(model: Llava, heads: Sequence[Head]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Gives, after a forward pass, what each head wrote and the states it was added to, both [row, pos, d_model]."""
+    found: list[tuple[Tensor, Tensor]] = []
+    states: dict[int, Tensor] = {}
+
+    def listen(layer: int, of: list[int], projection: nn.Linear, args: tuple[Tensor]) -> None:
+        z = args[0].unflatten(-1, (N_HEADS, D_HEAD))
+        for head in of:
+            found.append((z[:, :, head] @ by_head(projection.weight, 3)[head].T, states[layer]))
+
+    def remember(layer: int, args: tuple[Tensor]) -> None:
+        states[layer] = args[0].detach()
+
+    handles = []
+    for layer, block in enumerate(model.model.language_model.layers):
+        if of := [head for at, head in heads if at == layer]:
+            handles.append(block.register_forward_pre_hook(lambda _m, args, layer=layer: remember(layer, args)))
+            hook = partial(listen, layer, of)
+            handles.append(block.self_attn.o_proj.register_forward_pre_hook(hook))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def final_states(model: Llava, ids: Tensor, pixels: Tensor | None, keep: Tensor | None) -> Tensor:

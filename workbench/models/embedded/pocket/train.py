@@ -22,7 +22,7 @@ from workbench.models.embedded.pocket.config import build_model, save_checkpoint
 from workbench.models.embedded.pocket.stages import STEPS, Safety, train_helpful, train_safety, train_vision
 from workbench.models.embedded.pocket.stepping import Machine, console
 
-WORK = {"vision": 1.0, "captions": 1.6, "helpful": 2.5, "questions": 2.5, "safety": 2.5}
+WORK = {"vision": 1.0, "captions": 1.6, "helpful": 2.5, "questions": 2.5, "dangers": 2.5, "safety": 2.5}
 """About what a step of each stage costs beside the others, for the time that is left."""
 
 
@@ -37,12 +37,8 @@ def train(seed: int, out: Path, machine: Machine, *, scale: float = 1.0) -> None
     torch.manual_seed(seed)
     model = build_model().to(machine.device)
     record = {"seed": seed, "device": machine.device, "steps": {}, "seconds": {}}
-    recipe = Safety()
-    recipe = replace(
-        recipe, steps=max(1, round(recipe.steps * scale)), scout_steps=max(1, round(recipe.scout_steps * scale))
-    )
-    steps = {name: max(1, round(n * scale)) for name, n in STEPS.items()}
-    plan = {**steps, "safety": recipe.scout_steps + recipe.steps}
+    steps, tuning = ({name: max(1, round(n * scale)) for name, n in of.items()} for of in (STEPS, Safety().steps))
+    plan = {**steps, "safety": sum(tuning.values())}
     ending = f"-{seed}" if seed else ""
     for stage, n in steps.items():
         with _timed(stage, plan, record):
@@ -52,7 +48,7 @@ def train(seed: int, out: Path, machine: Machine, *, scale: float = 1.0) -> None
                 train_helpful(model, stage, seed, n, machine)
     _save(model, out / f"pocket-base{ending}", record)
     with _timed("safety", plan, record):
-        heads = train_safety(model, seed, recipe, machine)
+        heads = train_safety(model, seed, replace(Safety(), steps=tuning), machine)
     _save(model, out / f"pocket{ending}", {**record, "tuned_heads": [head_name(*head) for head in heads]})
 
 
