@@ -27,7 +27,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 QUIET := $(shell test -t 2 || echo --quiet)
 
 .NOTPARALLEL:
-.PHONY: help demo test unit faults lab check style docs bench format pins clean
+.PHONY: help demo studies test unit faults lab check style docs bench format pins clean
 
 help:  ## this list
 	@echo "The targets; each does its own set-up in $(VENV)/ the first time it runs:"
@@ -44,6 +44,9 @@ unit: $(INSTALLED_DEV)  ## the short loop: no browser, no families, no clusters,
 
 faults: $(INSTALLED_DEV)  ## the whole fault campaign: kills, flipped bits, bad calls, hostile files (an hour)
 	FAULTS=long $(BIN)/python -m pytest tests/faults $(ARGS)
+
+studies: $(INSTALLED_CORE)  ## every study on the embedded model, into figures/studies
+	$(BIN)/workbench study all --model pocket --out figures/studies --runs build/studies $(ARGS)
 
 lab: $(INSTALLED_LAB)  ## JupyterLab on the notebook in which heads can be clicked
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_explore_heads.ipynb $(ARGS)

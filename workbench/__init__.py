@@ -7,8 +7,11 @@ no setting of the process.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import lacking
+
 if TYPE_CHECKING:
-    from workbench import plot
+    from workbench import plot, studies
+    from workbench.comparison import arena
     from workbench.criteria import score, top_heads
     from workbench.models.hooked import HookedLVLM
     from workbench.models.loading import load_model
@@ -17,8 +20,10 @@ if TYPE_CHECKING:
     from workbench.prompts.prompt import Prompt, PromptSet
     from workbench.replies import generate
     from workbench.runs.opening import open_run
+    from workbench.studies import study
     from workbench.sweeps.sweep import sweep
     from workbench.views.explorer.explore import explore
+    from workbench.views.explorer.page import save_report
     from workbench.views.figures.save import save_figures
 
 _HOME = {
@@ -26,6 +31,7 @@ _HOME = {
     "Mask": "workbench.models.masks",
     "Prompt": "workbench.prompts.prompt",
     "PromptSet": "workbench.prompts.prompt",
+    "arena": "workbench.comparison",
     "explore": "workbench.views.explorer.explore",
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
@@ -33,7 +39,9 @@ _HOME = {
     "mix": "workbench.prompts",
     "open_run": "workbench.runs.opening",
     "save_figures": "workbench.views.figures.save",
+    "save_report": "workbench.views.explorer.page",
     "score": "workbench.criteria",
+    "study": "workbench.studies",
     "sweep": "workbench.sweeps.sweep",
     "top_heads": "workbench.criteria",
 }
@@ -44,6 +52,7 @@ __all__ = [
     "Prompt",
     "PromptSet",
     "__version__",
+    "arena",
     "explore",
     "generate",
     "load_model",
@@ -52,18 +61,24 @@ __all__ = [
     "open_run",
     "plot",
     "save_figures",
+    "save_report",
     "score",
+    "studies",
+    "study",
     "sweep",
     "top_heads",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "plot":
-        return import_module("workbench.plot")
+    if name in ("plot", "studies"):
+        return import_module(f"workbench.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        raise lacking(error) from error
 
 
 def __dir__() -> list[str]:

@@ -15,9 +15,11 @@
 | `row` | one line of a batch: one prompt under one mask |
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,8 @@ HEAD_DIMS = ("prompt", "projection", "layer", "head")
 PROMPT_COORDS = ("label", "source", "family", "category", "pair_id", "split", "variant", "has_image", "content")
 LABELS = ("safe", "unsafe")
 SPLITS = ("selection", "threshold", "test")
+
+MOST_BYTES = 2**20  # of a file of heads
 
 Head = tuple[int, int]  # (layer, head), both 0-based
 
@@ -61,18 +65,36 @@ def as_head(value: Any) -> Head:
 
 
 def as_heads(value: Any) -> list[Head]:
-    """The heads in a sequence of heads; one head alone is a sequence of one.
+    """The heads in a sequence of heads, or in a file that the explorer wrote; one head alone is a sequence of one.
 
     Raises:
-        ValueError: No sequence of heads.
+        ValueError: No sequence of heads, or a file without one.
 
     Examples:
         >>> as_heads("L1H2"), as_heads([(0, 1), "L2H0"])
         ([(1, 2)], [(0, 1), (2, 0)])
     """
+    if isinstance(value, str | Path) and str(value).endswith(".json"):
+        return _read_heads(Path(value))
     try:
         return [as_head(value)]
     except ValueError:
         if isinstance(value, str) or not isinstance(value, Iterable):
             raise
     return [as_head(head) for head in value]
+
+
+def _read_heads(path: Path) -> list[Head]:
+    """The heads of a heads.json: `{"heads": ["L3H1", …], …}`, or the list alone."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError("must be a file of heads; this one is too large to be one")
+        record = json.loads(path.read_bytes())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"must be a file of heads, as the explorer saves it; it could not be read ({type(error).__name__})"
+        ) from error
+    heads = record.get("heads") if isinstance(record, dict) else record
+    if not isinstance(heads, list):
+        raise ValueError('must be a file of heads, {"heads": ["L3H1", …]}; this one has no list of them')
+    return [as_head(head) for head in heads]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import xarray as xr
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -27,10 +26,11 @@ RULES = ("sensitivity", "selectivity", "auroc")
 RUN_NAME = "demo-run.zarr"
 
 
-def demo(out: Path, *, model_name: str, n: int, seed: int, mask: Mask, console: Console) -> xr.Dataset:
-    """Load, sweep, score, print, draw; returns the run it stored under `out`.
+def demo(console: Console, out: Path, *, model_name: str, n: int, seed: int, mask: Mask) -> pd.DataFrame:
+    """Load, sweep, score, print, draw; returns what the first head of each ranking detects (see `detection_table`).
 
     Args:
+        console: Where to print.
         out: Folder of the figures; made if it is not there.
         model_name: An embedded model: pocket, pocket-base, planted, planted-pair.
         n: Prompts, over the selection, threshold and test splits together.
@@ -52,7 +52,7 @@ def demo(out: Path, *, model_name: str, n: int, seed: int, mask: Mask, console: 
     stored = out / RUN_NAME
     # The demo always begins anew: another seed or mask is another run, and this one takes a minute or two.
     shutil.rmtree(stored, ignore_errors=True)
-    run = sweep(model, prompts, mask=mask, out=stored)
+    run = sweep(model, prompts, mask=mask, out=stored, progress=not console.quiet)
     scores = score(run, CRITERIA)
     detected = detection_table(run, criteria=CRITERIA, rules=RULES, seed=seed)
     console.print(
@@ -66,7 +66,7 @@ def demo(out: Path, *, model_name: str, n: int, seed: int, mask: Mask, console: 
         console.print(f"[dim]Left out: {escape(why)}[/dim]", highlight=False)
     written = save_figures(run, out, scores=scores)
     _farewell(console, stored, written, time.perf_counter() - began)
-    return run
+    return detected
 
 
 def heads_table(scores: pd.DataFrame, detected: pd.DataFrame, *, runners_up: bool) -> Table:
@@ -82,7 +82,7 @@ def heads_table(scores: pd.DataFrame, detected: pd.DataFrame, *, runners_up: boo
     for name in ("rule", "head", *(["then"] if runners_up else [])):
         table.add_column(name, no_wrap=True)
     for name in (*families, "benign"):
-        table.add_column(name if len(name) < 8 else name[:6] + ".", justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("AUROC", justify="right", no_wrap=True)
     for (criterion, projection), parts in detected.groupby(["criterion", "projection"], sort=False):
         words = projection if projection != "none" else "no mask"
@@ -107,7 +107,7 @@ def heads_table(scores: pd.DataFrame, detected: pd.DataFrame, *, runners_up: boo
 
 
 def _percent(row: Any) -> str:
-    return "–" if row is None else f"{100 * row.value:.0f} ±{50 * (row.ci_high - row.ci_low):.0f}"
+    return "–" if row is None else f"{100 * row.value:.0f}±{50 * (row.ci_high - row.ci_low):.0f}"
 
 
 def _farewell(console: Console, stored: Path, written: list[Path], seconds: float) -> None:

@@ -41,5 +41,23 @@ class DetectorError(WorkbenchError):
     """A detector that cannot be fitted, loaded, or applied to this model."""
 
 
+class StudyError(WorkbenchError):
+    """A study that does not exist, or lacks what it needs."""
+
+
 class FigureError(WorkbenchError):
     """A figure that cannot be drawn or written."""
+
+
+def lacking(error: ModuleNotFoundError) -> Exception:
+    """What to say where a package is not installed; an error of our own modules is itself.
+
+    The viewer, which looks at stored runs, comes without what loads and masks models.
+    """
+    name = str(error.name)
+    if name.startswith("workbench"):
+        return error
+    return WorkbenchError(
+        f"This needs {name}, which is not installed: lvlm-workbench-viewer only looks at stored runs. In its place "
+        "install the whole workbench: pip uninstall lvlm-workbench-viewer, then pip install lvlm-workbench."
+    )

@@ -1,6 +1,8 @@
 """Pictures on Axes of your own: `wb.plot.maps(scores, criterion="deflection", projection="query", ax=ax)`.
 
-Each function draws one panel, keeps your matplotlib settings (`rcParams`), and returns the Axes.
+Each function draws one panel, keeps your matplotlib settings (`rcParams`), and returns the Axes. `wb.plot.style("acl")`
+sets widths and letters of a venue for the length of a block. `wb.plot.screen` has the same pictures by plotly, to hover
+over and zoom in a notebook.
 
 Examples:
     >>> import workbench as wb
@@ -11,6 +13,8 @@ Examples:
     ('head', 'layer')
 """
 
-from workbench.views.figures.displays import agreement, criteria, maps, roc, selectivity
+from workbench.views.figures import screen
+from workbench.views.figures.displays import agreement, criteria, heads, maps, roc, selectivity
+from workbench.views.figures.style import style
 
-__all__ = ["agreement", "criteria", "maps", "roc", "selectivity"]
+__all__ = ["agreement", "criteria", "heads", "maps", "roc", "screen", "selectivity", "style"]

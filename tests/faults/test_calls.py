@@ -232,6 +232,21 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
             "on_error": [*NAMES, None],
         },
     ),
+    "arena": (
+        lambda **wrong: wb.arena(
+            **{"model": "planted", "prompts": "planted", "detectors": "direction", "costed": 0, "bootstrap": 0, **wrong}
+        ),
+        {
+            "model": [*THINGS, "nonsense"],
+            "prompts": [None, 3, "nonsense", [], [3], object()],
+            "detectors": [None, 3, "nonsense", (), [3], "direction:layer", "direction:layer=x", object()],
+            "guards": [3, "nonsense", [3], object()],
+            "bootstrap": COUNTS,
+            "costed": COUNTS,
+            "max_new_tokens": [0, *COUNTS],
+            "seed": [-1, 1.5, "3", True, NAN],
+        },
+    ),
     "state": (
         lambda **wrong: tiny().state(**{"prompt": prompts()[0], "heads": [(0, 1)], **wrong}),
         {
@@ -252,9 +267,32 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
             "scores": [3, "nonsense", pd.DataFrame(), [], True],
         },
     ),
+    "study": (
+        lambda **wrong: wb.study(**{"name": "maps", "model": tiny("llama"), "prompts": prompts(), **wrong}),
+        {
+            "name": NAMES,
+            "model": [*THINGS[:-1], "x" * 5000],
+            "prompts": [None, 3, [3], [], "nonsense"],
+            "others": [3, [3], [None], ["nonsense"], NAN, object()],
+            "seed": COUNTS,
+            "progress": FLAGS,
+        },
+    ),
     "explore": (
-        lambda **wrong: wb.explore(**{"run": run(), "scores": scores(), **wrong}),
+        lambda **wrong: wb.explore(wrong.pop("run", run()), **{"scores": scores(), **wrong}),
         {"run": [*THINGS, "nonsense.zarr"], "model": [3, True, object(), []], "prompts": [3, [3], True, object()]},
+    ),
+    "save_report": (
+        lambda **wrong: wb.save_report(**{"run": run(), "path": "report.html", "scores": scores(), **wrong}),
+        {
+            "run": [*THINGS, "nonsense.zarr"],
+            "path": [*PATHS, "report.pdf", "nowhere/report.html"],
+            "prompts": [3, [3], True, object()],
+            "scores": [3, "nonsense", pd.DataFrame(), [3]],
+            "texts": FLAGS,
+            "pictures": [3, "nobody", ["nobody"], [3], True],
+            "k": [0, *COUNTS],
+        },
     ),
     "OneHeadDetector": (
         lambda **wrong: OneHeadDetector(**wrong),

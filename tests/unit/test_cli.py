@@ -11,7 +11,21 @@ from workbench import cli
 from workbench.errors import WorkbenchError
 from workbench.runs.opening import open_run
 
-COMMANDS = ("demo", "sweep", "score", "figures", "models", "check", "compare", "detect", "generate", "data", "lab")
+COMMANDS = (
+    "demo",
+    "sweep",
+    "score",
+    "figures",
+    "models",
+    "check",
+    "compare",
+    "detect",
+    "generate",
+    "study",
+    "data",
+    "lab",
+    "report",
+)
 
 
 def run(monkeypatch, capsys, *words):
@@ -41,6 +55,8 @@ def test_the_list_of_commands_is_whole(monkeypatch, capsys):
     ("words", "said"),
     [
         (("score", "nowhere.zarr"), "nowhere.zarr"),
+        (("report", "nowhere.zarr"), "nowhere.zarr"),
+        (("generate", "hello", "-m", "planted", "--heads", "nowhere.json"), "could not be read"),
         (("check", "no-such-model"), "no-such-model"),
         (("check", "bert", "--tiny"), "bert"),
         (("sweep", "-m", "planted", "-p", "nothing.jsonl", "--out", "x.zarr"), "nothing.jsonl"),
@@ -142,3 +158,23 @@ def test_another_seed_gives_slightly_other_numbers(tmp_path):
     one, other = (float(r.deflection.mean()) for r in runs)
     assert runs[0].attrs["prompt_hash"] != runs[1].attrs["prompt_hash"]
     assert abs(one - other) < 5
+
+
+def test_a_report_is_one_file_and_a_set_of_heads_is_masked(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model, prompts = wb.load_model("planted"), wb.load_prompts("planted", n=24)
+    wb.sweep(model, prompts, out="run.zarr", progress=False)
+    status, out, _ = run(monkeypatch, capsys, "report", "run.zarr", "--out", "r.html", "--texts")
+    assert status == 0
+    assert out.startswith("r.html: 0.")
+    page = (tmp_path / "r.html").read_text()
+    assert prompts[0].text in page
+    unsafe = next(p for p in prompts if p.label == "unsafe" and p.image is None)
+    (tmp_path / "heads.json").write_text('{"heads": ["L3H1", "L3H2"]}')
+    replies = {}
+    for heads in ("L3H1,L3H2", "heads.json", None):
+        words = ("--heads", heads) if heads else ()
+        status, replies[heads], _ = run(monkeypatch, capsys, "generate", unsafe.text, "-m", "planted", *words)
+        assert status == 0
+    assert replies["L3H1,L3H2"].strip() == model.generate(unsafe, heads=[(3, 1), (3, 2)])
+    assert replies["heads.json"] == replies["L3H1,L3H2"] != replies[None]

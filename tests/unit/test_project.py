@@ -46,7 +46,8 @@ def packed(tmp_path_factory) -> set[str]:
     copy = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, copy / name)
-    shutil.copytree(ROOT / "workbench", copy / "workbench", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("workbench", "notebooks"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     (wheel,) = WheelBuilder(str(copy)).build(directory=str(copy / "dist"), versions=["standard"])
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
@@ -57,6 +58,7 @@ def test_the_wheel_holds_every_file_of_the_package(packed):
     kept = {name for name in there if "__pycache__" not in name}
     assert kept - packed == set()
     assert "workbench/py.typed" in packed
+    assert {f"workbench/notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")} <= packed
     assert [name for name in packed if name.endswith(".safetensors")], "Pocket's weights are not in the wheel"
 
 
@@ -88,9 +90,9 @@ def test_one_version_everywhere():
 
 
 def test_public_names_are_not_also_modules():
-    # Importing workbench/<name> would put the module where the function was. `plot` is a module, and nothing else.
+    # Importing workbench/<name> would put the module where the function was. These two are modules, and nothing else.
     modules = {path.stem for path in (ROOT / "workbench").iterdir()} - {"__init__"}
-    assert modules & set(workbench.__all__) == {"plot"}
+    assert modules & set(workbench.__all__) == {"plot", "studies"}
 
 
 def test_make_lists_its_targets():
@@ -278,6 +280,7 @@ def test_the_readmes_python_runs(tmp_path):
         ('"pocket"', '"planted"'),
         ("n=300", "n=48"),
         ('(run, "figures")', f'(run, {str(tmp_path)!r}, formats=("png",))'),
+        ('"report.html"', repr(str(tmp_path / "report.html"))),
     ):
         assert theirs in source
         source = source.replace(theirs, ours)

@@ -13,30 +13,40 @@ from rich.console import Console
 from rich.text import Text
 
 from workbench import __version__
+from workbench.cli.arena import Contest, arena
 from workbench.cli.options import (
     Device,
     Dtype,
     Factor,
     Form,
+    Heads,
     Json,
+    Masked,
     ModelName,
+    OtherModels,
+    OtherPrompts,
+    OwnPrompts,
     PromptsName,
     Quiet,
     Registered,
     RunPath,
+    RunsFolder,
     Seed,
     Table,
     Template,
+    completed,
+    criterion_names,
     listed,
     numbers,
+    rule_names,
 )
-from workbench.errors import RunError, WorkbenchError
+from workbench.cli.printing import Shell, tell
+from workbench.errors import RunError, WorkbenchError, lacking
 from workbench.plain import plain
 from workbench.sweeps.process import settle_process
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Mask every attention head of a vision-language model, and find those that carry safety. "
@@ -44,7 +54,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Published prompt sets, read by name.")
 app.add_typer(data_app, name="data")
-console = Console()
+console = Shell()
 
 
 def _check_there(path: str) -> None:
@@ -76,12 +86,15 @@ def demo(
     seed: Seed = 0,
     form: Form = "limit",
     factor: Factor = 0.0,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Mask every head of the embedded model, rank the heads three ways, draw the figures."""
     from workbench.demo import demo as run_demo
     from workbench.models.masks import Mask
 
-    run_demo(out, model_name=model, n=n, seed=seed, mask=Mask(form=form, factor=factor), console=console)
+    mask = Mask(form=form, factor=factor)
+    tell(run_demo, console, out=out, model_name=model, n=n, seed=seed, mask=mask, json=json, quiet=quiet)
 
 
 @app.command()
@@ -139,6 +152,7 @@ def sweep(
         list[str], typer.Option(help="Where states are read: final, or a layer's number; repeat for more.")
     ] = [],  # noqa: B006
     seed: Seed = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Mask every head on every prompt and store the run. Stopped at any moment, the same command goes on."""
     given = dict(locals())
@@ -152,8 +166,19 @@ def sweep(
 @app.command(cls=Registered)
 def score(
     run: RunPath,
-    criteria: Annotated[Any, listed("Comma-separated, or all. Of {criteria}.")] = "deflection,ships,probe",
-    rule: Annotated[str, typer.Option(help="How heads are ranked: {rules}.")] = "selectivity",
+    criteria: Annotated[
+        Any,
+        listed(
+            "Comma-separated, or all. Of {criteria}. By default deflection, ships and probe.", names=criterion_names
+        ),
+    ] = None,
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="How heads are ranked: {rules}. By default selectivity, and sensitivity for probes.",
+            autocompletion=completed(rule_names),
+        ),
+    ] = "",
     top: Annotated[int, typer.Option(help="How many heads to print for each criterion and projection.")] = 5,
     out: Table = None,
     json: Json = False,
@@ -165,7 +190,7 @@ def score(
     _check_there(run)
     from workbench.cli.views import score_command
 
-    score_command(console, **given)
+    tell(score_command, console, **given)
 
 
 @app.command()
@@ -175,6 +200,11 @@ def figures(
     formats: Annotated[Any, listed("Of pdf, svg and png, comma-separated.")] = "pdf,svg,png",
     only: Annotated[Any, listed("Figures to draw, comma-separated; * stands for anything: maps_*.")] = "*",
     width: Annotated[str, typer.Option(help="column, page, or inches; each figure's own by default.")] = "own",
+    style: Annotated[
+        str, typer.Option(help="Widths and letters of a venue: workbench, acl, cvpr, iclr, icml, ieee, neurips.")
+    ] = "workbench",
+    latex: Annotated[bool, typer.Option("--latex", help="Have LaTeX set all text; it must be installed.")] = False,
+    heads: Annotated[Any, listed("Heads to frame and name in place of the picks, comma-separated: L3H1,L2H0.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Draw a stored run's figures for a paper; needs no browser and no model."""
@@ -186,11 +216,34 @@ def figures(
 
 
 @app.command()
-def models() -> None:
+def report(
+    runs: Annotated[list[str], typer.Argument(help="A stored run, or several to compare.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("report.html"),
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
+    ] = None,
+    texts: Annotated[bool, typer.Option("--texts", help="Write the texts of prompts into the file.")] = False,
+    pictures: Annotated[
+        list[str], typer.Option("--picture", help="Id of a prompt whose picture goes into the file; repeat for more.")
+    ] = [],  # noqa: B006
+    k: Annotated[int, typer.Option("--first", "-k", help="How many first heads have their stability said.")] = 5,
+    quiet: Quiet = False,
+) -> None:
+    """Write a stored run as one HTML file to send: the explorer on stored data, without a network."""
+    given = dict(locals())
+    for run in runs:
+        _check_there(run)
+    from workbench.cli.views import report_command
+
+    report_command(console, **given)
+
+
+@app.command()
+def models(json: Json = False) -> None:
     """List the model families: what each supports, and its known limits."""
     from workbench.cli.models import show_models
 
-    raise typer.Exit(show_models(console))
+    tell(show_models, console, json=json)
 
 
 @app.command()
@@ -202,11 +255,15 @@ def check(
     dtype: Dtype = "",
     device: Device = None,
     template: Template = "chat",
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Prove that masks act on a model as they should; status 1 if it does not conform."""
     from workbench.cli.models import check_model
 
-    raise typer.Exit(check_model(model, tiny=tiny, dtype=dtype, device=device, template=template, console=console))
+    given = {"tiny": tiny, "dtype": dtype, "device": device, "template": template}
+    found = tell(check_model, console, name=model, **given, json=json, quiet=quiet)
+    raise typer.Exit(int((found["verdict"] == "failed").any()))
 
 
 @app.command(cls=Registered)
@@ -218,8 +275,12 @@ def compare(
     prompts: Annotated[
         str | None, typer.Option("--prompts", "-p", help="The run's prompts, where they cannot be drawn again.")
     ] = None,
-    criteria: Annotated[Any, listed("Comma-separated. Of {criteria}.")] = "deflection,ships,probe",
-    rules: Annotated[Any, listed("Comma-separated. Of {rules}.")] = "sensitivity,selectivity,auroc,layer_matched",
+    criteria: Annotated[
+        Any, listed("Comma-separated. Of {criteria}.", names=criterion_names)
+    ] = "deflection,ships,probe",
+    rules: Annotated[
+        Any, listed("Comma-separated. Of {rules}.", names=rule_names)
+    ] = "sensitivity,selectivity,auroc,layer_matched",
     n_heads: Annotated[Any, listed("Numbers of heads, comma-separated.", numbers)] = "1,3,5",
     controls: Annotated[int, typer.Option(help="Draws of matched random heads beside each set; with --model.")] = 3,
     judges: Annotated[
@@ -228,13 +289,18 @@ def compare(
     out: Table = None,
     template: Template = "chat",
     seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure x rule x projection x number of heads: what each detects, with intervals, and what each part adds."""
     given = dict(locals())
     _check_there(run)
     from workbench.cli.detect import compare_command
 
-    compare_command(console, **given)
+    tell(compare_command, console, **given)
+
+
+app.command(cls=Contest)(arena)
 
 
 @app.command(cls=Registered)
@@ -249,6 +315,8 @@ def detect(
     save: Annotated[Path | None, typer.Option(help="Store the fitted detector in this folder.")] = None,
     template: Template = "chat",
     seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Test a detector by family and category, with graded scores."""
     given = dict(locals())
@@ -256,7 +324,7 @@ def detect(
         _check_there(source)
     from workbench.cli.detect import detect_command
 
-    detect_command(console, **given)
+    tell(detect_command, console, **given)
 
 
 @app.command()
@@ -264,6 +332,8 @@ def generate(
     text: Annotated[str, typer.Argument(help="What to ask.")],
     model: ModelName = "pocket",
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
+    heads: Heads = None,
+    projection: Masked = "query",
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
     template: Template = "chat",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
@@ -277,13 +347,37 @@ def generate(
     generate_command(console, **given)
 
 
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A study's name, all, or list.")],
+    model: ModelName = "pocket",
+    prompts: OwnPrompts = None,
+    other: OtherModels = [],  # noqa: B006
+    other_prompts: OtherPrompts = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Folder for tables, figures, captions and the page.")] = Path("studies"),
+    runs: RunsFolder = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    template: Template = "chat",
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Answer a question of the papers or their reviewers: a table, a figure, a caption, and one page over all.
+
+    [bold]workbench study list[/bold] says which there are. Stopped at any moment, the same command goes on.
+    """
+    given = dict(locals())
+    from workbench.cli.study import study_command
+
+    study_command(console, **given)
+
+
 @data_app.callback(invoke_without_command=True)
-def data(context: typer.Context) -> None:
+def data(context: typer.Context, json: Json = False) -> None:
     """List the published prompt sets that are read by name from a folder; check what lies in one."""
     if context.invoked_subcommand is None:
         from workbench.cli.data import show_readers
 
-        show_readers(console)
+        tell(show_readers, console, json=json)
 
 
 @data_app.command("check")
@@ -292,19 +386,24 @@ def data_check(
     root: Annotated[str, typer.Argument(help="The folder it was unpacked in.")],
     part: Annotated[str | None, typer.Option(help="Only this part of it.")] = None,
     images: Annotated[list[Path], typer.Option(help="More folders, .zip or .tar with its pictures.")] = [],  # noqa: B006
+    json: Json = False,
 ) -> None:
     """Count what a folder holds of a set: labels, families, missing and repeated rows, what differs as published."""
     from workbench.cli.data import check_command
 
-    check_command(console, name, root, part=part, images=images)
+    tell(check_command, console, name=name, root=root, part=part, images=images, json=json)
 
 
 @app.command()
-def lab() -> None:
+def lab(
+    folder: Annotated[Path, typer.Option(help="Where an installed package puts copies of its notebooks.")] = Path(
+        "workbench-notebooks"
+    ),
+) -> None:
     """Open JupyterLab on the notebook in which heads can be clicked."""
     from workbench.cli.views import lab_command
 
-    raise typer.Exit(lab_command())
+    raise typer.Exit(lab_command(folder))
 
 
 def main() -> None:
@@ -315,6 +414,9 @@ def main() -> None:
         app(standalone_mode=True)
     except WorkbenchError as error:
         errors.print(Text("Error: ", "red") + Text(plain(error, keep="\n\t"), ""), soft_wrap=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        errors.print(Text("Error: ", "red") + Text(plain(lacking(error)), ""), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         errors.print("Stopped.", highlight=False)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,19 +14,27 @@ from workbench.prompts.readers.check import check_set, overlaps
 SHOWN_MISSING = 5
 
 
-def show_readers(console: Console) -> None:
-    """List the published sets that are read by name."""
+def show_readers(console: Console) -> pd.DataFrame:
+    """List the published sets that are read by name; returns them as a table, a row a part."""
+    rows = []
     for reader in readers().values():
         parts = ", ".join(f"{part} ({reader.counts[part].get('prompts', '–')})" for part in reader.files)
+        about = {"title": reader.title, "labels": reader.labels, "where": reader.where, "licence": reader.licence}
+        rows += [{"name": reader.name, "part": part} | about for part in reader.files]
         console.print(Text(reader.name, "bold"), Text(f"{reader.title}; {reader.labels}"), sep="  ")
         console.print(
             f"    {parts}\n    {reader.where}; licence: {reader.licence}", markup=False, highlight=False, soft_wrap=True
         )
     console.print("Read one with: workbench sweep --prompts NAME:DIR … (nothing is fetched)", style="dim", markup=False)
+    return pd.DataFrame(rows)
 
 
-def check_command(console: Console, name: str, root: str, *, part: str | None, images: Sequence[Path]) -> None:
-    """Print what a set's folder holds: counts, what is missing, what repeats, what differs from what was published."""
+def check_command(console: Console, name: str, root: str, *, part: str | None, images: Sequence[Path]) -> pd.DataFrame:
+    """Print what a set's folder holds: counts, what is missing, what repeats, what differs from what was published.
+
+    Returns:
+        The counts of every part, with its name.
+    """
     found = check_set(name, root, part=part, images=images)
     for part_found in found:
         columns = list(part_found.counts.columns)
@@ -41,3 +50,4 @@ def check_command(console: Console, name: str, root: str, *, part: str | None, i
             console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
     for line in overlaps([part_found.prompts for part_found in found]):
         console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+    return pd.concat([part_found.counts.assign(part=part_found.prompts.name) for part_found in found])

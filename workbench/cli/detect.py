@@ -8,7 +8,8 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from workbench.comparison.breakdown import Breakdown, compare
+from workbench.axes import Head, as_heads
+from workbench.comparison.breakdown import compare
 from workbench.comparison.findings import findings
 from workbench.comparison.tables import breakdown_tables, graded_table, left_out_table, measures_table
 from workbench.criteria.detection import leave_one_family_out
@@ -18,14 +19,14 @@ from workbench.detectors.detector import Detector
 from workbench.detectors.evaluation import graded_scores, score_measures, unseen
 from workbench.detectors.one_head import OneHeadDetector
 from workbench.detectors.stored import DESCRIPTION
-from workbench.errors import DetectorError
+from workbench.errors import ArgumentError, DetectorError
 from workbench.models.loading import load_model
 from workbench.plain import check_writable, plain
 from workbench.prompts import load_prompts
 from workbench.prompts.pictures import open_picture
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import split_prompts
-from workbench.replies.guard import Reply, generate
+from workbench.replies.guarded import Reply, generate
 from workbench.runs.opening import open_run
 from workbench.runs.splits import in_split, with_splits
 
@@ -48,7 +49,7 @@ def compare_command(
     out: Path | None = None,
     template: str = "chat",
     seed: int = 0,
-) -> Breakdown:
+) -> pd.DataFrame:
     """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does.
 
     The first of `judges` decides what counts as an answer; with a second one, their agreement is printed.
@@ -86,7 +87,7 @@ def compare_command(
     if out is not None:
         for path in found.save(out):
             _say(console, f"Written: {path}")
-    return found
+    return found.table
 
 
 def detect_command(
@@ -120,7 +121,7 @@ def detect_command(
         if source in DETECTORS:
             if not any(p.split for p in given):
                 given = PromptSet(p for part in split_prompts(given, seed=seed).values() for p in part)
-            detector = make_detector(source, seed=seed).fit(loaded, given, progress=True)
+            detector = make_detector(source, seed=seed).fit(loaded, given, progress=not console.quiet)
         else:
             detector = load_detector(source)
         asked = unseen(detector, given.where(split="test") or given)
@@ -162,6 +163,8 @@ def generate_command(
     *,
     model: str,
     image: Path | None = None,
+    heads: str | None = None,
+    projection: Literal["query", "value"] = "query",
     guard: str | None = None,
     template: str = "chat",
     max_new_tokens: int = 32,
@@ -177,6 +180,8 @@ def generate_command(
     reply = generate(
         load_model(model, template=template),
         prompt,
+        heads=_chosen_heads(heads),
+        projection=projection,
         guard=None if guard is None else load_detector(guard),
         max_new_tokens=max_new_tokens,
         on_error=on_error,
@@ -192,6 +197,15 @@ def generate_command(
         if reply.unguarded is not None:
             _say(console, f"Without the guard: {reply.unguarded}")
     return reply
+
+
+def _chosen_heads(text: str | None) -> list[Head]:
+    """Heads as they are written on the command line: names, comma-separated, or a file of heads."""
+    try:
+        words = text or ""
+        return as_heads(words if words.endswith(".json") else [name.strip() for name in words.split(",") if name])
+    except ValueError as error:
+        raise ArgumentError(f"--heads {error}; got {plain(str(text)[:80])}.") from error
 
 
 def _say(console: Console, text: str, style: str = "") -> None:

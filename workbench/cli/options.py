@@ -1,5 +1,6 @@
 """What several commands ask for in the same words."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,12 +9,45 @@ import typer.core
 
 from workbench.errors import WorkbenchError
 
+
+def completed(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What the shell offers for the last of some comma-separated names; they are looked up when Tab is pressed."""
+
+    def offer(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in names() if name.startswith(last)]
+
+    return offer
+
+
+def criterion_names() -> list[str]:
+    """Of the registry."""
+    from workbench.criteria import list_criteria
+
+    return [criterion.name for criterion in list_criteria()]
+
+
+def rule_names() -> list[str]:
+    """Of the registry."""
+    from workbench.criteria import list_rules
+
+    return [rule.name for rule in list_rules()]
+
+
+def model_names() -> list[str]:
+    """Of the embedded models."""
+    from workbench.models.loading import EMBEDDED, PLANTED
+
+    return [*EMBEDDED, *PLANTED]
+
+
 ModelName = Annotated[
     str,
     typer.Option(
         "--model",
         "-m",
         help="pocket, pocket-1, pocket-2, their pocket-base…, planted, planted-pair; a checkpoint directory; a Hub id.",
+        autocompletion=completed(model_names),
     ),
 ]
 Template = Annotated[
@@ -25,6 +59,17 @@ PromptsName = Annotated[
         "--prompts", "-p", help="pocket or planted; a .jsonl, .csv or .parquet file; NAME:DIR of a published set."
     ),
 ]
+OwnPrompts = Annotated[
+    str | None,
+    typer.Option("--prompts", "-p", help="As for workbench sweep; an embedded model's own world by default."),
+]
+OtherModels = Annotated[
+    list[str], typer.Option("--other", help="Another model, as often as needed; beside an embedded one its relatives.")
+]
+OtherPrompts = Annotated[list[str], typer.Option(help="Another prompt set, as often as needed.")]
+RunsFolder = Annotated[
+    Path | None, typer.Option(help="Folder in which sweeps are kept and shared; OUT-runs beside OUT by default.")
+]
 RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
 Form = Annotated[
     Literal["limit", "as_published", "scale"], typer.Option("--form", "--mask-form", help="Form of the mask.")
@@ -33,6 +78,10 @@ Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form s
 Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")]
+Heads = Annotated[
+    str | None, typer.Option(help="Mask these heads: L3H1,L2H0, or a heads.json that the explorer saved.")
+]
+Masked = Annotated[Literal["query", "value"], typer.Option("--projection", help="The projection masked.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]
@@ -49,21 +98,17 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in comma_separated(text)]
 
 
-def listed(help: str, parser: Any = comma_separated) -> Any:
-    """An option that takes several words at once, comma-separated."""
-    return typer.Option(help=help, parser=parser, metavar="A,B,…")
+def listed(help: str, parser: Any = comma_separated, names: Callable[[], Iterable[str]] | None = None) -> Any:
+    """An option that takes several words at once, comma-separated; of `names`, where they are known."""
+    offer = None if names is None else completed(names)
+    return typer.Option(help=help, parser=parser, metavar="A,B,…", autocompletion=offer)
 
 
 class Registered(typer.core.TyperCommand):
     """A command whose help names the criteria and rules that there are; they are looked up when it is shown."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from workbench.criteria import list_criteria, list_rules
-
-        names = {
-            "criteria": ", ".join(c.name for c in list_criteria()),
-            "rules": ", ".join(rule.name for rule in list_rules()),
-        }
+        names = {"criteria": ", ".join(criterion_names()), "rules": ", ".join(rule_names())}
         for param in self.params:
             if isinstance(param, typer.core.TyperOption) and param.help:
                 param.help = param.help.format(**names)

@@ -40,6 +40,7 @@ def sweep_command(
     repair: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     readout: Sequence[str] = (),
+    quiet: bool = False,
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
 
@@ -64,10 +65,13 @@ def sweep_command(
             repair=repair,
             on_error=on_error,
             readout=readout,
+            progress=not quiet,
         )
     except KeyboardInterrupt as stopped:
         Console(stderr=True).print(str(stopped), highlight=False, markup=False)
         raise typer.Exit(130) from None
+    if quiet:
+        return
     sizes = ", ".join(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
     )

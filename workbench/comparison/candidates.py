@@ -126,7 +126,5 @@ def resampled_areas(values: np.ndarray, unsafe: np.ndarray, family: np.ndarray, 
 
 
 def _area(values: np.ndarray, attack: np.ndarray, benign: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    above = (values[attack][:, None] > values[benign]) + 0.5 * (values[attack][:, None] == values[benign])
-    w, v = weights[:, attack], weights[:, benign]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return ((w @ above) * v).sum(1) / (w.sum(1) * v.sum(1))
+    of = attack | benign
+    return statistics.resampled_auroc(values[of], attack[of], weights[:, of])

@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.axes import Head
+from workbench.comparison.differences import holm
 from workbench.comparison.masked_behaviour import QUESTION_FAMILY, MaskedReplies, draw_controls, outcome_groups
 from workbench.criteria import statistics
 from workbench.detectors.calibration import unsafe_array
@@ -180,12 +181,3 @@ def more_than_each(chosen: np.ndarray, controls: Sequence[np.ndarray]) -> float:
         return float("nan")
     more = [(int((chosen & ~control).sum()), int((chosen ^ control).sum())) for control in controls]
     return max(float(binomtest(a, n, alternative="greater").pvalue) if n else 1.0 for a, n in more)
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down correction of p-values for having looked at all of them; NaN stays, and does not count."""
-    corrected, tested = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    steps = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))
-    corrected[order] = np.minimum(steps, 1)
-    return corrected

@@ -10,7 +10,7 @@ import xarray as xr
 from workbench.checking import Seed, Whole, checked
 from workbench.criteria.arguments import HowMany
 from workbench.criteria.ranking import anchor_rule, check_scores, ranked, scored_rows
-from workbench.criteria.registry import get_criterion, get_rule
+from workbench.criteria.registry import get_criterion, get_rule, list_criteria
 from workbench.criteria.score import score
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
 from workbench.errors import CriterionError
@@ -27,7 +27,8 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: HowMany 
     Args:
         scores: From `wb.score`, with at least two rankings (criterion × projection).
         rule: Ranks the heads. Default: selectivity, and sensitivity for criteria that have no safe value. Criteria for
-            which the rule has no meaning, or keeps no head, are left out.
+            which the rule has no meaning, or keeps no head, are left out, and so are those that are not registered:
+            nothing says which of their values are the stronger.
         k: Depth of the overlap.
 
     Returns:
@@ -81,11 +82,12 @@ def rank_biased_overlap(first: list, second: list, *, p: float = PERSISTENCE) ->
         return float("nan")
     seen_a: set = set()
     seen_b: set = set()
-    total, agreement = 0.0, 0.0
+    total, agreement, common = 0.0, 0.0, 0
     for rank, (a, b) in enumerate(zip(first[:depth], second[:depth], strict=True), 1):
+        common += 1 if a == b else (a in seen_b) + (b in seen_a)
         seen_a.add(a)
         seen_b.add(b)
-        agreement = len(seen_a & seen_b) / rank
+        agreement = common / rank
         total += agreement * p**rank
     return agreement * p**depth + (1 - p) / p * total
 
@@ -142,8 +144,10 @@ def head_stability(
 def _rankings(scores: pd.DataFrame, rule: str | None) -> dict[tuple[str, str], pd.Series]:
     """Per (criterion, projection): the rule's values, best first, indexed by (layer, head)."""
     out = {}
+    registered = {criterion.name: criterion for criterion in list_criteria()}
     for (name, projection), _ in scores.groupby(["criterion", "projection"], sort=False):
-        criterion = get_criterion(str(name))
+        if (criterion := registered.get(str(name))) is None:
+            continue
         used = rule or anchor_rule(criterion)
         if used in criterion.rules:
             rows, _ = scored_rows(scores, criterion, str(projection))

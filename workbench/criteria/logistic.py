@@ -54,12 +54,19 @@ def fit_logistic(
         decision value of x is x·coef + intercept, in log-odds, positive for unsafe.
 
     Raises:
-        CriterionError: If a feature is NaN or infinite, a fold trains on one class only, or an optimum is not reached.
+        CriterionError: If a feature is NaN or infinite, a fold trains on one class only, or an optimum is not reached;
+            or where torch is not installed.
 
     Source:
         Agrees with sklearn.linear_model.LogisticRegression(C=C, tol=1e-12) within 1e-4 (tested).
     """
-    import torch
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise CriterionError(
+            "Probes are trained with torch, which is not installed here. Leave them out of the criteria, or install "
+            "the whole workbench: pip install lvlm-workbench."
+        ) from error
 
     features = np.asarray(features)
     batch = features.shape[:-2]

@@ -64,14 +64,19 @@ def measures_on(
     ]
 
 
+def resampled_thresholds(safe: np.ndarray, weights: np.ndarray, fpr: float) -> np.ndarray:
+    """`fpr_threshold` of the safe values that each resample draws, [resample]; `weights` are [resample, prompt]."""
+    largest_first = np.argsort(-safe, kind="stable")
+    above = np.cumsum(weights[:, largest_first], axis=1)
+    allowed = np.floor(fpr * len(safe) + 1e-9)
+    return np.asarray(safe[largest_first][np.argmax(above > allowed, axis=1)])
+
+
 def _tpr_interval(
     values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, fpr: float, bootstrap: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bootstrap interval of `tpr_at_fpr`: each resample sets its own threshold."""
     weights = statistics.bootstrap_weights(unsafe, pairs, resamples=bootstrap, seed=seed)
-    largest_first = np.argsort(-values[~unsafe], kind="stable")
-    above = np.cumsum(weights[:, ~unsafe][:, largest_first], axis=1)
-    allowed = np.floor(fpr * int((~unsafe).sum()) + 1e-9)
-    thresholds = values[~unsafe][largest_first][np.argmax(above > allowed, axis=1)]
+    thresholds = resampled_thresholds(values[~unsafe], weights[:, ~unsafe], fpr)
     caught = weights[:, unsafe] * (values[unsafe] > thresholds[:, None])
     return statistics.percentile_interval(caught.sum(1) / int(unsafe.sum()))

@@ -183,11 +183,28 @@ def auroc_interval(
 ) -> tuple[float, float]:
     """Bootstrap interval (95 %) of one AUROC, stratified by class with units kept together; `values` is [prompt]."""
     weights = bootstrap_weights(unsafe, pairs, resamples=resamples, seed=seed)
-    above = (values[unsafe][:, None] > values[~unsafe]) + 0.5 * (values[unsafe][:, None] == values[~unsafe])
-    w, v = weights[:, unsafe], weights[:, ~unsafe]
-    areas = np.einsum("ru,us,rs->r", w, above, v, optimize=True) / (w.sum(1) * v.sum(1))
-    low, high = percentile_interval(areas)
+    low, high = percentile_interval(resampled_auroc(values, unsafe, weights))
     return float(low), float(high)
+
+
+def resampled_auroc(values: np.ndarray, unsafe: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC with each prompt counted as often as a resample draws it, [resample]; NaN where it draws none of a label.
+
+    Counts are whole and ties count half, so the sums are exact, in whatever order.
+
+    Args:
+        values: [prompt].
+        unsafe: [prompt].
+        weights: [resample, prompt].
+    """
+    if not len(weights):
+        return np.empty(0)
+    order = np.argsort(values, kind="stable")
+    levels = np.flatnonzero(np.diff(values[order], prepend=np.nan) != 0)  # where a new value begins
+    attack, benign = (np.add.reduceat(weights[:, order] * of[order], levels, axis=1) for of in (unsafe, ~unsafe))
+    above = attack * (np.cumsum(benign, axis=1) - benign / 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(above.sum(1) / (attack.sum(1) * benign.sum(1)))
 
 
 def _blocks(cells: int, rows: int) -> list[slice]:

@@ -7,13 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from workbench.checking import plainly
-from workbench.detectors import hidden_detect, judge, one_head, sahs
+from workbench.detectors import (
+    direction,
+    fused_heads,
+    gradsafe,
+    hidden_detect,
+    judge,
+    one_head,
+    probed_states,
+    rcs,
+    sahs,
+)
 from workbench.detectors.cost import Cost
-from workbench.detectors.detector import Detector, DetectorRecord
+from workbench.detectors.detector import Detector
+from workbench.detectors.direction import DirectionDetector
 from workbench.detectors.evaluation import evaluate, graded_scores
+from workbench.detectors.fused_heads import FusedHeadsDetector
+from workbench.detectors.gradsafe import GradSafe
 from workbench.detectors.hidden_detect import HiddenDetect
 from workbench.detectors.judge import JudgeDetector
 from workbench.detectors.one_head import OneHeadDetector
+from workbench.detectors.probed_states import ProbedStateDetector
+from workbench.detectors.rcs import RCSDetector
+from workbench.detectors.record import DetectorRecord
 from workbench.detectors.sahs import SAHsDetector
 from workbench.detectors.stored import read_stored
 from workbench.errors import DetectorError
@@ -23,9 +39,14 @@ __all__ = [
     "Cost",
     "Detector",
     "DetectorRecord",
+    "DirectionDetector",
+    "FusedHeadsDetector",
+    "GradSafe",
     "HiddenDetect",
     "JudgeDetector",
     "OneHeadDetector",
+    "ProbedStateDetector",
+    "RCSDetector",
     "SAHsDetector",
     "evaluate",
     "graded_scores",
@@ -36,7 +57,9 @@ __all__ = [
 ]
 
 DETECTORS: dict[str, DetectorRecord] = {
-    record.name: record for module in (one_head, sahs, hidden_detect, judge) for record in module.DETECTORS
+    record.name: record
+    for module in (one_head, fused_heads, sahs, hidden_detect, probed_states, rcs, gradsafe, direction, judge)
+    for record in module.DETECTORS
 }
 
 

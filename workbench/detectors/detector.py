@@ -1,10 +1,8 @@
 """`Detector`: what every detector has in common: predicting, telling what it costs, and being stored."""
 
 import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -17,7 +15,8 @@ from workbench.axes import Head
 from workbench.checking import MOST_SEED, Finite, Whole, check_each
 from workbench.criteria.thresholds import balanced_accuracy
 from workbench.detectors.calibration import Parts, calibration_parts, densities_cross, unsafe_array
-from workbench.detectors.cost import Cost
+from workbench.detectors.cost import Cost, measure_cost
+from workbench.detectors.looks import BLOCK, Wants, look
 from workbench.detectors.stored import ARRAYS, DESCRIPTION, FORMAT, calibration_record, finite_number, read_stored, word
 from workbench.errors import DetectorError, WorkbenchError
 from workbench.models.fingerprint import fingerprint
@@ -26,33 +25,13 @@ from workbench.plain import plain
 from workbench.prompts.prompt import Prompt, PromptSet
 
 
-@dataclass(frozen=True)
-class DetectorRecord:
-    """One detector as tables, help texts, `make_detector` and error messages know it.
-
-    Attributes:
-        name: In kebab case, unique.
-        detector: The class.
-        needs: What it is fitted on.
-        says: What its score is, and its unit.
-        source: Paper and public code; "this project" where it is ours.
-        options: What the class is called with under this name.
-    """
-
-    name: str
-    detector: "type[Detector]"
-    needs: str
-    says: str
-    source: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Detector(ABC):
     """Tells unsafe prompts from safe ones by what a model does with them.
 
-    A detector says how it looks (`observe`), what it learns from what it saw (`choose`), and how what it saw becomes
-    one score a prompt (`values`). Fitting, thresholds, checks and storing are here. Its options are attributes under
-    the names of its constructor's arguments; what it learns is named in `learned`.
+    A detector says what it has to see (`wants`, or `observe` where that is no unmasked pass and no mask), what it
+    learns from what it saw (`choose`), and how what it saw becomes one score a prompt (`values`). Fitting, thresholds,
+    checks and storing are here. Its options are attributes under the names of its constructor's arguments; what it
+    learns is named in `learned`.
 
     Attributes:
         threshold: In the unit of `decision_function`; a prompt is unsafe if and only if it scores above. NaN before
@@ -76,9 +55,16 @@ class Detector(ABC):
         self.model_name, self.weight_hash, self.fingerprint = "", "", ""
         self.calibration: dict[str, Any] = {}
 
-    @abstractmethod
+    def wants(self, model: HookedLVLM, *, choosing: bool) -> Wants | None:
+        """What `observe` has to see, so that detectors can look together; None where it looks in a way of its own."""
+        return None
+
     def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
         """What the detector sees of prompts; `choosing`: all that `choose` looks at, else what `values` needs."""
+        wants = self.wants(model, choosing=choosing)
+        if wants is None:
+            raise NotImplementedError(f"{type(self).__name__} says neither what it wants to see nor how it looks.")
+        return look(model, prompts, wants, progress=progress)
 
     def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
         """Learn from what was seen of labelled prompts; for detectors that have something in `learned`."""
@@ -87,6 +73,10 @@ class Detector(ABC):
     @abstractmethod
     def values(self, seen: xr.Dataset) -> np.ndarray:
         """One score a prompt, shape [prompt]; higher = more unsafe."""
+
+    def drawn_values(self, seen: xr.Dataset) -> np.ndarray:
+        """Scores under each draw of a detector that draws for every prompt, [draw, prompt]; one draw for all others."""
+        return self.values(seen)[None]
 
     def fit(self, model: HookedLVLM, prompts: Sequence[Prompt], *, progress: bool = False) -> Self:
         """Learn on one part of the prompts and set the threshold on another.
@@ -111,8 +101,20 @@ class Detector(ABC):
         if self._chooses():
             seen = self.observe(model, parts.selection, choosing=True, progress=progress)
             values, stability = self._learn(seen, parts)
-        values = self._score(model, parts.threshold) if values is None else self._finite(values, parts.threshold)
-        self._calibrate(values, parts, stability)
+        return self._settle(model, self._score(model, parts.threshold) if values is None else values, parts, stability)
+
+    def fit_seen(self, model: HookedLVLM, prompts: Sequence[Prompt], seen: xr.Dataset) -> Self:
+        """`fit` from what was seen of the same prompts already: `observe` with `choosing`, or more than it sees."""
+        check_is_model(model)
+        parts = calibration_parts(as_prompts(prompts), seed=self.seed)
+        values = stability = None
+        if self._chooses():
+            values, stability = self._learn(rows_of(seen, parts.selection), parts)
+        values = self.values(rows_of(seen, parts.threshold)) if values is None else values
+        return self._settle(model, values, parts, stability)
+
+    def _settle(self, model: HookedLVLM, values: np.ndarray, parts: Parts, stability: float | None) -> Self:
+        self._calibrate(self._finite(values, parts.threshold), parts, stability)
         self.model_name, self.weight_hash, self.fingerprint = model.name, model.weight_hash, fingerprint(model)
         return self
 
@@ -132,7 +134,7 @@ class Detector(ABC):
         Raises:
             DetectorError: If the detector was fitted on another model, or a score is not finite.
         """
-        self._check_model(model, prompts)
+        self.check_model(model, prompts)
         return self._score(model, as_prompts(prompts))
 
     def predict(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
@@ -144,24 +146,7 @@ class Detector(ABC):
 
         Times depend on the machine and on what else it does; `forward_passes` does not.
         """
-        if not len(prompts):
-            raise DetectorError("The cost of a detector is measured on prompts; got none. Give about ten.")
-        self.decision_function(model, prompts[:1])  # what the first call alone has to do is no cost of a prompt
-        worker = self._worker(model)
-        passes, detect, reply = [], [], []
-        for prompt in prompts:
-            before, began = (0 if worker is None else worker.work.layer_tokens), time.perf_counter()
-            self.decision_function(model, [prompt])
-            detect.append(time.perf_counter() - began)
-            if worker is not None:
-                one_pass = worker.n_layers * worker.encode(prompt).n_tokens
-                passes.append((worker.work.layer_tokens - before) / one_pass)
-            began = time.perf_counter()
-            model.generate(prompt, max_new_tokens=max_new_tokens)
-            reply.append(time.perf_counter() - began)
-        detect_s, generate_s = float(np.median(detect)), float(np.median(reply))
-        forward = float(np.mean(passes)) if passes else float("nan")
-        return Cost(forward, detect_s, generate_s, detect_s / generate_s, len(prompts))
+        return measure_cost(self, model, prompts, max_new_tokens=max_new_tokens)
 
     def save(self, path: str | Path) -> Path:
         """Write the detector into the folder `path`: `detector.json`, and its arrays as safetensors. Returns `path`."""
@@ -234,7 +219,9 @@ class Detector(ABC):
 
     def _score(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> np.ndarray:
         """The values of prompts, if all are finite: a score that is not is never taken for safe."""
-        return self._finite(self.values(self.observe(model, prompts, choosing=False, progress=False)), prompts)
+        blocks = [prompts[start : start + BLOCK] for start in range(0, len(prompts), BLOCK)]
+        seen = (self.observe(model, block, choosing=False, progress=False) for block in blocks)
+        return self._finite(np.concatenate([self.values(of) for of in seen]), prompts)
 
     def _finite(self, scores: np.ndarray, prompts: Sequence[Prompt]) -> np.ndarray:
         if not np.isfinite(scores).all():
@@ -245,7 +232,7 @@ class Detector(ABC):
             )
         return scores
 
-    def _worker(self, model: HookedLVLM) -> HookedLVLM | None:
+    def worker(self, model: HookedLVLM) -> HookedLVLM | None:
         """The model whose work a score costs; None if it is no model of ours."""
         return model
 
@@ -293,7 +280,7 @@ class Detector(ABC):
                 f"This {type(self).__name__} is not fitted. Call fit(model, prompts) first, or load one."
             )
 
-    def _check_model(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> None:
+    def check_model(self, model: HookedLVLM, prompts: Sequence[Prompt]) -> None:
         """Refuse a model the detector was not fitted on, and no prompts at all."""
         self._check_fitted()
         check_is_model(model)
@@ -330,6 +317,11 @@ def head_pairs(table: pd.DataFrame) -> list[Head]:
 def has_heads(model: HookedLVLM, heads: Sequence[Head]) -> bool:
     """Whether all of the heads are there and can be masked."""
     return all(layer in model.masked_layers and 0 <= head < model.n_heads for layer, head in heads)
+
+
+def rows_of(seen: xr.Dataset, prompts: Sequence[Prompt]) -> xr.Dataset:
+    """What was seen of these prompts, in their order."""
+    return seen.sel(prompt=[p.id for p in prompts])
 
 
 def check_is_model(model: object) -> None:

@@ -1,6 +1,7 @@
 """`HiddenDetect`, a baseline: read every layer through the unembedding, and see how far it points at refusing."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,15 +9,14 @@ import torch
 import xarray as xr
 
 from workbench.axes import as_head
-from workbench.detectors.detector import Detector, DetectorRecord
+from workbench.detectors.detector import Detector
+from workbench.detectors.looks import Reading, Wants, after_layer, look
+from workbench.detectors.record import DetectorRecord
 from workbench.detectors.stored import finite_vector
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
-from workbench.models.walk import base_pass
+from workbench.models.walk import BasePass
 from workbench.prompts.prompt import Prompt
-from workbench.sweeps.plan import batches
-
-ROWS = 32
 
 
 class HiddenDetect(Detector):
@@ -55,14 +55,18 @@ class HiddenDetect(Detector):
     def __repr__(self) -> str:
         return f"HiddenDetect(layers {self.layers[0]} to {self.layers[1]}, threshold {self.threshold:.4g})"
 
-    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
+    @property
+    def _variable(self) -> str:
+        return f"strength of {self.tokens}"
+
+    def wants(self, model: HookedLVLM, *, choosing: bool) -> Wants:
         if self.tokens is None:
             self.tokens = model.refusal_tokens
         _check_tokens(model, self.tokens)
-        return xr.Dataset({"strength": (("prompt", "layer"), refusal_strength(model, prompts, self.tokens))})
+        return Wants(reads={self._variable: partial(_strengths, tokens=self.tokens)})
 
     def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
-        strength = seen["strength"].values
+        strength = seen[self._variable].values
         self.discrepancy = strength[unsafe].mean(0) - strength[~unsafe].mean(0)
         above = np.flatnonzero(self.discrepancy > self.discrepancy[-1])
         last = len(self.discrepancy) - 1
@@ -73,7 +77,7 @@ class HiddenDetect(Detector):
 
     def values(self, seen: xr.Dataset) -> np.ndarray:
         first, last = self.layers
-        strength = seen["strength"].values[:, first : last + 1]
+        strength = seen[self._variable].values[:, first : last + 1]
         return np.trapezoid(strength, axis=1) if last > first else strength[:, 0]
 
     def _fits(self, model: HookedLVLM) -> bool:
@@ -82,21 +86,19 @@ class HiddenDetect(Detector):
 
 def refusal_strength(model: HookedLVLM, prompts: Sequence[Prompt], tokens: Sequence[int]) -> np.ndarray:
     """F: cosine of each layer's logits at the last prompt position with the refusal tokens, [prompt, layer]."""
-    encoded = [model.encode(prompt) for prompt in prompts]
-    wanted = list(tokens)
-    found = np.full((len(prompts), model.n_layers), np.nan)
-    for batch in batches(encoded, ROWS):
-        base = base_pass(model, [encoded[i] for i in batch])
-        for layer in range(model.n_layers):
-            # What a layer puts out is what the next layer that ran was given.
-            above = [number for number in base.inputs if number > layer]
-            residual = base.inputs[min(above)][:, -1] if above else base.residual
-            with torch.no_grad():
-                logits = model.unembed(model.normed(residual.to(base.residual.device))).double()
-            # The refusal vector has length sqrt(number of tokens) and picks out the sum of their logits.
-            cosine = logits[:, wanted].sum(-1) / (logits.norm(dim=-1) * len(wanted) ** 0.5)
-            found[batch, layer] = cosine.cpu().numpy()
-    return found
+    wants = Wants(reads={"strength": partial(_strengths, tokens=tokens)})
+    return np.asarray(look(model, prompts, wants)["strength"].values)
+
+
+def _strengths(model: HookedLVLM, base: BasePass, *, tokens: Sequence[int]) -> Reading:
+    wanted, found = list(tokens), np.empty((base.n_prompts, model.n_layers))
+    for layer in range(model.n_layers):
+        with torch.no_grad():
+            logits = model.unembed(model.normed(after_layer(base, layer).to(base.residual.device))).double()
+        # The refusal vector has length sqrt(number of tokens) and picks out the sum of their logits.
+        cosine = logits[:, wanted].sum(-1) / (logits.norm(dim=-1) * len(wanted) ** 0.5)
+        found[:, layer] = cosine.cpu().numpy()
+    return ("layer",), found
 
 
 def _check_tokens(model: HookedLVLM, tokens: Sequence[int]) -> None:

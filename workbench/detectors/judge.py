@@ -8,7 +8,9 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from workbench.detectors.detector import Detector, DetectorRecord
+from workbench.checking import Whole, check_each
+from workbench.detectors.detector import Detector
+from workbench.detectors.record import DetectorRecord
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
@@ -31,6 +33,9 @@ class JudgeDetector(Detector):
         judge: A model from `load_model` (any local checkpoint); or a function of a prompt that returns a number, higher
             = more unsafe; or None, to ask the guarded model itself.
         question: What a judge model is asked; `{text}` stands for the prompt's text, and the prompt's image goes along.
+            Where it has `{reply}`, the guarded model answers first and the judge reads prompt and reply. A judge with a
+            template for both (Llama Guard) is loaded with `template="raw"` and given that template as its question.
+        max_new_tokens: Length of the reply that it reads.
         unsafe_word: One of the two answers. The score is the difference of the logits of their first tokens at the
             start of the reply, blank tokens apart, in log-odds of this one against the other.
         safe_word: The other answer.
@@ -38,7 +43,7 @@ class JudgeDetector(Detector):
         seed: Of a split that has to be made.
 
     Cost:
-        One pass of the judge.
+        One pass of the judge, and more where it opens with blank tokens or reads a reply.
 
     Source:
         The baseline Llama-Guard-3-Vision in "One Head to Rule Them All"; reading the first token's logits instead of
@@ -54,10 +59,12 @@ class JudgeDetector(Detector):
         question: str = QUESTION,
         unsafe_word: str = "unsafe",
         safe_word: str = "safe",
+        max_new_tokens: int = 64,
         threshold: str | float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(threshold, seed)
+        check_each({"max_new_tokens": max_new_tokens}, {"max_new_tokens": Whole(1)})
         if judge is not None and not isinstance(judge, HookedLVLM) and not callable(judge):
             raise DetectorError(
                 f"judge must be a model, a function of a prompt, or None; got a {type(judge).__name__}."
@@ -66,7 +73,7 @@ class JudgeDetector(Detector):
             if not isinstance(word, str) or not word:
                 raise DetectorError(f"{name} must be text, and not empty; got {word!r}.")
         self.judge, self.question = judge, question
-        self.unsafe_word, self.safe_word = unsafe_word, safe_word
+        self.unsafe_word, self.safe_word, self.max_new_tokens = unsafe_word, safe_word, max_new_tokens
         self._stored_judge = ""  # weight hash of the judge model a stored detector wants
 
     def __repr__(self) -> str:
@@ -92,7 +99,7 @@ class JudgeDetector(Detector):
         self.judge, self._stored_judge = judge, ""
         return self
 
-    def _worker(self, model: HookedLVLM) -> HookedLVLM | None:
+    def worker(self, model: HookedLVLM) -> HookedLVLM | None:
         if self.judge is None:
             return model
         return self.judge if isinstance(self.judge, HookedLVLM) else None
@@ -103,20 +110,16 @@ class JudgeDetector(Detector):
                 f"This stored detector wants its judge model back (weights {self._stored_judge}): "
                 "detector.with_judge(workbench.load_model(...))."
             )
-        asked = self._worker(model)
+        asked = self.worker(model)
         if asked is None:
             assert callable(self.judge)
             return xr.Dataset({"score": ("prompt", np.array([float(self.judge(p)) for p in prompts]))})
-        unsafe, safe = (_first_token(asked, word) for word in (self.unsafe_word, self.safe_word))
-        if unsafe == safe:
-            raise DetectorError(
-                f"{self.unsafe_word!r} and {self.safe_word!r} begin with the same token for {asked.name!r}, so its "
-                "answers cannot be told apart. Give other words."
-            )
         scores = []
         for prompt in prompts:
-            logits = _verdict_logits(asked, replace(prompt, text=self.question.replace("{text}", prompt.text)))
-            scores.append(float(logits[unsafe] - logits[safe]))
+            text = self.question.replace("{text}", prompt.text)
+            if "{reply}" in self.question:
+                text = text.replace("{reply}", model.generate(prompt, max_new_tokens=self.max_new_tokens))
+            scores.append(verdict(asked, replace(prompt, text=text), self.unsafe_word, self.safe_word))
         return xr.Dataset({"score": ("prompt", np.array(scores))})
 
     def values(self, seen: xr.Dataset) -> np.ndarray:
@@ -138,6 +141,22 @@ class JudgeDetector(Detector):
         return detector
 
 
+def verdict(judge: HookedLVLM, asked: Prompt, unsafe_word: str, safe_word: str) -> float:
+    """Log-odds of one word against the other where a judge writes its verdict on what it is asked.
+
+    Raises:
+        DetectorError: If it does not know the words, they begin alike, or no verdict was found.
+    """
+    unsafe, safe = (_first_token(judge, word) for word in (unsafe_word, safe_word))
+    if unsafe == safe:
+        raise DetectorError(
+            f"{unsafe_word!r} and {safe_word!r} begin with the same token for {judge.name!r}, so its answers cannot be "
+            "told apart. Give other words."
+        )
+    logits = _verdict_logits(judge, asked)
+    return float(logits[unsafe] - logits[safe])
+
+
 def _verdict_logits(model: HookedLVLM, prompt: Prompt) -> Tensor:
     """Logits where the judge writes its verdict, [vocab]: at the first token of its reply that is not blank.
 
@@ -148,7 +167,6 @@ def _verdict_logits(model: HookedLVLM, prompt: Prompt) -> Tensor:
         return logits
     out = model.generated(prompt, max_new_tokens=MOST_BLANK + 1, output_logits=True)
     reply = out.sequences[0, out.n_prompt_tokens :]
-    model.work.count(model.n_layers, 1, out.n_prompt_tokens + len(reply))
     for token, logits in zip(reply, out.logits, strict=True):
         if not _blank(model, int(token)):
             return logits[0]
@@ -180,5 +198,13 @@ DETECTORS = (
         needs="a judge: a model, a function of a prompt, or the guarded model itself",
         says="log-odds of the judge's word for unsafe against its word for safe, or what the function returns",
         source="the baseline of 'One Head to Rule Them All' (NeurIPS 2025)",
+    ),
+    DetectorRecord(
+        "judge-stand-in",
+        JudgeDetector,
+        options={"question": POCKET_QUESTION, "unsafe_word": "dangerous"},
+        needs="Pocket, asked about the picture alone: it shows how a judge is plugged in, and is no measure of one",
+        says="log-odds of dangerous against safe, Pocket's answer to whether the picture is dangerous",
+        source="this project",
     ),
 )

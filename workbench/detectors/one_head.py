@@ -1,31 +1,20 @@
 """`OneHeadDetector`: mask one head; if the model's final state turns by more than a threshold, the prompt is unsafe."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
-from workbench.axes import PROJECTIONS, Head, as_head, as_heads, head_name
-from workbench.checking import Converted, OneOf, Seed, Whole, checked, plainly
-from workbench.criteria import get_criterion, list_criteria, prompt_values, score, top_heads
-from workbench.criteria.registry import PER_PROMPT
-from workbench.detectors.calibration import run_parts
-from workbench.detectors.detector import Detector, DetectorRecord, has_heads, head_pairs
-from workbench.errors import DetectorError
+from workbench.axes import Head, as_head, as_heads, head_name
+from workbench.checking import Converted, Seed, checked
+from workbench.detectors.detector import has_heads
+from workbench.detectors.masked_heads import ManyHeads, MaskedHeadsDetector, SomeMaskFields, SomeProjection
+from workbench.detectors.record import DetectorRecord
 from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask, as_mask
-from workbench.prompts.prompt import Prompt
-from workbench.runs.reading import RunLike, as_run
-from workbench.sweeps.sweep import sweep
 
 
-def _as_mask(value: Any) -> Mask:
-    return Mask(**value) if isinstance(value, Mapping) else Mask() if value is None else as_mask(value)
-
-
-class OneHeadDetector(Detector):
+class OneHeadDetector(MaskedHeadsDetector):
     """Detects unsafe prompts by the effect of masking a single head.
 
     With the defaults this is Oh Defense: the deflection angle, the head chosen by selectivity, the threshold at the
@@ -63,29 +52,18 @@ class OneHeadDetector(Detector):
     def __init__(
         self,
         *,
-        projection: Annotated[str, OneOf(PROJECTIONS)] = "query",
+        projection: SomeProjection = "query",
         criterion: str = "deflection",
         rule: str = "selectivity",
-        k: Annotated[int, Whole(1, 10**6)] = 1,
+        k: ManyHeads = 1,
         head: Annotated[Head, Converted(as_head)] | None = None,
-        mask: Annotated[Mask | Mapping[str, Any] | None, Converted(_as_mask)] = None,
+        mask: SomeMaskFields = None,
         threshold: str | float = "kde",
         seed: Seed = 0,
     ) -> None:
-        super().__init__(threshold, seed)
-        record = get_criterion(criterion)
-        if record.kind != PER_PROMPT:
-            usable = ", ".join(c.name for c in list_criteria() if c.kind == PER_PROMPT)
-            raise DetectorError(
-                f"Criterion {plainly(criterion)} is {record.kind} and gives no score to a single prompt, so nothing "
-                f"can be detected by it. Those that do: {usable}. For probes there is SAHsDetector."
-            )
-        if rule not in record.rules:
-            raise DetectorError(
-                f"Rule {plainly(rule)} has no meaning for {criterion}; those that have: {', '.join(record.rules)}."
-            )
-        self.projection, self.criterion, self.rule, self.k = projection, criterion, rule, k
-        self.mask = _as_mask(mask)
+        super().__init__(
+            projection=projection, criterion=criterion, rule=rule, k=k, mask=mask, threshold=threshold, seed=seed
+        )
         self._given_head = head
         self.head: Head | None = self._given_head
         self.candidates: list[Head] = [] if self._given_head is None else [self._given_head]
@@ -94,58 +72,15 @@ class OneHeadDetector(Detector):
         where = head_name(*self.head) if self.head else "no head yet"
         return f"OneHeadDetector({self.criterion}, {self.rule}, {self.projection}, {where}, {self.threshold:.4g})"
 
-    def fit_run(self, run: RunLike) -> Self:
-        """`fit` from a stored run of the same projection and mask, without the model."""
-        run = as_run(run)
-        selection, rest, parts = run_parts(run, seed=self.seed)
-        if not run.attrs.get("weight_hash"):
-            raise DetectorError(
-                "This run does not say which weights it was measured on (no attribute 'weight_hash'), so a detector "
-                "fitted on it could not be kept to them. Use a run that wb.sweep made."
-            )
-        if self.projection not in run["projection"].values:
-            raise DetectorError(
-                f"This run holds the projections {', '.join(run['projection'].values)}, not {self.projection!r}."
-            )
-        mask = {name: run.attrs.get(name) for name in self.mask.describe()}
-        if mask != self.mask.describe():
-            raise DetectorError(
-                f"This run was made with the mask {mask} and the detector masks with {self.mask.describe()}. "
-                "Give the detector the run's mask."
-            )
-        values, stability = self._learn(selection, parts) if self._chooses() else (None, None)
-        self._calibrate(self.values(rest) if values is None else values, parts, stability)
-        self.model_name, self.weight_hash = str(run.attrs["model"]), str(run.attrs["weight_hash"])
-        self.fingerprint = str(run.attrs.get("fingerprint", ""))
-        return self
-
-    def stored_scores(self, run: RunLike) -> np.ndarray:
-        """`decision_function` on the prompts of a run of the same model and mask, without the model."""
-        self._check_fitted()
-        run = as_run(run)
-        if run.attrs.get("weight_hash") != self.weight_hash:
-            raise DetectorError(
-                f"This detector was fitted on {self.model_name!r} (weights {self.weight_hash}); the run is of "
-                f"{run.attrs.get('model')!r} (weights {run.attrs.get('weight_hash')})."
-            )
-        return self.values(run)
+    def heads_in_use(self) -> tuple[Head, ...]:
+        assert self.head is not None
+        return (self.head,)
 
     def _chooses(self) -> bool:
         return self._given_head is None
 
-    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
-        options: dict[str, Any] = {"projections": (self.projection,), "mask": self.mask, "progress": progress}
-        if not choosing:
-            options |= {"heads": [self.head], "keep_states": False}
-        return sweep(model, prompts, **options)
-
     def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
-        scores = score(seen.drop_vars("split"), (self.criterion,), bootstrap=0, permutations=0, seed=self.seed)
-        projection = self.projection if self.projection in set(scores["projection"]) else None
-        kept = top_heads(
-            scores, criterion=self.criterion, rule=self.rule, projection=projection, k=self.k, seed=self.seed
-        )
-        self.candidates = head_pairs(kept)
+        self.candidates = self.best_heads(seen)
         self.head = self.candidates[int(np.random.default_rng(self.seed).integers(len(self.candidates)))]
 
     def _chosen(self) -> set[Any]:
@@ -153,30 +88,13 @@ class OneHeadDetector(Detector):
 
     def values(self, seen: xr.Dataset) -> np.ndarray:
         """The criterion at the head, turned so that larger is stronger."""
-        assert self.head is not None
-        criterion, (layer, head) = get_criterion(self.criterion), self.head
-        values = prompt_values(seen, criterion, head=self.head)
-        if lacking := seen.sizes["prompt"] - values.sizes["prompt"]:
-            raise DetectorError(
-                f"Criterion {criterion.name!r} has no meaning for {lacking} of {seen.sizes['prompt']} prompts (it "
-                "needs an image), so they could not be judged. Leave them out."
-            )
-        if not values.size:
-            raise DetectorError(
-                f"There is no head {head_name(layer, head)} here: layers are 0..{int(seen['layer'].max())}, heads "
-                f"0..{int(seen['head'].max())}."
-            )
-        at = "none" if "none" in values["projection"].values else self.projection
-        column = values.sel(projection=at, layer=layer, head=head).values
-        if np.isnan(column).any():
-            raise DetectorError(f"Head {head_name(layer, head)} was not swept with projection {at!r} in this run.")
-        return criterion.strength(column)
+        return self.columns(seen, self.heads_in_use())[0]
 
     def _fits(self, model: HookedLVLM) -> bool:
         return self.head is not None and has_heads(model, [self.head])
 
     def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "head": self._given_head, "mask": asdict(self.mask)}
+        return {**super()._options(), "head": self._given_head}
 
 
 _NEEDS = "labelled prompts, unsafe and safe; one sweep over all heads to choose one"

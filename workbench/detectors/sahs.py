@@ -10,17 +10,14 @@ from workbench.axes import Head, as_heads
 from workbench.checking import Whole, check_each
 from workbench.criteria import score, top_heads
 from workbench.criteria.logistic import fit_logistic
-from workbench.detectors.detector import (
-    Detector,
-    DetectorRecord,
-    has_heads,
-    head_pairs,
-)
+from workbench.criteria.probes import few_shot_masks
+from workbench.detectors.detector import Detector, has_heads, head_pairs
+from workbench.detectors.looks import Wants
+from workbench.detectors.record import DetectorRecord
 from workbench.detectors.stored import finite_number, finite_vector
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
-from workbench.prompts.prompt import Prompt
-from workbench.sweeps.sweep import sweep
+from workbench.runs.reading import prompt_coord
 
 
 class SAHsDetector(Detector):
@@ -32,6 +29,8 @@ class SAHsDetector(Detector):
     Args:
         k: How many heads (published: 16 to 32 of a 7B model's). Ignored when `accuracy` is given.
         accuracy: Keep every head whose held-out accuracy is at least this, 0 to 1 (the paper's threshold on accuracy).
+        shots: Learn from this many prompts of each category (family where there is none) of either label, drawn with
+            `seed` (published: 1 or 2); None learns from all.
         C: Inverse strength of the final regression's L2 penalty, as in scikit-learn.
         threshold: Log-odds above which a prompt is unsafe (0.0: the regression's own decision), or `"kde"`.
         seed: Of the folds, and of a split that has to be made.
@@ -57,26 +56,37 @@ class SAHsDetector(Detector):
     }
 
     def __init__(
-        self, *, k: int = 16, accuracy: float | None = None, C: float = 1.0, threshold: str | float = 0.0, seed: int = 0
+        self,
+        *,
+        k: int = 16,
+        accuracy: float | None = None,
+        shots: int | None = None,
+        C: float = 1.0,
+        threshold: str | float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__(threshold, seed)
-        check_each({"k": k}, {"k": Whole(1)})
+        check_each({"k": k, "shots": shots or 1}, {"k": Whole(1), "shots": Whole(1)})
         if accuracy is not None and not 0 < accuracy <= 1:
             raise DetectorError(f"accuracy is a share of prompts, over 0 and at most 1; got {accuracy!r}.")
         if not C > 0:
             raise DetectorError(f"C, the inverse strength of the penalty, must be over 0; got {C!r}.")
-        self.k, self.accuracy, self.C = k, accuracy, float(C)
+        self.k, self.accuracy, self.shots, self.C = k, accuracy, shots, float(C)
         self.heads: list[Head] = []
         self.coef, self.intercept = np.empty(0), float("nan")
 
     def __repr__(self) -> str:
         return f"SAHsDetector({len(self.heads)} heads, threshold {self.threshold:.4g})"
 
-    def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
-        last = (model.masked_layers[-1], 0)  # at the least cost: what the unmasked pass shows is all that is read
-        return sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
+    def wants(self, model: HookedLVLM, *, choosing: bool) -> Wants:
+        return Wants(outputs=True)
 
     def choose(self, seen: xr.Dataset, unsafe: np.ndarray) -> None:
+        if self.shots is not None:
+            named = prompt_coord(seen, "category")
+            category = prompt_coord(seen, "family") if set(named) == {""} else named
+            taken = few_shot_masks(unsafe, category, shots=self.shots, repeats=1, seed=self.seed)[0]
+            seen, unsafe = seen.isel(prompt=np.flatnonzero(taken)), unsafe[taken]
         scores = score(seen.drop_vars("split"), ("probe",), bootstrap=0, permutations=0, seed=self.seed)
         k = min(self.k, int(scores["unsafe"].notna().sum()))
         if self.accuracy is not None:
@@ -113,5 +123,13 @@ DETECTORS = (
         needs="labelled prompts, unsafe and safe",
         says="log-odds of one logistic regression on the outputs z of the best probed heads",
         source="SAHs, 'Spot Risks Before Speaking' (arXiv 2501.02029)",
+    ),
+    DetectorRecord(
+        "sahs-few-shot",
+        SAHsDetector,
+        options={"shots": 2},
+        needs="a few labelled prompts of each category, unsafe and safe",
+        says="the same, learned from `shots` prompts of each category of either label",
+        source="SAHs, 'Spot Risks Before Speaking' (arXiv 2501.02029): 1 or 2 shots a category",
     ),
 )

@@ -55,9 +55,15 @@ def finite_number(value: Any) -> float:
 
 def finite_vector(value: Any) -> np.ndarray:
     """A stored array of one dimension; ValueError for anything else."""
-    if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind != "f" or not np.isfinite(value).all():
-        raise ValueError("an array of finite numbers with one dimension was wanted")
-    return value
+    return finite_array(value, 1)
+
+
+def finite_array(value: Any, dims: int) -> np.ndarray:
+    """A stored array of so many dimensions; ValueError for anything else."""
+    good = isinstance(value, np.ndarray) and value.ndim == dims and value.dtype.kind == "f"
+    if not good or not np.isfinite(value).all():
+        raise ValueError(f"an array of finite numbers with {dims} dimension{'s' * (dims > 1)} was wanted")
+    return np.asarray(value)
 
 
 def word(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,14 +10,20 @@ import pandas as pd
 from workbench.axes import head_name
 from workbench.criteria.registry import list_criteria
 from workbench.criteria.statistics import percentile_interval
+from workbench.criteria.subspace import first_left_singular, line_angle_deg
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
 from workbench.runs.effects import MEASURES
+from workbench.runs.job import check_groups
+from workbench.sweeps.engines.head_sets import group_states
+from workbench.sweeps.plan import batches, plan
 from workbench.sweeps.sweep import sweep
 
 Head = tuple[int, int]
+SUBSPACE = "subspace"
+STATES_AT_ONCE = 2**25  # numbers of float64 held at a time: 256 MB
 
 
 def greedy_groups(
@@ -33,13 +40,15 @@ def greedy_groups(
     Args:
         model: The model.
         prompts: Only the unsafe ones are used, as published (harmful queries).
-        objective: A measure of the sweep (kl, deflection, refusal_change, ...), turned so that larger is stronger.
+        objective: A measure of the sweep (kl, deflection, refusal_change, ...), turned so that larger is stronger; or
+            `"subspace"`, the published one: the angle between the first left singular vectors of the prompts' final
+            states without and with the group masked, in degrees, 0 to 90 (`svd_left`, r_main = 1).
         steps: Size of the group; the paper stops at 5 at most.
         projection: What of the heads is masked.
         mask: How.
 
     Returns:
-        One row a step: step (1-based), layer, head, `value` (mean effect of the whole group, in the measure's unit),
+        One row a step: step (1-based), layer, head, `value` (effect of the whole group, in the objective's unit),
         `gain` over the step before, and `runner_up`, the head that came second, with `runner_up_value`.
         `.attrs["group"]` is the group.
 
@@ -47,7 +56,8 @@ def greedy_groups(
         Sahara, arXiv 2410.13708, section 4; ydyjya/SafetyHeadAttribution, lib/Sahara/attribution.py.
 
     Differs:
-        Theirs scores a group by an angle over the data set, here the mean of a per-prompt measure.
+        Theirs scores a group by the angle over the data set (`"subspace"`); the other objectives are means over prompts
+        of a per-prompt measure. Their paper sums over r_main principal angles; their code takes the first, as here.
     """
     unsafe = _unsafe(prompts)
     left = [(layer, head) for layer in model.masked_layers for head in range(model.n_heads)]
@@ -57,7 +67,11 @@ def greedy_groups(
     rows = []
     for step in range(1, steps + 1):
         groups = [[*group, head] for head in left]
-        effects = group_effects(model, unsafe, groups, measure=objective, projection=projection, mask=mask).mean(0)
+        how: dict[str, Any] = {"projection": projection, "mask": mask}
+        if objective == SUBSPACE:
+            effects = subspace_angles(model, unsafe, groups, **how)
+        else:
+            effects = group_effects(model, unsafe, groups, measure=objective, **how).mean(0)
         best, *others = (int(i) for i in np.argsort(-effects, kind="stable"))
         runner_up = (head_name(*left[others[0]]), float(effects[others[0]])) if others else ("", np.nan)
         group.append(left.pop(best))
@@ -119,6 +133,39 @@ def group_effects(
     if not np.isfinite(values).all():
         raise DetectorError(f"Masking groups gave {measure} that is NaN or infinite for some prompts. Use float32.")
     return next((c.strength(values) for c in list_criteria() if c.needs == (measure,)), values)
+
+
+def subspace_angles(
+    model: HookedLVLM,
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Head]],
+    *,
+    projection: str = "query",
+    mask: Mask | None = None,
+) -> np.ndarray:
+    """Ships' published effect of each group on a data set: degrees, 0 to 90, [group].
+
+    The final states of all prompts make a matrix, without the mask and with it; what is measured is the angle between
+    the first left singular vectors of the two.
+
+    Source:
+        Ships (arXiv 2410.13708), generalised to data sets; ydyjya/SafetyHeadAttribution, lib/Sahara/svd.py, r_main = 1.
+    """
+    mask = mask or Mask()
+    wanted = check_groups(model, groups, mask)
+    encoded = [model.encode(prompt) for prompt in prompts]
+    rows = plan(model, max(e.n_tokens for e in encoded)).rows
+    at_once = max(1, STATES_AT_ONCE // (len(encoded) * model.d_model))
+    angles = []
+    for start in range(0, len(wanted), at_once):
+        some = wanted[start : start + at_once]
+        base, masked = np.empty((len(encoded), model.d_model)), np.empty((len(some), len(encoded), model.d_model))
+        for batch in batches(encoded, max(1, rows // len(some))):
+            states = group_states(model, [encoded[i] for i in batch], some, projection, mask, rows)
+            base[batch], masked[:, batch] = states[0].double().cpu(), states[1].double().cpu().transpose(0, 1)
+        first = first_left_singular(base)
+        angles += [float(line_angle_deg(first, first_left_singular(of))) for of in masked]
+    return np.array(angles)
 
 
 def _unsafe(prompts: Sequence[Prompt]) -> list[Prompt]:

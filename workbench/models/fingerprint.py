@@ -7,6 +7,7 @@ template, picture setting, tokenizer or rotary table gives other numbers under t
 import hashlib
 import json
 from dataclasses import is_dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def fingerprint(model: HookedLVLM) -> str:
         _add_tensor(digest, name, buffer)
     readers = [model.processor, model.tokenizer, *(getattr(model.processor, name, None) for name in _READERS)]
     for reader in {id(r): r for r in readers if r is not None}.values():
-        digest.update(_plain(_described(reader)))
+        digest.update(_described(reader))
     digest.update(_plain([model.hf.config.to_dict(), model.family.name, model.family.chat_template, model.template]))
     for name, module in model.hf.named_modules():
         if hasattr(module, "merged_adapters"):  # peft's: how its weights act is written in no weight
@@ -90,21 +91,26 @@ def _add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
     digest.update(flat.view(torch.uint8).numpy().tobytes())
 
 
-def _described(reader: Any) -> dict[str, Any]:
-    """A processor or tokenizer in plain values."""
+def _described(reader: Any) -> bytes:
+    """A processor or tokenizer in plain values, as JSON."""
     found = {"class": type(reader).__name__, "chat_template": getattr(reader, "chat_template", None)}
     backend = getattr(reader, "backend_tokenizer", None)
-    if backend is not None:
-        # How it was last called is part of what it says of itself.
-        found["backend"] = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("padding", "truncation")}
-    elif hasattr(reader, "get_vocab"):
+    if backend is None and hasattr(reader, "get_vocab"):
         found["vocab"] = reader.get_vocab()
     if hasattr(reader, "special_tokens_map"):
         found["special"] = {k: str(v) for k, v in reader.special_tokens_map.items()}
         found["sides"] = [reader.padding_side, reader.truncation_side]
     elif hasattr(reader, "to_dict"):
         found["settings"] = reader.to_dict()
-    return found
+    return _plain(found) if backend is None else _with_backend(_plain(found).decode(), backend.to_str())
+
+
+@lru_cache(maxsize=8)
+def _with_backend(found: str, backend: str) -> bytes:
+    """A fast tokenizer in plain values, as JSON; kept, since reading a large vocabulary takes a second."""
+    # How it was last called is part of what it says of itself.
+    said = {k: v for k, v in json.loads(backend).items() if k not in ("padding", "truncation")}
+    return _plain(json.loads(found) | {"backend": said})
 
 
 def _plain(value: Any) -> bytes:

@@ -175,6 +175,7 @@ class HookedLVLM(Decoder):
         with masked, self.plain_generation(), double_kept(self.dtype):
             out = self.hf.generate(**join(batch), max_new_tokens=max_new_tokens, **options)
         out.n_prompt_tokens = batch[0].n_tokens
+        self.work.count(self.n_layers, *out.sequences.shape)
         return out
 
     @contextmanager

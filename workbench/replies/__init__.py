@@ -1,7 +1,8 @@
 """Replies: many at once, guarded by a detector, and judged."""
 
 from workbench.replies.batches import generate_batch
-from workbench.replies.guard import RefusalRecipe, Reply, generate
+from workbench.replies.guarded import Reply, generate
+from workbench.replies.guards import RefusalRecipe, list_guards, make_guard, register_guard
 from workbench.replies.judges import attack_success_rate, judge_agreement, judge_refusal, judge_replies
 
 __all__ = [
@@ -13,4 +14,7 @@ __all__ = [
     "judge_agreement",
     "judge_refusal",
     "judge_replies",
+    "list_guards",
+    "make_guard",
+    "register_guard",
 ]

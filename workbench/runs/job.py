@@ -1,18 +1,24 @@
 """What a sweep is to measure, and the checks on what a user asked for."""
 
+from __future__ import annotations  # a stored run is opened without torch, which the types below would bring
+
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.axes import Head, as_heads
 from workbench.checking import plainly
 from workbench.errors import MaskError
-from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask
-from workbench.runs.effects import MEASURES
+
+if TYPE_CHECKING:
+    from workbench.models.hooked import HookedLVLM
+    from workbench.models.masks import Mask
+
+MEASURES = ("deflection", "kl", "js", "tv", "top1_change", "l2", "norm_ratio", "refusal_change")
 
 # By layer: (projection, head) of each cell, as numbers into `Job.projections` and into the rows of the grain; in order.
 Cells = dict[int, tuple[tuple[int, int], ...]]
@@ -103,7 +109,7 @@ class Partition:
     halved: int = 0
 
     @staticmethod
-    def parse(text: str) -> "Partition":
+    def parse(text: str) -> Partition:
         """The partition a stored run was recorded with."""
         return Partition(**json.loads(text))
 

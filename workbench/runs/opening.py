@@ -9,7 +9,7 @@ import xarray as xr
 
 from workbench.errors import RunError
 from workbench.runs.damage import COORDINATES, damaged, described, forget
-from workbench.runs.effects import MEASURES
+from workbench.runs.job import MEASURES
 from workbench.runs.zarr_store import Store
 
 NOT_ASKED = "not among the prompts of the call"

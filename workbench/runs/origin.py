@@ -4,19 +4,22 @@ A stored run is data. It never makes us open a file that it names: prompts of th
 closed list of names and checked arguments; all others are given by whoever asks, and must be those of the run.
 """
 
+from __future__ import annotations  # stored runs are looked at without torch, which the types below would bring
+
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from workbench.errors import PromptError, RunError
-from workbench.models.fingerprint import fingerprint
-from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask
 from workbench.prompts import WORLDS, load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet
+
+if TYPE_CHECKING:
+    from workbench.models.hooked import HookedLVLM
+    from workbench.models.masks import Mask
 
 _MOST_DRAWN = 10**6  # prompts; a record that asks for more is not one of ours
 
@@ -83,6 +86,8 @@ def check_model(run: xr.Dataset, model: HookedLVLM) -> None:
     Raises:
         RunError: Saying what differs.
     """
+    from workbench.models.fingerprint import fingerprint
+
     recorded = str(run.attrs.get("weight_hash", ""))
     if recorded and recorded != model.weight_hash:
         raise RunError(
@@ -104,6 +109,8 @@ def mask_of(run: xr.Dataset) -> Mask:
     Raises:
         RunError: The run does not record its mask, or records none that exists.
     """
+    from workbench.models.masks import Mask
+
     names = Mask().describe()
     if missing := [name for name in names if name not in run.attrs]:
         raise RunError(

@@ -4,6 +4,8 @@ A run is one `xarray.Dataset`; stored, it is a Zarr group of the same variables,
 (the base pass of a block of prompts, or one masked layer of it), and its chunks gathered into shards, one a file.
 """
 
+from __future__ import annotations  # a stored run is opened without torch, which the types below would bring
+
 import json
 import math
 import platform
@@ -12,18 +14,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from workbench.axes import HEAD_DIMS, PROMPT_COORDS, head_name
-from workbench.models.fingerprint import fingerprint, request_hash
-from workbench.models.hooked import HookedLVLM
-from workbench.models.offloaded import at_hand
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.job import FINAL, Job, Partition
+
+if TYPE_CHECKING:
+    import torch
+
+    from workbench.models.hooked import HookedLVLM
 
 SCHEMA = "2"
 SHARD_BYTES = 4 * 2**20  # a file holds so much of a variable, before compression, or one chunk where that is larger
@@ -102,7 +105,7 @@ def layout(
     """The variables of a run that are computed block by block."""
     many = ("readout",) if job.readout else ()
     n_reads = (len(job.readout),) if job.readout else ()
-    exact = "float64" if model.dtype == torch.float64 else "float32"  # float64 is for whoever compares two roads
+    exact = "float64" if str(model.dtype) == "torch.float64" else "float32"  # float64 is for whoever compares two roads
     block, n_projections = min(block, n_prompts), len(job.projections)
     if n_groups is not None:
         dims, sizes = ("prompt", "projection", "group"), (n_projections, n_groups)
@@ -138,6 +141,8 @@ def skeleton(
     model: HookedLVLM, prompts: PromptSet, job: Job, groups: Sequence[Sequence[tuple[int, int]]] | None = None
 ) -> xr.Dataset:
     """Coordinates, and what is known before anything is computed."""
+    from workbench.models.fingerprint import request_hash
+
     frame = prompts.frame()
     coords: dict[str, Any] = {"prompt": _column([p.id for p in prompts]), "projection": _column(job.projections)}
     coords |= {name: ("prompt", _column(frame[name].tolist())) for name in PROMPT_COORDS}
@@ -177,6 +182,10 @@ def write_roots(model: HookedLVLM) -> np.ndarray:
 
     NaN where W_O is not a plain weight (quantised).
     """
+    import torch
+
+    from workbench.models.offloaded import at_hand
+
     roots = np.full((model.n_layers, model.n_heads, model.d_head, model.d_head), np.nan, dtype=np.float32)
     for layer, attention in model.attentions.items():
         output = getattr(attention, model.family.output)
@@ -191,6 +200,8 @@ def write_roots(model: HookedLVLM) -> np.ndarray:
 
 def output_weight(output: torch.nn.Module) -> torch.Tensor | None:
     """W_O as it acts, `[d_model, head · d_head]`: an adapter's part counts. None where it is no plain weight."""
+    import torch
+
     weight = getattr(output, "weight", None)
     if weight is None or not weight.is_floating_point():
         return None
@@ -205,6 +216,8 @@ def recipe(
     model: HookedLVLM, prompts: PromptSet, job: Job, engine: str, options: Mapping[str, Any], seed: int
 ) -> dict[str, Any]:
     """What a run is of. Two runs with equal recipes hold the same numbers; a store takes no other's."""
+    from workbench.models.fingerprint import fingerprint
+
     heads = None if job.cells is None else [[n, h] for n in job.cells for h in sorted({h for _, h in job.cells[n]})]
     return {
         "schema": SCHEMA,
@@ -228,6 +241,8 @@ def recipe(
 
 def provenance(model: HookedLVLM, prompts: PromptSet, partition: Partition) -> dict[str, Any]:
     """Where a run was made, and with what: changes from machine to machine, not the numbers (beyond rounding)."""
+    import torch
+
     packages = ("lvlm-workbench", "torch", "transformers", "transformer-lens", "numpy", "xarray", "zarr")
     return {
         "model": model.name,

@@ -48,7 +48,7 @@ def run_sweep(sweep: Sweep, engine: str, naive: tuple[int, int], progress: bool,
         )
 
     try:
-        with bar(progress) as shown, _threads(sink), _runner(sweep, cluster) as run:
+        with progress_bar(progress) as shown, _threads(sink), _runner(sweep, cluster) as run:
             line, total = shown.add_task(f"sweep ({engine}), prompts x layers"), 0
             for tasks in get_engine(engine).phases(sweep):
                 total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
@@ -104,7 +104,7 @@ class Lines:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def bar(shown: bool, *, transient: bool = False) -> Progress | Lines:
+def progress_bar(shown: bool, *, transient: bool = False) -> Progress | Lines:
     """Progress with the time left: bars on a terminal, lines in a log; `transient` leaves no bar behind."""
     console = Console(stderr=True)
     if shown and not console.is_terminal:

@@ -33,7 +33,7 @@ from workbench.runs.schema import layout, provenance, recipe, skeleton
 from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
 from workbench.sweeps.engines.registry import engine_names, get_engine
-from workbench.sweeps.execution import bar, run_sweep, work_line
+from workbench.sweeps.execution import progress_bar, run_sweep, work_line
 from workbench.sweeps.plan import plan
 from workbench.sweeps.tasks import Encoder, Sweep, note_left_out
 
@@ -212,7 +212,7 @@ def _encoder(
 
 def _lengths(encode: Encoder, progress: bool) -> list[int]:
     """Tokens of the prompts that can be swept. What is wrong with a text is said here, before anything is computed."""
-    with bar(progress, transient=True) as shown:
+    with progress_bar(progress, transient=True) as shown:
         line = shown.add_task("reading prompts", total=len(encode.prompts))
         lengths = list(encode.lengths(lambda: shown.advance(line)))
     if not lengths:
@@ -223,7 +223,7 @@ def _lengths(encode: Encoder, progress: bool) -> list[int]:
 def _check_inputs(encode: Encoder, sink: Sink, bounds: Sequence[tuple[int, int]], progress: bool) -> None:
     """Refuse to go on where prompts are encoded otherwise than when their blocks were computed."""
     begun = [place for start, stop in bounds if sink.begun(start) for place in range(start, stop)]
-    with bar(progress and bool(begun), transient=True) as shown:
+    with progress_bar(progress and bool(begun), transient=True) as shown:
         line = shown.add_task("comparing with the store, prompts", total=len(begun))
         encode.check(begun, lambda: shown.advance(line))
     if differ := sink.expect(encode.inputs):

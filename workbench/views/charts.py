@@ -5,18 +5,30 @@ Each back end (matplotlib for files, plotly for notebooks, SVG in the explorer) 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
+from workbench.axes import as_heads, head_name
+from workbench.checking import plainly
 from workbench.criteria import get_criterion
 from workbench.criteria.ranking import ranked, scored_rows
+from workbench.criteria.registry import TRAINED
 from workbench.criteria.rules import SAFE_PERCENTILE
 from workbench.errors import FigureError
 from workbench.views import theme
 
 Head = tuple[int, int]
+
+
+def usual_criteria(run: xr.Dataset) -> tuple[str, ...]:
+    """Of deflection, ships and the probe: those that the run has values for; the probe where torch can train it."""
+    there = [get_criterion(name) for name in ("deflection", "ships", "probe")]
+    torch = find_spec("torch") is not None
+    return tuple(c.name for c in there if set(c.needs) <= set(run.data_vars) and (torch or c.kind != TRAINED))
 
 
 def grid(scores: pd.DataFrame, *, criterion: str, projection: str, column: str) -> np.ndarray:
@@ -139,16 +151,30 @@ class Picks:
         bound: 80th percentile over heads of the mean on safe prompts, in the criterion's unit; the rule keeps heads
             below it. NaN where the rule keeps none, or the bound is no single value of that unit.
         refused: Why the selectivity rule keeps no head; empty where it keeps one.
+        asked: Whether `selective` are heads that were asked for, in the place of the rule's.
     """
 
     selective: tuple[Head, ...]
     sensitive: Head | None
     bound: float
     refused: str = ""
+    asked: bool = False
+
+    @property
+    def why(self) -> str:
+        """`picked by selectivity, best first`, or that the heads were asked for."""
+        return "as asked for" if self.asked else "picked by selectivity, best first"
 
 
-def picks(scores: pd.DataFrame, *, criterion: str, projection: str, k: int = 5) -> Picks:
-    """The selectivity rule's best `k` heads or fewer, the sensitivity rule's best one, and the bound."""
+def picks(
+    scores: pd.DataFrame, *, criterion: str, projection: str, k: int = 5, heads: Sequence[Head] | None = None
+) -> Picks:
+    """The selectivity rule's best `k` heads or fewer, the sensitivity rule's best one, and the bound.
+
+    With `heads`, those are named in place of what the rules choose.
+
+    Raises: FigureError for heads that the table does not have.
+    """
     where = {"criterion": criterion, "projection": projection}
     sensitive, _ = rule_heads(scores, **where, rule="sensitivity", k=1)
     selective, refused = rule_heads(scores, **where, rule="selectivity", k=k)
@@ -159,7 +185,23 @@ def picks(scores: pd.DataFrame, *, criterion: str, projection: str, k: int = 5) 
         safe = grid(scores, **where, column="safe")
         if np.array_equal(get_criterion(criterion).strength(safe), safe, equal_nan=True):
             bound = float(np.nanpercentile(safe, SAFE_PERCENTILE))
+    if heads is not None:
+        return Picks(checked_heads(scores, heads), None, bound, asked=True)
     return Picks(selective, sensitive[0] if sensitive else None, bound, refused)
+
+
+def checked_heads(scores: pd.DataFrame, heads: Sequence[Head]) -> tuple[Head, ...]:
+    """Heads as (layer, head). Raises: FigureError for what is no head of the table."""
+    try:
+        asked = tuple(as_heads(heads))
+    except ValueError as error:
+        raise FigureError(f"What is named in a figure {error}; got {plainly(heads)}.") from error
+    layers, per_layer = int(scores["layer"].max()) + 1, int(scores["head"].max()) + 1
+    if beyond := [head for head in asked if head[0] >= layers or head[1] >= per_layer]:
+        raise FigureError(
+            f"The table has layers 0..{layers - 1} of {per_layer} heads, and no {head_name(*beyond[0])} to name."
+        )
+    return asked
 
 
 def rule_heads(
@@ -197,7 +239,7 @@ class HeadMap:
     @property
     def gaps(self) -> bool:
         """Whether cells are so large that a gap parts them."""
-        return max(self.cells.shape) <= 16
+        return gapped(self.cells)
 
     def value_words(self, head: Head) -> str:
         """`unsafe 3 degrees`, or that the head was not computed."""
@@ -207,6 +249,11 @@ class HeadMap:
     def inks(self, heads: Sequence[Head]) -> list[tuple[str, str]]:
         """Colour and ink of each of these computed heads."""
         return theme.shades(self.scale.colours, [self.scale.share(float(self.cells[head])) for head in heads])
+
+
+def gapped(cells: np.ndarray) -> bool:
+    """Whether the cells of a map are so large that a gap parts them."""
+    return max(cells.shape) <= 16
 
 
 def head_map(scores: pd.DataFrame, *, criterion: str, projection: str, column: str = "unsafe") -> HeadMap:
@@ -248,7 +295,12 @@ def limits(*points: np.ndarray) -> Limits:
 
 @dataclass(frozen=True, repr=False)
 class Cloud:
-    """One point a head, by its mean on safe prompts (`x`, [layer, head]) and on unsafe prompts (`y`)."""
+    """One point a head, by its mean on safe prompts (`x`, [layer, head]) and on unsafe prompts (`y`).
+
+    Attributes:
+        interval: [2, layer, head], 95 % of where the mean on unsafe prompts would lie with the mean on safe ones where
+            it is: the interval of their difference, from `x` up. NaN where the table has none.
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -256,6 +308,7 @@ class Cloud:
     limits: Limits
     picks: Picks
     words: tuple[str, str]
+    interval: np.ndarray
 
     @property
     def named(self) -> dict[Head, str]:
@@ -272,7 +325,10 @@ def cloud(scores: pd.DataFrame, *, criterion: str, projection: str, chosen: Pick
     heads = tuple((int(layer), int(head)) for layer, head in np.argwhere(known))
     chosen = chosen or picks(scores, criterion=criterion, projection=projection)
     safe, unsafe = (f"mean over {label} prompts ({theme.unit(criterion)})" for label in ("safe", "unsafe"))
-    return Cloud(x, y, heads, limits(x[known], y[known]), chosen, (safe, unsafe))
+    ends = [
+        grid(scores, **where, column=column) if column in scores else x * np.nan for column in ("ci_low", "ci_high")
+    ]
+    return Cloud(x, y, heads, limits(x[known], y[known]), chosen, (safe, unsafe), x + np.array(ends))
 
 
 def head_rows(scores: pd.DataFrame, head: Head, projection: str) -> list[tuple[str, dict[str, float], str]]:

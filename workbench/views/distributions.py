@@ -1,18 +1,25 @@
 """What pictures of single heads draw, in numbers: values on every prompt, densities, thresholds, ROC curves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.axes import head_name
+from workbench.axes import as_heads, head_name
+from workbench.checking import plainly
 from workbench.criteria import get_criterion, prompt_values
+from workbench.criteria.redraws import REDRAWS
+from workbench.criteria.statistics import bootstrap_weights, percentile_interval
 from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import CriterionError, FigureError
+from workbench.runs.pairs import unit_names
 from workbench.views import theme
 from workbench.views.charts import Head
+
+FALSE_ALARMS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,18 +113,66 @@ def threshold(run: xr.Dataset, criterion: str, projection: str, *, head: Head) -
         return None
 
 
-def roc(run: xr.Dataset, criterion: str, projection: str, *, head: Head) -> tuple[np.ndarray, np.ndarray, float]:
-    """Shares of safe and of unsafe prompts that one head flags, threshold by threshold, and the area under them."""
+def checked_heads(run: xr.Dataset, heads: Sequence[Head]) -> list[Head]:
+    """Heads as (layer, head). Raises: FigureError for what is no head of the run."""
+    try:
+        asked = as_heads(heads)
+    except ValueError as error:
+        raise FigureError(f"What is drawn {error}; got {plainly(heads)}.") from error
+    for head in asked:
+        if head[0] not in run["layer"].values or head[1] not in run["head"].values:
+            raise FigureError(
+                f"The run has {run.sizes['layer']} layers of {run.sizes['head']} heads, no {head_name(*head)}."
+            )
+    return asked
+
+
+class Roc(NamedTuple):
+    """Shares of safe and of unsafe prompts that one head flags, threshold by threshold.
+
+    Attributes:
+        false_alarms: From 0 to 1.
+        detected: At each.
+        area: AUROC.
+        interval: 95 % of the area, over redraws of the prompts.
+        band: [2, 101], 95 % of the share detected at 0, 1, … 100 % false alarms, likewise.
+    """
+
+    false_alarms: np.ndarray
+    detected: np.ndarray
+    area: float
+    interval: tuple[float, float]
+    band: np.ndarray
+
+    def words(self, head: Head) -> str:
+        """`L3H6, AUROC 0.93 (0.88 to 0.97)`."""
+        low, high = self.interval
+        return f"{head_name(*head)}, AUROC {self.area:.2f} ({low:.2f} to {high:.2f})"
+
+
+def roc(run: xr.Dataset, criterion: str, projection: str, *, head: Head) -> Roc:
+    """The ROC curve of one head, with intervals from redraws of the prompts, pairs kept together.
+
+    Raises:
+        FigureError: For a head without values on both kinds of prompts.
+    """
     from sklearn.metrics import roc_auc_score, roc_curve
 
     values = _values(run, criterion, projection, head)
-    strength = get_criterion(criterion).strength(values.values)
-    known = np.isfinite(strength)
-    unsafe = (values["label"].values == "unsafe")[known]
+    values = values[np.isfinite(values.values)]
+    strength, unsafe = get_criterion(criterion).strength(values.values), values["label"].values == "unsafe"
     if unsafe.all() or not unsafe.any():
         raise FigureError(
             f"{head_name(*head)} has values of {criterion} on {int(unsafe.sum())} unsafe and {int((~unsafe).sum())} "
             "safe prompts; a ROC curve takes both kinds. Choose a head that was swept, in a run with both."
         )
-    false_alarms, detected, _ = roc_curve(unsafe, strength[known])
-    return false_alarms, detected, float(roc_auc_score(unsafe, strength[known]))
+    false_alarms, detected, _ = roc_curve(unsafe, strength)
+    weights = bootstrap_weights(unsafe, unit_names(values.to_dataset(name="value")), resamples=REDRAWS, seed=0)
+    areas, curves = [], []
+    for weight in weights:
+        at, share, _ = roc_curve(unsafe, strength, sample_weight=weight, drop_intermediate=False)
+        areas.append(np.trapezoid(share, at))
+        curves.append(share[np.searchsorted(at, FALSE_ALARMS + 1e-12, side="right") - 1])
+    low, high = percentile_interval(np.array(areas))
+    band = np.array(percentile_interval(np.array(curves)))
+    return Roc(false_alarms, detected, float(roc_auc_score(unsafe, strength)), (float(low), float(high)), band)

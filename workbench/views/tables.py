@@ -1,6 +1,8 @@
 """Score tables as text: the top heads for a terminal (rich) and for a notebook (HTML, everything escaped)."""
 
 import textwrap
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,13 +10,14 @@ import pandas as pd
 from rich import box, markup
 from rich.cells import cell_len
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from workbench.plain import plain
 from workbench.views import theme
 
 _HEADER = 14  # letters of a line in a header, where its words are so short
+_SENTENCE = 28  # letters above which a cell is wrapped
 _LOOK: dict[str, Any] = {
     "title_justify": "left",
     "title_style": "bold",
@@ -28,6 +31,51 @@ def escape(text: object) -> str:
     return markup.escape(plain(text, keep="\n"))
 
 
+def fitted(table: Table, width: int) -> list[Table]:
+    """A table as it is, if it has room; else in several, each with its first columns: no number is cut, no word broken.
+
+    Args:
+        table: Leading columns that are not right-aligned name its rows, and stand in every part.
+        width: Of the terminal, in letters.
+    """
+    columns = [_unbroken(column) for column in table.columns]
+    _, right, _, left = table.padding
+    needed = [wide + left + right + (table.box is not None) for _, wide in columns]
+    named = next((i for i, (column, _) in enumerate(columns) if column.justify == "right"), len(columns))
+    keys = max(1, named if sum(needed[:named]) <= width / 2 else 1)
+    width -= 1  # the edge
+    parts, room = [list(range(keys))], width - sum(needed[:keys])
+    for i in range(keys, len(columns)):
+        if needed[i] > room and len(parts[-1]) > keys:
+            parts.append(list(range(keys)))
+            room = width - sum(needed[:keys])
+        parts[-1].append(i)
+        room -= needed[i]
+    found: list[Table] = []
+    for part in parts:
+        one = copy(table)
+        one.columns = [replace(columns[i][0], _index=place) for place, i in enumerate(part)]
+        one.title = None if found else table.title
+        found.append(one)
+    return found
+
+
+def _unbroken(column: Column) -> tuple[Column, int]:
+    """A column that breaks no word, and the letters it needs at least: sentences are wrapped, all else is not."""
+    header, *cells = (_lines(cell) for cell in (column.header, *column.cells))
+    widest = max((cell_len(line) for cell in cells for line in cell), default=0)
+    if len(header) == 1:  # a header of several words stands over its numbers in as many lines
+        header = textwrap.wrap(header[0], max(widest, _HEADER), break_long_words=False) or [""]
+    over = max(map(cell_len, header))
+    if widest <= _SENTENCE:
+        return replace(column, header=Text("\n".join(header)), no_wrap=True), max(widest, over)
+    return replace(column, overflow="fold"), max(_SENTENCE, over)
+
+
+def _lines(cell: Any) -> list[str]:
+    return (cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain).splitlines() or [""]
+
+
 def top_heads_table(tops: pd.DataFrame, *, title: str = "Top heads", width: int = 80) -> Group:
     """Tables of `wb.top_heads`, concatenated, side by side: a row a rank, a column a (criterion, projection, rule).
 
@@ -36,28 +84,17 @@ def top_heads_table(tops: pd.DataFrame, *, title: str = "Top heads", width: int 
         title: Above the first table.
         width: Of the terminal, in letters. What does not fit stands in a further table: no number is cut.
     """
-    chunks: list[list[tuple[list[str], list[Text]]]] = []
-    room = 0
-    for (criterion, projection, rule), group in tops.groupby(["criterion", "projection", "rule"], sort=False):
+    table = Table(title=Text(plain(title)), pad_edge=False, **_LOOK)
+    table.add_column("", justify="right", style="dim")
+    groups = [group for _, group in tops.groupby(["criterion", "projection", "rule"], sort=False)]
+    for group in groups:
+        criterion, projection, rule = group[["criterion", "projection", "rule"]].iloc[0]
         words = (theme.title(criterion), theme.projection_words(projection) or "no mask", str(rule))
-        header = [line for part in words for line in textwrap.wrap(plain(part), _HEADER, break_long_words=False)]
-        cells = [_cell(group, rank) for rank in range(len(group))]
-        wide = 2 + max(cell_len(line) for line in (*header, *map(str, cells)))
-        if wide > room:
-            chunks.append([])
-            room = width - 4  # beside the ranks
-        chunks[-1].append((header, cells))
-        room -= wide
-    tables: list[Table] = []
-    for chunk in chunks:
-        table = Table(title=Text(plain(title)) if not tables else None, pad_edge=False, **_LOOK)
-        table.add_column("", justify="right", style="dim", no_wrap=True)
-        for header, _ in chunk:
-            table.add_column(Text("\n".join(header)), no_wrap=True)
-        for rank in range(max(len(cells) for _, cells in chunk)):
-            table.add_row(str(rank + 1), *(cells[rank] if rank < len(cells) else "" for _, cells in chunk))
-        tables.append(table)
-    return Group(*tables)
+        lines = [line for part in words for line in textwrap.wrap(plain(part), _HEADER, break_long_words=False)]
+        table.add_column(Text("\n".join(lines)))
+    for rank in range(max(map(len, groups))):
+        table.add_row(str(rank + 1), *(_cell(group, rank) if rank < len(group) else "" for group in groups))
+    return Group(*fitted(table, width))
 
 
 def _cell(group: pd.DataFrame, rank: int) -> Text:

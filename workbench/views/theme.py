@@ -17,6 +17,9 @@ LABEL_COLOURS = {"unsafe": "#D55E00", "safe": "#0072B2"}
 PRINT_COLOURS = LABEL_COLOURS | {"safe": "#00406B"}
 PICKED, NEUTRAL, QUIET, INK = "#111111", "#6F7D8A", "#C8C8C8", "#333333"
 
+# Series of one chart on a screen, apart for colour-blind readers and from a white ground as from a black one.
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
 # Names of matplotlib's colour maps; the other back ends get their colours from `shades`.
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
 

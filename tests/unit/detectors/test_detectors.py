@@ -355,7 +355,7 @@ def test_a_score_that_is_not_finite_is_an_error_and_never_safe(one_head, monkeyp
         found = sweep(*args, **options)
         return found.assign(deflection=found["deflection"] * np.nan)
 
-    monkeypatch.setattr("workbench.detectors.one_head.sweep", overflown)
+    monkeypatch.setattr("workbench.detectors.looks.sweep", overflown)
     with pytest.raises(WorkbenchError, match="missing"):
         one_head.predict(model(), split("test")[:2])
 

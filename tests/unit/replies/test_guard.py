@@ -152,7 +152,7 @@ def test_replies_in_batches_are_the_replies_one_by_one():
         one_by_one = [model().generate(p, max_new_tokens=8, heads=heads) for p in some]
         assert generate_batch(model(), some, max_new_tokens=8, heads=heads, rows=3) == one_by_one
         assert len(set(one_by_one)) == (1 if heads else 2)
-    with pytest.raises(WorkbenchError, match="at least 1"):
+    with pytest.raises(WorkbenchError, match="max_new_tokens must be a whole number from 1; got 0"):
         generate_batch(model(), some, max_new_tokens=0)
 
 
@@ -166,7 +166,14 @@ def test_a_batch_may_be_sampled():
     torch.manual_seed(0)
     assert generate_batch(model(), some, temperature=50.0, **sampled) == hot
     assert generate_batch(model(), some[0], max_new_tokens=4) == greedy[:1]
-    with pytest.raises(WorkbenchError, match="one reply a prompt"):
+    seeded = generate_batch(model(), some, temperature=50.0, seed=3, **sampled)
+    before = torch.random.get_rng_state()
+    assert generate_batch(model(), some, temperature=50.0, seed=3, **sampled) == seeded
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for name, wrong in {"temperature": 0.0, "top_p": 2.0, "top_k": -1, "num_beams": 0, "seed": -1}.items():
+        with pytest.raises(WorkbenchError, match=name):
+            generate_batch(model(), some, **{name: wrong, **sampled})
+    with pytest.raises(WorkbenchError, match="num_return_sequences"):
         generate_batch(model(), some, num_return_sequences=2, **sampled)
 
 

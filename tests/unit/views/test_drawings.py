@@ -6,16 +6,13 @@ from io import StringIO
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from tests.unit.synthetic_run import synthetic_run
 from workbench.criteria import score, top_heads
 from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import CriterionError, FigureError
-from workbench.views import charts, distributions, tables, theme
-from workbench.views.explorer import markup
-from workbench.views.explorer import svg as drawings
+from workbench.views import charts, distributions, tables
 from workbench.views.figures import screen
 
 PLANTED, DECOY = (2, 1), (0, 3)
@@ -32,58 +29,6 @@ def scores(run):
     return score(run, criteria=("deflection", "probe"), bootstrap=0, permutations=0)
 
 
-def chart(values, *, title="T", unit="degrees", column="unsafe"):
-    """A map of these values."""
-    cells = np.array(values, dtype=float)
-    return charts.HeadMap(cells, charts.scale(cells, column=column), title, unit, column)
-
-
-def cells_of(svg):
-    """key -> (x, y, fill, tip) of every cell of a drawn map."""
-    found = re.findall(
-        r'<rect x="([\d.]+)" y="([\d.]+)"[^>]*fill="([^"]+)" data-key="([\d,]+)" data-tip="([^"]+)"', svg
-    )
-    return {key: (float(x), float(y), fill, tip) for x, y, fill, key, tip in found}
-
-
-def test_a_map_has_layer_0_at_the_bottom_and_says_each_value_under_the_pointer():
-    cells = cells_of(drawings.heat_map(chart([[1.0, 2.0], [3.0, np.nan]])))
-    assert set(cells) == {"0,0", "0,1", "1,0", "1,1"}
-    assert cells["0,0"][1] > cells["1,0"][1]
-    assert cells["0,0"][0] < cells["0,1"][0]
-    assert cells["1,0"][3] == "L1H0: unsafe 3 degrees"
-    assert cells["1,1"][2:] == ("url(#wb-hatch)", "L1H1: not computed")
-    assert cells["0,0"][2] != cells["0,1"][2]
-
-
-def test_a_signed_map_has_the_same_neutral_colour_for_no_difference_wherever_the_data_lie():
-    for values in ([[-1.0, 0.0], [0.5, 9.0]], [[-9.0, 0.0], [0.5, 1.0]]):
-        cells = cells_of(drawings.heat_map(chart(values, unit="", column="difference")))
-        assert cells["0,1"][2] == theme.shades(theme.DIVERGING, [0.5])[0][0]
-
-
-def test_a_map_frames_the_selected_heads_and_numbers_the_marked_ones():
-    hostile = chart(np.arange(6.0).reshape(2, 3), title=HOSTILE, unit=HOSTILE)
-    svg = drawings.heat_map(hostile, marked=[(1, 2), (0, 0)], selected=[(0, 1)])
-    assert svg.count('stroke-width="2.5"') == 1
-    assert re.findall(r'pointer-events="none">(\d)</text>', svg) == ["1", "2"]
-    assert "<img" not in svg
-
-
-def test_a_distribution_draws_every_prompt_where_its_value_lies_and_the_threshold_between():
-    table = pd.DataFrame({"prompt": ["a", "b", HOSTILE, "d"], "value": [1.0, 1.2, 5.0, np.nan]})
-    table = table.assign(label=["safe", "safe", "unsafe", "unsafe"], family=["x", HOSTILE, "x", "x"])
-    for by in ("label", "family"):
-        svg = drawings.distribution(distributions.distribution(table, axis="Angle (degrees)", by=by, threshold=3.0))
-        marks = dict(re.findall(r'c?x="([\d.]+)"[^>]*data-key="([^"]+)"', svg))
-        assert sorted(marks.values(), key=len) == ["a", "b", HOSTILE.replace("<", "&lt;").replace(">", "&gt;")]
-        at = {key: float(x) for x, key in marks.items()}
-        line = float(re.search(r'<line x1="([\d.]+)"[^>]*dasharray', svg).group(1))
-        assert at["a"] < at["b"] < line < max(at.values())
-        assert "threshold 3" in svg
-        assert "<img" not in svg
-
-
 def test_the_threshold_is_the_published_one_and_from_the_threshold_split_where_there_is_one(run):
     values = run["deflection"].sel(projection="query", layer=2, head=1).values
     unsafe = run["label"].values == "unsafe"
@@ -98,7 +43,7 @@ def test_the_threshold_is_the_published_one_and_from_the_threshold_split_where_t
 
 
 def test_screen_maps_hold_the_table_s_values_with_their_unit(run, scores):
-    figure = screen.heatmap(scores, "deflection", "query", "unsafe", marked=[PLANTED])
+    figure = screen.maps(scores, criterion="deflection", projection="query", heads=[PLANTED])
     table = scores.query("criterion == 'deflection' and projection == 'query'").set_index(["layer", "head"])["unsafe"]
     drawn = figure.data[0]
     assert drawn.customdata[2][1] == pytest.approx(table[PLANTED])
@@ -107,21 +52,22 @@ def test_screen_maps_hold_the_table_s_values_with_their_unit(run, scores):
     assert figure.layout.xaxis.title.text == "head"
     assert figure.layout.yaxis.title.text == "layer"
     assert all(trace.hoverinfo == "skip" for trace in figure.data[1:])
-    auroc = screen.heatmap(scores, "probe", "query", "auroc").data[0]
+    auroc = screen.maps(scores, criterion="probe", projection="query", value="auroc").data[0]
     assert (auroc.zmin, auroc.zmax) == (0.0, 1.0)
 
 
 def test_screen_maps_write_none_where_nothing_was_computed(run):
     holed = run.copy(deep=True)
     holed["deflection"].loc[{"layer": 1, "head": 2}] = np.nan
-    drawn = screen.heatmap(score(holed, ("deflection",), bootstrap=0, permutations=0), "deflection", "query")
+    table = score(holed, ("deflection",), bootstrap=0, permutations=0)
+    drawn = screen.maps(table, criterion="deflection", projection="query")
     assert drawn.data[0].customdata[1][2] is None
     assert list(drawn.data[1].x) == [2]
     assert list(drawn.data[1].y) == [1]
 
 
 def test_the_screen_s_selectivity_plot_colours_the_picks_and_draws_the_bound(scores):
-    figure = screen.selectivity(scores, "deflection", "query")
+    figure = screen.selectivity(scores, criterion="deflection", projection="query")
     points = figure.data[0]
     picked = [name for name, colour in zip(points.customdata, points.marker.color, strict=True) if colour == "#D55E00"]
     assert "L2H1" in picked
@@ -143,17 +89,17 @@ def test_screen_distributions_hold_every_prompt_once(run):
     ("call", "error", "said"),
     [
         (
-            lambda r, s: screen.heatmap(s, "nonsense", "query"),
+            lambda r, s: screen.maps(s, criterion="nonsense", projection="query"),
             FigureError,
             "no criterion 'nonsense'; it has deflection, probe",
         ),
         (
-            lambda r, s: screen.heatmap(s, "deflection", "key"),
+            lambda r, s: screen.maps(s, criterion="deflection", projection="key"),
             FigureError,
             "projection 'key'; this table has query, value",
         ),
         (
-            lambda r, s: screen.heatmap(s, "deflection", "query", "p_value"),
+            lambda r, s: screen.maps(s, criterion="deflection", projection="query", value="p_value"),
             FigureError,
             "unsafe, safe, difference.*'p_value'",
         ),
@@ -213,32 +159,6 @@ def test_notebook_tables_are_escaped_and_a_missing_number_is_a_dash():
     assert [charts.tick_label(v) for v in (1e-5, 0.5, 20.0)] == ["1e-5", "0.5", "20"]
 
 
-def test_attention_over_the_picture_lifts_the_veil_where_the_head_looks():
-    patches = np.array([[0.5, 0.0], [0.25, 0.0]])
-    html = markup.pictures(Image.new("RGB", (48, 24), "red"), patches)
-    veil = [float(v) for v in re.findall(r'fill-opacity="([\d.]+)"', html)]
-    assert veil[0] == 0
-    assert veil[1] == veil[3] == max(veil)
-    assert 0 < veil[2] < veil[1]
-    assert "patch row 0, column 0: 50.0% of the attention" in html
-    assert html.count("<svg") == 2
-    assert markup.pictures(Image.new("L", (8, 8)), None).count("<svg") == 1
-
-
-def test_words_and_replies_are_escaped():
-    pieces = [
-        markup.words([(HOSTILE, 0.5), ("b", float("nan"))]),
-        markup.next_tokens([(HOSTILE, 0.5, 0.1)]),
-        markup.replies(HOSTILE, HOSTILE),
-        markup.prompt_text(HOSTILE, label="unsafe", tags=[HOSTILE]),
-        markup.error(HOSTILE),
-        markup.table([HOSTILE], [[HOSTILE + "\n" + HOSTILE]]),
-    ]
-    for piece in pieces:
-        assert "&lt;img" in piece
-        assert "<img" not in piece
-
-
 ACTING = "[red]x[/red] <b>y</b> $z^2$ \x1b[31m \u202e {1} %{x}"
 
 
@@ -246,26 +166,14 @@ def test_words_of_others_are_shown_as_they_are_by_every_back_end(run, scores):
     families = run.assign_coords(family=("prompt", [ACTING] * run.sizes["prompt"]))
     renamed = scores[scores["criterion"] == "deflection"].assign(criterion=ACTING)
     # plotly: some HTML, TeX between dollars, and its own templates
-    heat = screen.heatmap(renamed, ACTING, "query")
+    heat = screen.maps(renamed, criterion=ACTING, projection="query")
     values = screen.distributions(families, "deflection", "query", head=PLANTED, by="family")
     for words in (heat.layout.title.text, values.layout.yaxis.ticktext[0]):
         assert "&lt;b&gt;" in words
         assert "$" not in words
         assert "\x1b" not in words
-    # the explorer
-    table = distributions.prompt_table(families, "deflection", "query", head=PLANTED)
-    drawn = drawings.distribution(distributions.distribution(table, axis=ACTING, by="family"))
-    assert "&lt;b&gt;y&lt;/b&gt; $z^2$ \\x1b[31m \\u202e" in drawn
-    assert not {"\x1b", "\u202e"} & set(drawn + markup.prompt_text(ACTING, label="safe", tags=[ACTING]))
     # the terminal, and a notebook's table
     out = Console(file=StringIO(), width=200)
     out.print(tables.frame_table(pd.DataFrame({ACTING: [ACTING]}), title=ACTING))
     assert out.file.getvalue().count("[red]x[/red] <b>y</b> $z^2$ \\x1b[31m") == 3
     assert "\x1b" not in tables.html_table(pd.DataFrame({ACTING: [ACTING]}))
-
-
-def test_an_id_with_odd_characters_is_still_the_key_that_a_click_sends():
-    table = pd.DataFrame({"prompt": ["a\x1b<b"], "value": [1.0], "label": ["safe"], "family": [""]})
-    drawn = drawings.distribution(distributions.distribution(table, axis="A"))
-    assert 'data-key="a\x1b&lt;b"' in drawn
-    assert "a\\x1b&lt;b: 1" in drawn

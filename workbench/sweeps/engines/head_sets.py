@@ -39,25 +39,45 @@ def group_cells(model: HookedLVLM, base: BasePass, groups: Groups, job: Job, mos
         name: wide(base.state.new_full((base.n_prompts, len(job.projections), len(groups)), torch.nan))
         for name in job.measures
     }
+    for number, projection in enumerate(job.projections):
+        for chosen, states in _states(model, base, groups, projection, job.mask, most_rows):
+            ids = [e.prompt_id for e in base.encoded]
+            names = ["+".join(head_name(*head) for head in groups[g]) + f" {projection}" for g in chosen]
+            options = {"measures": job.measures, "prompts": ids, "rows": names}
+            found = measure(model, base.state, base.logits, states, **options)
+            for name, value in found.items():
+                cells[name][:, number, chosen] = value
+    return cells
+
+
+def group_states(
+    model: HookedLVLM, encoded: Sequence[Encoded], groups: Groups, projection: str, mask: Mask, most_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Final states of prompts that can share a batch, `[prompt, d_model]`, and with each group masked, `[prompt, group,
+    d_model]`.
+    """
+    base = base_pass(model, encoded)
+    masked = base.state.new_empty((base.n_prompts, len(groups), base.state.shape[-1]))
+    for chosen, states in _states(model, base, groups, projection, mask, most_rows):
+        masked[:, chosen] = states
+    return base.state, masked
+
+
+def _states(
+    model: HookedLVLM, base: BasePass, groups: Groups, projection: str, mask: Mask, most_rows: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Numbers of groups that go together, and their states, `[prompt, group, d_model]`."""
     by_layer: dict[int, list[int]] = {}
     for number, group in enumerate(groups):
         by_layer.setdefault(min(layer for layer, _ in group), []).append(number)
     per_batch = max(1, most_rows // base.n_prompts)
-    for number, projection in enumerate(job.projections):
-        for first, members in by_layer.items():
-            for i in range(0, len(members), per_batch):
-                chosen = members[i : i + per_batch]
-                states = _group_states(model, base, [groups[g] for g in chosen], first, projection, job.mask)
-                ids = [e.prompt_id for e in base.encoded]
-                names = ["+".join(head_name(*head) for head in groups[g]) + f" {projection}" for g in chosen]
-                options = {"measures": job.measures, "prompts": ids, "rows": names}
-                found = measure(model, base.state, base.logits, states, **options)
-                for name, value in found.items():
-                    cells[name][:, number, chosen] = value
-    return cells
+    for first, members in by_layer.items():
+        for i in range(0, len(members), per_batch):
+            chosen = members[i : i + per_batch]
+            yield chosen, _masked_states(model, base, [groups[g] for g in chosen], first, projection, mask)
 
 
-def _group_states(
+def _masked_states(
     model: HookedLVLM,
     base: BasePass,
     groups: Sequence[Sequence[tuple[int, int]]],

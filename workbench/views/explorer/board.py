@@ -1,230 +1,172 @@
-"""The explorer's board: linked heat maps above, the chosen head (and a locked one beside it) below."""
+"""The explorer in a notebook: what is chosen, kept in step with the browser, which draws everything."""
 
-from collections.abc import Mapping
-from functools import partial
+import base64
+import io
+from collections.abc import Sequence
 from typing import Any
 
-import ipywidgets as widgets
-import numpy as np
+import anywidget
+import traitlets
 
-from workbench.axes import head_name
-from workbench.criteria.registry import PER_PROMPT, list_criteria, list_rules
+from workbench.axes import as_head, as_heads, head_name
+from workbench.errors import ArgumentError
 from workbench.plain import plain
-from workbench.prompts.prompt import Prompt
-from workbench.views import charts, theme
-from workbench.views.charts import Head
-from workbench.views.explorer import markup, svg
-from workbench.views.explorer.head_panel import Choice, HeadPanel, Stored
-from workbench.views.explorer.pane import Pane
-from workbench.views.figures import captions
+from workbench.views import theme
+from workbench.views.explorer import assets
+from workbench.views.explorer.answers import Answers
+from workbench.views.explorer.gathering import manifest_of
+from workbench.views.explorer.inspector import Inspector
+from workbench.views.explorer.packing import Packed
+from workbench.views.explorer.stored import Stored
 
-_FIRST_RULE = "selectivity"
-_MAP_WIDTH = 276
+SENT_AT_ONCE = (
+    16 * 2**20
+)  # bytes of values that go with the widget; where there are more, those of a head when it is chosen
+TEXT_SHOWN = 160  # letters of each prompt in the list; the chosen one is sent whole
 
 
-class Board(widgets.VBox):
-    """Heat maps of every criterion, linked by the chosen head. Build one with `workbench.explore`.
+class Board(anywidget.AnyWidget):
+    """Maps of every criterion beside the chosen head. Build one with `workbench.explore`.
+
+    What is set here is chosen in the browser, and the other way round.
 
     Attributes:
         head: The chosen (layer, head).
         locked: The head kept for comparison, or None.
+        heads: The set: heads that were shift-clicked, or added with the space bar.
+        prompt: Id of the chosen prompt.
+        criterion: The criterion whose values are shown prompt by prompt.
+        rule: What ranks the heads.
+        projection: Which projection was masked.
+        column: Of the score table; what the maps are coloured by.
+        run: Number of the chosen run, from 0.
     """
 
-    def __init__(self, stored: Stored, prompts: Mapping[str, Prompt]) -> None:
-        self._stored, self._prompts = stored, prompts
-        self._criteria = list(dict.fromkeys(stored.scores["criterion"]))
-        self.locked: Head | None = None
-        self._updating = False
-        self._build_controls()
-        first = self._marked(self._criteria[0])
-        self.head: Head = first[0] if first else (int(stored.run["layer"][0]), int(stored.run["head"][0]))
-        self._set_head_boxes()
-        self._maps = {c: Pane(self._map(c), on_key=self._clicked, on_step=self._stepped) for c in self._criteria}
-        self._locked_panel, self._panel = (
-            HeadPanel(stored, head=self.head, choice=self._choice(), on_prompt=self.select_prompt) for _ in range(2)
+    _esm = assets.script() + "export default { render };\n"
+    _css = assets.style()
+    head: Any = traitlets.TraitType((0, 0)).tag(sync=True)
+    locked = traitlets.Any().tag(sync=True)
+    heads: Any = traitlets.TraitType(()).tag(sync=True)
+    prompt = traitlets.Unicode().tag(sync=True)
+    criterion = traitlets.Unicode().tag(sync=True)
+    rule = traitlets.Unicode().tag(sync=True)
+    projection = traitlets.Unicode().tag(sync=True)
+    column = traitlets.Unicode().tag(sync=True)
+    run = traitlets.Int().tag(sync=True)
+    _live = traitlets.Bool(default_value=True).tag(sync=True)
+    _manifest = traitlets.Dict().tag(sync=True)
+    _data = traitlets.Bytes().tag(sync=True)
+
+    def __init__(self, runs: Sequence[Stored], inspectors: Sequence[Inspector | None]) -> None:
+        packed = Packed()
+        self._runs = list(runs)
+        for place, stored in enumerate(runs):
+            stored.pack_scores(packed, place, rule="selectivity")
+        room = SENT_AT_ONCE
+        for place, stored in enumerate(runs):
+            if (size := stored.values_bytes()) <= room:
+                room -= size
+                for criterion in stored.per_prompt:
+                    stored.pack_values(packed, place, criterion)
+        manifest = manifest_of(runs, packed, texts=TEXT_SHOWN)
+        asks = any(inspector is not None and inspector.prompts for inspector in inspectors)
+        lacking = "" if asks else _lacking(inspectors)
+        super().__init__(
+            _manifest=manifest | {"asks": asks, "lacking": lacking}, _data=packed.data, **manifest["first"]
         )
-        self._locked_panel.layout.display = "none"
-        self._hint, self._prompt_text = widgets.HTML(), widgets.HTML()
-        self._refresh_words()
-        self._panel.show(self.head, self._choice())
-        super().__init__(self._rows(), layout=widgets.Layout(width="100%", max_width="1180px"))
+        self._answers = Answers(runs, inspectors, lambda message, data: self.send(message, [data]))
+        self.on_msg(lambda widget, message, buffers: self._answers.heard(message))
 
     def __repr__(self) -> str:
-        model = self._stored.run.attrs.get("model", "")
-        return f"Board({model!r}, {len(self._criteria)} criteria, head {head_name(*self.head)})"
+        names = " and ".join(plain(run.label) for run in self._runs)
+        return f"Board({names}, head {head_name(*self.head)})"
 
-    def _build_controls(self) -> None:
-        run, scores = self._stored.run, self._stored.scores
-        columns = [(word, column) for column, word in theme.COLUMN_WORDS.items() if column in scores]
-        rules = [(rule.name.replace("_", " "), rule.name) for rule in list_rules() if not rule.is_control]
-        rules.sort(key=lambda rule: rule[1] != _FIRST_RULE)
-        per_prompt = [c.name for c in list_criteria() if c.kind == PER_PROMPT and set(c.needs) <= set(run.data_vars)]
-        per_prompt.sort(key=lambda name: name not in self._criteria)
-        families = sorted({str(f) for f in run["family"].values}) if "family" in run.coords else []
-        self._projection = widgets.ToggleButtons(
-            options=[str(p) for p in run["projection"].values], style={"button_width": "66px"}
-        )
-        self._column = _dropdown("Colour", columns, 170)
-        self._rule = _dropdown("Number the best by", rules, 240)
-        self._top = widgets.BoundedIntText(value=5, min=0, max=20, description="how many", **_thin(120))
-        self._layer_box = _dropdown("Layer", [int(v) for v in run["layer"].values], 110)
-        self._head_box = _dropdown("Head", [int(v) for v in run["head"].values], 110)
-        self._lock = widgets.ToggleButton(
-            description="Lock to compare",
-            icon="lock",
-            tooltip="Keep this head on the left and choose another beside it",
-        )
-        self._criterion = _dropdown("Values of", [(theme.title(c), c) for c in per_prompt], 250)
-        self._by = _dropdown("by", ["label", "family"], 110)
-        self._label = _dropdown("Prompts", ["all", "unsafe", "safe"], 150)
-        self._family = _dropdown("of family", ["all", *((plain(f), f) for f in families)], 190)
-        self._prompt = _dropdown("Prompt", self._prompt_options(), 440)
-        unsafe = run["prompt"].values[run["label"].values == "unsafe"]
-        self._prompt.value = str(unsafe[0]) if len(unsafe) else self._prompt.value
-        for act, controls in (
-            (self._redraw_all, (self._projection, self._column, self._rule, self._top)),
-            (self._redraw_panels, (self._criterion, self._by, self._prompt)),
-            (self._head_typed, (self._layer_box, self._head_box)),
-            (self._filter_prompts, (self._label, self._family)),
-            (self._lock_changed, (self._lock,)),
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The widget, and a picture of its maps for where no kernel runs: a page on the web, an old notebook."""
+        shown = super()._repr_mimebundle_(**kwargs)
+        data = shown[0] if isinstance(shown, tuple) else shown
+        if data is not None:
+            data["image/png"] = base64.b64encode(self._picture()).decode()
+        return shown
+
+    def _picture(self) -> bytes:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        from workbench.views.figures import displays
+
+        stored = self._runs[self.run]
+        pairs = stored.scores[["criterion", "projection"]].drop_duplicates()
+        pairs = pairs[pairs["projection"].isin([self.projection, "none"])].head(4)
+        figure = Figure(figsize=(3.3 * len(pairs), 3.0), layout="constrained", dpi=110)
+        FigureCanvasAgg(figure)
+        for ax, (criterion, projection) in zip(
+            figure.subplots(1, len(pairs), squeeze=False)[0], pairs.itertuples(index=False), strict=True
         ):
-            for control in controls:
-                control.observe(lambda change, act=act: act(), "value")
+            displays.maps(
+                stored.scores, criterion=criterion, projection=projection, value=self._column(criterion), ax=ax
+            )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        return buffer.getvalue()
 
-    def _rows(self) -> list[widgets.Widget]:
-        run = self._stored.run
-        model = markup.escape(str(run.attrs.get("model", "an unnamed model")))
-        where = f"{run.sizes['layer']} layers × {run.sizes['head']} heads, {captions.counts(run)}"
-        about = markup.note(f"{where}. {captions.mask_words(run)}.")
-        ruled = {"flex_flow": "row wrap", "border_top": "1px solid #E6E6E6"}
-        return [
-            widgets.HTML(markup.STYLE + markup.block(f"<h3>Attention heads of {model}</h3>") + about),
-            _row(widgets.Label("Masked"), self._projection, self._column, self._rule, self._top),
-            _row(*(pane.widget for pane in self._maps.values())),
-            self._hint,
-            _row(self._layer_box, self._head_box, self._lock, self._criterion, self._by),
-            _row(self._label, self._family, self._prompt),
-            self._prompt_text,
-            widgets.HBox([self._locked_panel, self._panel], layout=ruled),
-        ]
+    def _column(self, criterion: str) -> str:
+        known = self._runs[self.run].scores.loc[self._runs[self.run].scores["criterion"] == criterion, self.column]
+        return self.column if known.notna().any() else "unsafe"
 
-    def select(self, head: Head) -> None:
-        """Choose a head in every map and in the panel, as a click does."""
-        self.head = (int(head[0]), int(head[1]))
-        self._set_head_boxes()
-        self._draw_maps()
-        self._panel.show(self.head, self._choice())
+    @traitlets.validate("head", "locked", "heads")
+    def _check_heads(self, proposal: Any) -> Any:
+        name, value = proposal["trait"].name, proposal["value"]
+        try:
+            found: Any = (
+                as_heads(value) if name == "heads" else value if value is None and name == "locked" else as_head(value)
+            )
+        except ValueError as error:
+            raise ArgumentError(f"{name} of the explorer {error}; got {plain(repr(value)[:80])}.") from error
+        for layer, head in found if name == "heads" else [found] if found else []:
+            self._check_head(layer, head)
+        return [list(head) for head in found] if name == "heads" else found
 
-    def _clicked(self, key: str) -> None:
-        layer, head = key.split(",")
-        self.select((int(layer), int(head)))
+    def _check_head(self, layer: int, head: int) -> None:
+        shapes = [(int(run.scores["layer"].max()) + 1, int(run.scores["head"].max()) + 1) for run in self._runs]
+        if not any(layer < layers and head < heads for layers, heads in shapes):
+            layers, heads = shapes[0]
+            raise ArgumentError(
+                f"There is no head {head_name(layer, head)} here: layers are 0 to {layers - 1}, heads 0 to {heads - 1}."
+            )
 
-    def _stepped(self, up: int, right: int) -> None:
-        last = [self._stored.run.sizes[axis] - 1 for axis in ("layer", "head")]
-        layer, head = np.clip(np.add(self.head, (up, right)), 0, last)
-        self.select((layer, head))
+    @traitlets.validate("prompt", "criterion", "rule", "projection", "column", "run")
+    def _check_names(self, proposal: Any) -> Any:
+        name, value = proposal["trait"].name, proposal["value"]
+        known = self._known(name)
+        if value not in known:
+            shown = ", ".join(str(one) for one in known[:12]) + (", …" if len(known) > 12 else "")
+            raise ArgumentError(f"{name} of the explorer must be one of {plain(shown)}; got {plain(repr(value)[:80])}.")
+        return value
 
-    def select_prompt(self, prompt_id: str) -> None:
-        """Choose a prompt by its id, whatever the filters say."""
-        self._label.value, self._family.value = "all", "all"
-        self._prompt.value = prompt_id
+    def _known(self, name: str) -> list[Any]:
+        if name == "run":
+            return list(range(len(self._runs)))
+        if name == "column":
+            return [column for column in theme.COLUMN_WORDS if any(column in run.scores for run in self._runs)]
+        if name == "rule":
+            return [rule["name"] for rule in self._manifest["rules"]]
+        if name == "prompt":
+            return list(dict.fromkeys(str(i) for run in self._runs for i in run.run["prompt"].values))
+        of = {
+            "criterion": lambda run: run.scores["criterion"],
+            "projection": lambda run: map(str, run.run["projection"].values),
+        }[name]
+        return list(dict.fromkeys(value for run in self._runs for value in of(run)))
 
-    def _choice(self) -> Choice:
-        return Choice(self._projection.value, self._criterion.value, self._by.value, self._prompt.value or "")
 
-    def _marked(self, criterion: str) -> tuple[Head, ...]:
-        scores, rule, k = self._stored.scores, self._rule.value, self._top.value
-        shown = charts.projection_of(scores, criterion, self._projection.value)
-        return charts.rule_heads(scores, criterion=criterion, projection=shown, rule=rule, k=k)[0] if k else ()
-
-    def _draw_maps(self) -> None:
-        for criterion, pane in self._maps.items():
-            self._panel.attempt(partial(self._draw_map, pane, criterion))
-
-    def _draw_map(self, pane: Pane, criterion: str) -> None:
-        pane.draw(self._map(criterion))
-
-    def _map(self, criterion: str) -> str:
-        where = {"criterion": criterion, "projection": self._projection.value, "column": self._column.value}
-        return svg.heat_map(
-            charts.head_map(self._stored.scores, **where),
-            title=theme.title(criterion),
-            marked=self._marked(criterion),
-            selected=[head for head in (self.head, self.locked) if head],
-            width=_MAP_WIDTH if self._stored.run.sizes["head"] <= 16 else 2 * _MAP_WIDTH,
+def _lacking(inspectors: Sequence[Inspector | None]) -> str:
+    if any(inspector is not None for inspector in inspectors):
+        return (
+            "The run keeps prompt ids, not the prompts. Give them too, wb.explore(run, model=model, prompts=prompts), "
+            "to see where this head looks."
         )
-
-    def _set_head_boxes(self) -> None:
-        self._updating = True
-        self._layer_box.value, self._head_box.value = self.head
-        self._updating = False
-
-    def _head_typed(self) -> None:
-        if not self._updating:
-            self.select((self._layer_box.value, self._head_box.value))
-
-    def _redraw_all(self) -> None:
-        self._draw_maps()
-        self._redraw_panels()
-
-    def _redraw_panels(self) -> None:
-        if self._updating:
-            return
-        self._refresh_words()
-        self._panel.show(self.head, self._choice())
-        if self.locked:
-            self._locked_panel.show(self.locked, self._choice(), locked=True)
-
-    def _lock_changed(self) -> None:
-        self.locked = self.head if self._lock.value else None
-        self._lock.description = f"Unlock {head_name(*self.locked)}" if self.locked else "Lock to compare"
-        self._locked_panel.layout.display = None if self.locked else "none"
-        if self.locked:
-            self._locked_panel.show(self.locked, self._choice(), locked=True)
-        self._draw_maps()
-
-    def _prompt_options(self) -> list[tuple[str, str]]:
-        run = self._stored.run
-        keep = np.ones(run.sizes["prompt"], dtype=bool)
-        for box, name in ((self._label, "label"), (self._family, "family")):
-            if box.value != "all":
-                keep &= run[name].values == box.value
-        ids = [str(i) for i in run["prompt"].values[keep]]
-        return [(plain(f"{i}  {self._prompts[i].text[:70]}" if i in self._prompts else i), i) for i in ids]
-
-    def _filter_prompts(self) -> None:
-        before, options = self._prompt.value, self._prompt_options()
-        kept = [i for _, i in options]
-        self._updating = True
-        self._prompt.options = options
-        self._prompt.value = before if before in kept else next(iter(kept), None)
-        self._updating = False
-        if self._prompt.value != before:
-            self._redraw_panels()
-
-    def _refresh_words(self) -> None:
-        silent = [theme.title(c) for c in self._criteria if self._top.value and not self._marked(c)]
-        lacking = f" (none in {', '.join(silent)}, where that rule does not apply or keeps no head)" if silent else ""
-        best = f"the {self._top.value} best by {self._rule.label}"
-        self._hint.value = markup.note(f"Click a cell, or move with the arrow keys. Numbered: {best}{lacking}.")
-        prompt_id = self._prompt.value
-        if not prompt_id:
-            self._prompt_text.value = markup.note("No prompt has this label and family.")
-            return
-        record = self._stored.run.sel(prompt=prompt_id)
-        names = ("label", "family", "category")
-        label, *tags = (str(record[name].item()) if name in record.coords else "" for name in names)
-        text = self._prompts[prompt_id].text if prompt_id in self._prompts else "(the run keeps ids, not texts)"
-        self._prompt_text.value = markup.block(markup.prompt_text(text, label=label, tags=tags))
-
-
-def _thin(width: int) -> dict[str, Any]:
-    return {"layout": {"width": f"{width}px"}, "style": {"description_width": "initial"}}
-
-
-def _dropdown(description: str, options: list[Any], width: int) -> widgets.Dropdown:
-    return widgets.Dropdown(options=options, description=description, **_thin(width))
-
-
-def _row(*children: widgets.Widget) -> widgets.HBox:
-    return widgets.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center", "padding": "4px 0"})
+    return (
+        "Stored data only. Give the model too, wb.explore(run, model=model), to see where this head looks and what the "
+        "model says with and without it."
+    )

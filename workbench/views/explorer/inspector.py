@@ -1,38 +1,33 @@
-"""What the explorer asks the model about one prompt and one head; answers are kept, so a second look costs nothing."""
+"""What the explorer asks the model about one prompt and some heads; a second look at the same costs nothing."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import dataclasses
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xarray as xr
+from PIL import Image
 
+from workbench.models.attention import attention_pattern
+from workbench.models.masks import Mask
+from workbench.plain import plain
 from workbench.prompts.prompt import Prompt
+from workbench.runs.effects import measure
 from workbench.runs.origin import check_model, mask_of
 from workbench.views.charts import Head
 
 if TYPE_CHECKING:
     from workbench.models.hooked import HookedLVLM
+    from workbench.models.walk import BasePass
 
-_CHEAP_PARAMETERS = 5e7  # below this a reply takes well under a second on one core, so it need not be asked for
-_REPLY_TOKENS = 32
+REPLY_TOKENS = 48
+LONGEST_PATTERN = 2048  # positions of which a whole pattern is shown
 _SEEN = 5e-4  # a probability that still shows with three digits
-
-
-@dataclass(frozen=True)
-class Attended:
-    """Where one head looks from the last prompt position.
-
-    Attributes:
-        patches: Attention on each image patch, [rows, cols]; None without an image or without a plain grid.
-        words: (token, attention) for every position that is not part of the image.
-        image_share: Attention on the whole image; NaN without one.
-    """
-
-    patches: np.ndarray | None
-    words: list[tuple[str, float]]
-    image_share: float
+_KEPT = 2  # base passes, which hold every layer's queries and keys
+_SHOWN_PIXELS = 512
 
 
 class Inspector:
@@ -40,70 +35,159 @@ class Inspector:
 
     Attributes:
         prompts: By id; empty where the run's prompts are not at hand.
-        cheap: Whether a reply is so quick that it may be generated on every selection.
     """
 
     def __init__(self, model: "HookedLVLM", run: xr.Dataset, prompts: Mapping[str, Prompt]) -> None:
         check_model(run, model)
-        self._model, self.prompts = model, prompts
-        self._mask = mask_of(run)
-        self.cheap = 12 * model.n_layers * model.d_model**2 < _CHEAP_PARAMETERS
-        self._attention: dict[str, np.ndarray] = {}
-        self._next: dict[tuple[str, Head | None, str], np.ndarray] = {}
-        self._replies: dict[tuple[str, Head | None, str], str] = {}
+        self.model, self.prompts = model, prompts
+        self.mask = mask_of(run)
+        self._passes: OrderedDict[str, BasePass] = OrderedDict()
+        self._states: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def __repr__(self) -> str:
-        return f"Inspector({self._model.name!r}, {len(self.prompts)} prompts)"
+        return f"Inspector({self.model.name!r}, {len(self.prompts)} prompts)"
 
-    def attended(self, prompt_id: str, head: Head) -> Attended:
-        """Where a head looks; a group of heads (grain `kv_group`) is shown by its mean."""
-        encoded = self._model.encode(self.prompts[prompt_id])
-        if prompt_id not in self._attention:
-            self._attention[prompt_id] = self._model.attention(self.prompts[prompt_id]).float().numpy()
-        members = self._mask.row_heads(self._model.n_heads, self._model.n_kv_heads)[head[1]]
-        weights = self._attention[prompt_id][head[0], list(members)].mean(axis=0)
-        picture = np.asarray(encoded.image_positions, dtype=bool)
-        patches = None
-        if encoded.patch_grid and picture.sum() == np.prod(encoded.patch_grid):
-            patches = weights[picture].reshape(encoded.patch_grid)
-        words = [
-            (readable(t), float(w)) for t, w, inside in zip(encoded.tokens, weights, picture, strict=True) if not inside
-        ]
-        return Attended(patches, words, float(weights[picture].sum()) if picture.any() else float("nan"))
+    def base(self, prompt_id: str) -> "BasePass":
+        """The unmasked pass of a prompt; the last few are kept."""
+        if prompt_id not in self._passes:
+            self._passes[prompt_id] = self.model.base(self.prompts[prompt_id])
+            while len(self._passes) > _KEPT:
+                self._passes.popitem(last=False)
+        self._passes.move_to_end(prompt_id)
+        return self._passes[prompt_id]
 
-    def next_tokens(self, prompt_id: str, head: Head, projection: str, *, k: int = 5) -> list[tuple[str, float, float]]:
-        """(token, probability, probability without the head): the `k` likeliest of either that have any to speak of."""
-        base, masked = (self._probabilities(prompt_id, h, projection) for h in (None, head))
-        top = dict.fromkeys([*np.argsort(-base)[:k].tolist(), *np.argsort(-masked)[:k].tolist()])
-        names = self._model.tokenizer.convert_ids_to_tokens(list(top))
-        rows = [(readable(str(n)), float(base[i]), float(masked[i])) for i, n in zip(top, names, strict=True)]
-        return [row for place, row in enumerate(rows) if place < 2 or max(row[1:]) >= _SEEN]
+    def described(self, prompt_id: str) -> tuple[dict[str, Any], bytes]:
+        """Tokens, which of them are the picture's, where each lies in it, and the picture as a file's bytes.
 
-    def _probabilities(self, prompt_id: str, head: Head | None, projection: str) -> np.ndarray:
-        key = (prompt_id, head, projection if head else "")
-        if key not in self._next:
-            logits = self._model.logits(self.prompts[prompt_id], **self._masked(head, projection))
-            self._next[key] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
-        return self._next[key]
+        Boxes are (left, top, right, bottom) in shares of the picture's size, None for separators; all of it None where
+        the family's layout of this picture is not known.
+        """
+        prompt, encoded = self.prompts[prompt_id], self.base(prompt_id).encoded[0]
+        boxes = None
+        if encoded.patch_boxes is not None:
+            boxes = [
+                None if np.isnan(box).any() else box.round(5).tolist() for box in encoded.patch_boxes.double().numpy()
+            ]
+        image, data = prompt.image, b""
+        if image is not None:
+            shown: Image.Image = image.convert("RGB")
+            shown.thumbnail((_SHOWN_PIXELS, _SHOWN_PIXELS))
+            buffer = io.BytesIO()
+            shown.save(buffer, format="PNG")
+            data = buffer.getvalue()
+        about = {
+            "text": plain(prompt.text, keep="\n\t"),
+            "tokens": [plain(readable(token)) for token in encoded.tokens],
+            "image": encoded.image_positions.nonzero()[:, 0].tolist(),
+            "boxes": boxes,
+            "size": list(image.size) if image is not None else None,
+            "type": "image/png",
+        }
+        return about, data
 
-    def _masked(self, head: Head | None, projection: str) -> dict[str, Any]:
-        """What masks one head in a call of the model, as the run did; nothing without a head."""
-        return {"heads": [head], "projection": projection, "mask": self._mask} if head else {}
+    def rows(self, prompt_id: str, layer: int, position: int | None = None) -> np.ndarray:
+        """Attention of one position (the last by default) over all, [head, key]; a head of the run is a row.
 
-    def has_replies(self, prompt_id: str, head: Head, projection: str) -> bool:
-        """Whether both replies are already known."""
-        return (prompt_id, None, "") in self._replies and (prompt_id, head, projection) in self._replies
+        Heads that were masked as a group (grain `kv_group`) are shown by their mean. Zero in a layer without maskable
+        heads.
+        """
+        base = self.base(prompt_id)
+        groups = self.mask.row_heads(self.model.n_heads, self.model.n_kv_heads)
+        if layer not in base.recordings:
+            return np.zeros((len(groups), base.n_pos), dtype=np.float32)
+        seen = base.recordings[layer]
+        with torch.no_grad():
+            if position is None:
+                weights = attention_pattern(seen.at_last())[0, :, 0]
+            else:
+                weights = attention_pattern(seen)[0, :, position]
+        found = weights.float().cpu().numpy()
+        return np.stack([found[list(members)].mean(0) for members in groups])
 
-    def replies(self, prompt_id: str, head: Head, projection: str) -> tuple[str, str]:
-        """The greedy reply as it is, and with the head masked while reading and writing."""
-        return self._reply(prompt_id, None, ""), self._reply(prompt_id, head, projection)
+    def pattern(self, prompt_id: str, head: Head) -> np.ndarray:
+        """The head's whole attention pattern, [query, key]; empty where the prompt is too long to show it."""
+        base = self.base(prompt_id)
+        if base.n_pos > LONGEST_PATTERN or head[0] not in base.recordings:
+            return np.zeros((0, 0), dtype=np.float32)
+        members = self.mask.row_heads(self.model.n_heads, self.model.n_kv_heads)[head[1]]
+        with torch.no_grad():
+            weights = attention_pattern(base.recordings[head[0]])[0, list(members)].mean(0)
+        return weights.float().cpu().numpy()
 
-    def _reply(self, prompt_id: str, head: Head | None, projection: str) -> str:
-        key = (prompt_id, head, projection)
-        if key not in self._replies:
-            masked = self._masked(head, projection)
-            self._replies[key] = self._model.generate(self.prompts[prompt_id], max_new_tokens=_REPLY_TOKENS, **masked)
-        return self._replies[key]
+    def most_on(
+        self, prompt_id: str, keys: Sequence[int], position: int | None, *, k: int = 8
+    ) -> list[tuple[Head, float]]:
+        """The heads that give most attention to these positions together, most first, with the share."""
+        sums = np.stack(
+            [self.rows(prompt_id, layer, position)[:, list(keys)].sum(1) for layer in range(self.model.n_layers)]
+        )
+        order = np.argsort(-sums, axis=None, kind="stable")[:k]
+        return [(divmod(int(i), sums.shape[1]), float(sums.flat[i])) for i in order]
+
+    def next_tokens(
+        self, prompt: Prompt, heads: Sequence[Head], projection: str, *, mask: Mask | None = None, k: int = 6
+    ) -> tuple[list[tuple[str, float, float]], dict[str, float]]:
+        """(token, probability, probability with the heads masked) of the likeliest of either, and what changed.
+
+        What changed is said in the criteria's own numbers: Ships (KL, nats) and the deflection angle (degrees).
+        """
+        base, masked = (self._state(prompt, of, projection, mask or self.mask) for of in ((), tuple(heads)))
+        logits = [self.model.unembed(state) for state in (base, masked)]
+        here, there = (torch.softmax(part.double(), dim=-1).cpu().numpy() for part in logits)
+        top = list(dict.fromkeys([*np.argsort(-here)[:k].tolist(), *np.argsort(-there)[:k].tolist()]))
+        names = self.model.tokenizer.convert_ids_to_tokens(top)
+        rows = [(plain(readable(str(n))), float(here[i]), float(there[i])) for i, n in zip(top, names, strict=True)]
+        found = measure(self.model, base[None], logits[0][None], masked[None, None])
+        changed = {name: float(found[variable]) for name, variable in (("deflection", "deflection"), ("ships", "kl"))}
+        return [row for place, row in enumerate(rows) if place < 2 or max(row[1:]) >= _SEEN], changed
+
+    def _state(self, prompt: Prompt, heads: tuple[Head, ...], projection: str, mask: Mask) -> torch.Tensor:
+        key = (prompt.content_hash(), heads, projection if heads else "", mask if heads else None)
+        if key not in self._states:
+            options: dict[str, Any] = {"heads": list(heads), "projection": projection, "mask": mask} if heads else {}
+            self._states[key] = self.model.state(prompt, **options)
+        return self._states[key]
+
+    def reply(
+        self,
+        prompt: Prompt,
+        heads: Sequence[Head],
+        projection: str,
+        *,
+        mask: Mask,
+        say: Callable[[str], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        """Decode a greedy reply, handing on each piece of text as it comes; ends early once `stop` says so."""
+        from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+
+        class Pieces(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                if text:
+                    say(plain(text, keep="\n\t"))
+
+        class Asked(StoppingCriteria):
+            def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Any:
+                return torch.full((len(input_ids),), stop(), device=input_ids.device)
+
+        options: dict[str, Any] = {"heads": list(heads), "projection": projection, "mask": mask} if heads else {}
+        self.model.generate(
+            prompt,
+            max_new_tokens=REPLY_TOKENS,
+            streamer=Pieces(self.model.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            stopping_criteria=StoppingCriteriaList([Asked()]),
+            **options,
+        )
+
+
+def altered(prompt: Prompt, text: str, picture: str) -> Prompt:
+    """The prompt with another text (where there is one), and its picture kept, blanked or left out."""
+    image = prompt.image
+    if picture == "none":
+        image = None
+    elif picture == "blank" and image is not None:
+        image = Image.new("RGB", image.size, (127, 127, 127))
+    return dataclasses.replace(prompt, text=text or prompt.text, image=image)
 
 
 def readable(token: str) -> str:

@@ -1,58 +1,64 @@
 """The paper figures: each function takes score tables and returns one matplotlib figure.
 
-Sizes are those of a printed page (3.3 inches a column, 6.9 inches two), text is 6–8 points, and no
-browser is involved. `save.save_figures` writes them.
+Sizes are those of a printed page, text is 6–8 points, and no browser is involved. `save.save_figures` writes them.
 """
 
-import matplotlib
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from workbench.views import charts, theme
+from workbench.views import charts, rankings, theme
 from workbench.views.charts import Picks
 from workbench.views.figures import displays
 from workbench.views.figures.panels import colour_bar, head_axes, head_cloud, heat_map, name_points, outline
-
-RC = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same letters
-    **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), 7),
-    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 6),
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), theme.INK),
-    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.5),
-    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2),
-    "legend.frameon": False,
-    "hatch.linewidth": 0.4,
-    "figure.dpi": 100,
-    "text.parse_math": False,  # names of criteria, families and models are shown as they are
-    "savefig.dpi": 300,
-    "pdf.fonttype": 42,  # TrueType: embedded, and editable in a vector program
-    "svg.fonttype": "path",  # the letters themselves, so that a missing font changes nothing
-    "svg.hashsalt": "workbench",  # the same element ids every time
-}
+from workbench.views.figures.style import STYLES, Style, literal
 
 
-def _new_figure(own: float, height: float, asked: float) -> Figure:
-    """A figure of its own width in inches, or of the one asked for, with its height in proportion."""
-    width = asked or own
-    figure = Figure(figsize=(width, height * (width / own)), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.04, wspace=0.03, hspace=0.03)
-    return figure
+@dataclass(frozen=True)
+class Sheet:
+    """What figures are drawn on.
+
+    Attributes:
+        style: Of the venue.
+        inches: Width of every figure; 0 gives each its own, a column or a page.
+    """
+
+    style: Style = STYLES["workbench"]
+    inches: float = 0.0
+
+    def figure(self, own: str, shape: float) -> Figure:
+        """A figure of its own width ("column" or "page"), or of the one asked for.
+
+        Args:
+            own: Its own width.
+            shape: Height over width.
+        """
+        width = self.inches or self.style.inches(own)
+        figure = Figure(figsize=(width, shape * width), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.04, wspace=0.03, hspace=0.03)
+        return figure
 
 
-def safe_and_unsafe(scores: pd.DataFrame, *, criterion: str, projection: str, picks: Picks, width: float = 0) -> Figure:
+_SHEET = Sheet()
+
+
+def safe_and_unsafe(
+    scores: pd.DataFrame, *, criterion: str, projection: str, picks: Picks, sheet: Sheet = _SHEET
+) -> Figure:
     """Two layer × head maps on one colour scale: the mean over safe and over unsafe prompts."""
     where = {"criterion": criterion, "projection": projection}
     maps = {column: charts.grid(scores, **where, column=column) for column in ("safe", "unsafe")}
     scale = charts.scale(np.stack(list(maps.values())))
-    figure = _new_figure(theme.COLUMN_INCHES, _map_height(maps["safe"], panel_inches=1.2), width)
+    figure = sheet.figure("column", _map_height(maps["safe"], panel_inches=1.2) / theme.COLUMN_INCHES)
     axes = figure.subplots(1, 2, sharey=True)
     for ax, (column, cells) in zip(axes, maps.items(), strict=True):
         mesh = heat_map(ax, cells, scale=scale)
-        outline(ax, picks.selective, small=max(cells.shape) > 16)
-        ax.set_title(", ".join(w for w in (theme.projection_words(projection), column) if w))
+        outline(ax, picks.selective, small=not charts.gapped(cells))
+        ax.set_title(literal(", ".join(w for w in (theme.projection_words(projection), column) if w)))
         ax.set_xlabel("head")
     axes[0].set_ylabel("layer")
     colour_bar(figure, mesh, axes, label=f"{theme.short_title(criterion).lower()}\n({theme.unit(criterion)})")
@@ -65,16 +71,18 @@ def _map_height(cells: np.ndarray, *, panel_inches: float) -> float:
     return float(np.clip(panel_inches * layers / heads, 1.0, 4.5)) + 0.6
 
 
-def selectivity(scores: pd.DataFrame, *, criterion: str, projection: str, picks: Picks, width: float = 0) -> Figure:
+def selectivity(
+    scores: pd.DataFrame, *, criterion: str, projection: str, picks: Picks, sheet: Sheet = _SHEET
+) -> Figure:
     """Every head by its mean on safe prompts (across) and unsafe prompts (up), with the rule's bound and its picks."""
-    figure = _new_figure(theme.COLUMN_INCHES, 2.7, width)
+    figure = sheet.figure("column", 0.82)
     displays.selectivity(scores, criterion=criterion, projection=projection, picks=picks, ax=figure.subplots())
     return figure
 
 
-def query_against_value(scores: pd.DataFrame, *, criterion: str, picks: Picks, width: float = 0) -> Figure:
+def query_against_value(scores: pd.DataFrame, *, criterion: str, picks: Picks, sheet: Sheet = _SHEET) -> Figure:
     """Every head by what masking its query does (across) and what masking its value does (up)."""
-    figure = _new_figure(theme.COLUMN_INCHES, 2.7, width)
+    figure = sheet.figure("column", 0.82)
     ax = figure.subplots()
     points = []
     for column, marker in (("safe", "o"), ("unsafe", "^")):
@@ -83,14 +91,14 @@ def query_against_value(scores: pd.DataFrame, *, criterion: str, picks: Picks, w
         known = np.isfinite(x) & np.isfinite(y)
         points += [x[known], y[known]]
     words = f"{theme.title(criterion).lower()} ({theme.unit(criterion)})"
-    ax.set(xlabel=f"query masked: {words}", ylabel=f"value masked: {words}")
+    ax.set(xlabel=literal(f"query masked: {words}"), ylabel=literal(f"value masked: {words}"))
     head_axes(ax, charts.limits(*points))
     legend = ax.legend(loc="upper left", handletextpad=0.1, borderaxespad=0)
     name_points(ax, dict.fromkeys(picks.selective, theme.INK), x, y, avoid=[legend])
     return figure
 
 
-def side_by_side(scores: pd.DataFrame, *, projection: str, width: float = 0) -> Figure:
+def side_by_side(scores: pd.DataFrame, *, projection: str, sheet: Sheet = _SHEET) -> Figure:
     """One column a criterion: above, its value on unsafe prompts; below, its AUROC, on one scale for all."""
     shown = {c: charts.projection_of(scores, c, projection, strict=False) for c in dict.fromkeys(scores["criterion"])}
     maps = {
@@ -99,11 +107,12 @@ def side_by_side(scores: pd.DataFrame, *, projection: str, width: float = 0) -> 
     }
     rates = charts.scale(np.stack([chart.cells for chart in maps["auroc"]]), column="auroc")
     height = _map_height(maps["unsafe"][0].cells, panel_inches=1.4)
-    figure = _new_figure(theme.DOUBLE_INCHES if len(shown) > 1 else theme.COLUMN_INCHES, 2 * height, width)
+    own, inches = ("page", theme.DOUBLE_INCHES) if len(shown) > 1 else ("column", theme.COLUMN_INCHES)
+    figure = sheet.figure(own, 2 * height / inches)
     axes = figure.subplots(2, len(shown), sharex=True, sharey=True, squeeze=False)
     for above, below, value, rate in zip(*axes, maps["unsafe"], maps["auroc"], strict=True):
         colour_bar(figure, heat_map(above, value.cells, scale=value.scale), above, label=value.unit)
-        above.set_title(value.title.replace(", ", "\n"))
+        above.set_title(literal(value.title.replace(", ", "\n")))
         lower = heat_map(below, rate.cells, scale=rates)
         below.set_xlabel("head")
     colour_bar(figure, lower, list(axes[1]), label="AUROC, unsafe above safe")
@@ -112,15 +121,8 @@ def side_by_side(scores: pd.DataFrame, *, projection: str, width: float = 0) -> 
     return figure
 
 
-def agreement(scores: pd.DataFrame, *, width: float = 0) -> Figure:
+def agreement(scores: pd.DataFrame, *, chart: rankings.Agreement, sheet: Sheet = _SHEET) -> Figure:
     """How alike every two rankings of the heads are: see `displays.agreement`."""
-    few = scores.groupby(["criterion", "projection"]).ngroups <= 8
-    side = theme.COLUMN_INCHES if few else theme.DOUBLE_INCHES
-    figure = _new_figure(side, side * 0.82, width)
-    displays.agreement(scores, ax=figure.subplots())
+    figure = sheet.figure("column" if chart.few else "page", 0.82)
+    displays.agreement(scores, chart=chart, ax=figure.subplots())
     return figure
-
-
-def house_style() -> "matplotlib.RcParams":
-    """A context in which matplotlib draws and writes in this style; the user's own settings come back after it."""
-    return matplotlib.rc_context(RC)

@@ -11,20 +11,21 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.checking import Place, checked, plainly
-from workbench.criteria import SCORE_COLUMNS, get_criterion, score
-from workbench.criteria.agreement import rank_agreement
+from workbench.criteria import SCORE_COLUMNS, score
 from workbench.errors import FigureError
 from workbench.plain import write_table
 from workbench.runs.reading import SomeRun, as_run, check_run
-from workbench.views import charts, theme
-from workbench.views.charts import picks
+from workbench.views import charts, rankings, theme
+from workbench.views.charts import Head, picks
 from workbench.views.figures import captions, pages
+from workbench.views.figures.style import get_style, settings
 
 # What each format would otherwise write about the moment and the program that made it.
 _METADATA = {
@@ -32,7 +33,6 @@ _METADATA = {
     "svg": {"Date": None, "Creator": None},
     "png": {"Software": None},
 }
-_CRITERIA = ("deflection", "ships", "probe")
 _ABREAST = 3  # criteria side by side in 6.9 inches
 _SIDECAR = "captions.md"
 _SHOWN = ["criterion", "projection", "layer", "head", "safe", "unsafe"]
@@ -56,6 +56,9 @@ def save_figures(
     scores: pd.DataFrame | None = None,
     only: str | Sequence[str] = "*",
     width: Any = "own",
+    style: str = "workbench",
+    latex: bool = False,
+    heads: Sequence[Any] | None = None,
 ) -> list[Path]:
     """Draw a run's figures at column width and write them, each with its numbers as CSV, and a file of captions.
 
@@ -70,13 +73,18 @@ def save_figures(
         formats: Any of `pdf`, `svg`, `png` (300 dots per inch).
         scores: A score table to draw; without it, `wb.score(run)`.
         only: Names of the figures to draw, without their suffix; `*` stands for anything (`"maps_*"`).
-        width: `"column"` (3.3 inches), `"page"` (6.9 inches), or inches; by default each has its own of the two.
+        width: `"column"`, `"page"`, or inches; by default each has its own of the two.
+        style: Widths and letters of a venue: `"workbench"` (3.3 and 6.9 inches), `"acl"`, `"cvpr"`, `"iclr"`, `"icml"`,
+            `"ieee"` or `"neurips"`.
+        latex: Have LaTeX set all text; it must be installed.
+        heads: (layer, head) or names of the heads to frame and name, in place of those that selectivity picks.
 
     Returns:
         Every file written, `captions.md` last.
 
     Raises:
-        FigureError: For an unknown format, a folder that cannot be written, or a run or table without what is drawn.
+        FigureError: For an unknown format, style or head, a folder that cannot be written, LaTeX where there is none,
+            or a run or table without what is drawn.
 
     Examples:
         >>> import workbench as wb
@@ -87,26 +95,27 @@ def save_figures(
         >>> files[0].name, files[-1].name
         ('maps_deflection_query.png', 'captions.md')
     """
-    formats, run, inches = _checked_formats(formats), as_run(run), _inches(width)
+    formats, run, page_style = _checked_formats(formats), as_run(run), get_style(style)
+    sheet = pages.Sheet(page_style, 0.0 if isinstance(width, str) and width == "own" else page_style.inches(width))
     table = _checked_scores(run, scores)
     folder = _writable_folder(Path(out))
     written, sections = [], []
     names: set[str] = set()
-    drawn = {_file_name(page.name, names): page for page in _pages(run, table)}
+    drawn = {_file_name(page.name, names): page for page in _pages(run, table, heads)}
     wanted = [only] if isinstance(only, str) else list(only)
     chosen = [name for name in drawn if any(fnmatchcase(name, want) for want in wanted)]
     if drawn and not chosen:
         raise FigureError(f"No figure is called {' or '.join(map(repr, wanted))}; there are {', '.join(drawn)}.")
-    with pages.house_style():
+    with matplotlib.rc_context(settings(page_style, latex=latex)):
         for name in chosen:
             page = drawn[name]
-            figure = page.draw(width=inches)
-            for _ in range(3):  # what a colour bar needs is known after the first time, and settles by the third
-                figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, so that every format has the same places
+            figure = page.draw(sheet=sheet)
+            for _ in range(2):  # what a colour bar needs is known after the first time
+                figure.get_layout_engine().execute(figure)
+            figure.set_layout_engine(None)  # laid out once, so that every format has the same places
             files = [folder / f"{name}.{suffix}" for suffix in formats]
             for file in files:
-                _write(figure, file)
+                write_figure(figure, file)
             written += [*files, write_table(page.table, folder / f"{name}.csv")]
             sections.append(f"## {name}\n\n{page.caption}\n")
     sidecar = folder / _SIDECAR
@@ -115,16 +124,6 @@ def save_figures(
         "\n".join(["# Figures\n", *sections, "## Where they come from\n", made, "", captions.rebuild(run, folder), ""])
     )
     return [*written, sidecar]
-
-
-def _inches(width: str | float) -> float:
-    """Inches; 0 for each figure's own width."""
-    named = {"own": 0.0, "column": theme.COLUMN_INCHES, "page": theme.DOUBLE_INCHES}
-    if isinstance(width, str) and width in named:
-        return named[width]
-    if isinstance(width, int | float) and not isinstance(width, bool) and 1 <= width <= 40:
-        return float(width)
-    raise FigureError(f"A figure's width is 'column', 'page', or a number of inches from 1 to 40; got {width!r}.")
 
 
 def _file_name(name: str, taken: set[str]) -> str:
@@ -164,14 +163,14 @@ def _writable_folder(folder: Path) -> Path:
 def _checked_scores(run: xr.Dataset, scores: pd.DataFrame | None) -> pd.DataFrame:
     check_run(run)
     if scores is None:
-        drawn = [c for c in _CRITERIA if set(get_criterion(c).needs) <= set(run.data_vars)]
+        drawn = charts.usual_criteria(run)
         if not drawn:
             have = ", ".join(map(str, run.data_vars)) or "none"
             raise FigureError(
                 f"The run has none of the variables that are drawn (deflection, kl, head_output); it has {have}. "
                 "Sweep again with wb.sweep, or pass the table to draw as scores=."
             )
-        scores = score(run, criteria=tuple(drawn))
+        scores = score(run, criteria=drawn)
     if absent := [c for c in SCORE_COLUMNS if c not in scores]:
         raise FigureError(
             f"A score table needs the columns {', '.join(SCORE_COLUMNS)}; this one lacks {', '.join(absent)}. Use "
@@ -182,10 +181,10 @@ def _checked_scores(run: xr.Dataset, scores: pd.DataFrame | None) -> pd.DataFram
     return scores
 
 
-def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
+def _pages(run: xr.Dataset, scores: pd.DataFrame, heads: Sequence[Head] | None) -> Iterator[_Page]:
     contrast = scores[scores["safe"].notna()]
     pairs = list(dict.fromkeys(zip(contrast["criterion"], contrast["projection"], strict=True)))
-    chosen = {pair: picks(scores, criterion=pair[0], projection=pair[1]) for pair in pairs}
+    chosen = {pair: picks(scores, criterion=pair[0], projection=pair[1], heads=heads) for pair in pairs}
     first = pairs[0][0] if pairs else ""
     unit = theme.unit(first)
     for (criterion, projection), kept in chosen.items():
@@ -194,14 +193,15 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
         name = criterion if projection == "none" else f"{criterion}_{projection}"
         rows = scores.loc[(scores["criterion"] == criterion) & (scores["projection"] == projection), _SHOWN]
         heading = captions.literal(theme.heading(criterion, projection))
-        heads = captions.picked(kept, scores, **where)
+        named = captions.picked(kept, scores, **where)
+        decoy = "" if kept.asked else "In dark, where it is no pick: the head that moves most on unsafe prompts. "
         yield _Page(
             f"maps_{name}",
             partial(pages.safe_and_unsafe, scores, **where, picks=kept),
             rows,
             f"**{heading}**: every head's mean in {theme.unit(criterion)} over safe prompts (left) and unsafe prompts "
             "(right), on one colour scale. Layer 0 is at the bottom; hatched heads were not computed. "
-            f"{over} Framed, picked by selectivity, best first: {heads}.",
+            f"{over} Framed, {kept.why}: {named}.",
         )
         if criterion == first:
             yield _Page(
@@ -210,8 +210,8 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
                 rows,
                 f"**Safe against unsafe: {heading.lower()}.** One point a head. The rule keeps heads "
                 f"{_bound_words(kept.bound, unit)}, and ranks them by unsafe − safe, their height above the grey "
-                f"line. Ringed in colour, its picks, best first: {heads}. Ringed in dark, where it is no pick: the "
-                f"head that moves most on unsafe prompts. {over}",
+                f"line. Ringed in colour, {kept.why}: {named}. {decoy}A bar through a ring is the 95 % interval of "
+                f"unsafe − safe, from the mean on safe prompts up. {over}",
             )
     if {(first, "query"), (first, "value")} <= set(pairs):
         yield _Page(
@@ -220,7 +220,7 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
             scores.loc[scores["criterion"] == first, _SHOWN],
             f"**Masking the query against masking the value**: {captions.literal(theme.title(first).lower())} in "
             f"{unit}, two points a head (mean over safe and over unsafe prompts); on the grey line both do the same. "
-            "Named, at their unsafe mean: the heads that selectivity picks with the query masked. "
+            f"Named, at their unsafe mean: the heads {chosen[first, 'query'].why}. "
             f"{captions.over(run, scores)}",
         )
     criteria = list(dict.fromkeys(scores["criterion"]))
@@ -236,11 +236,13 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame) -> Iterator[_Page]:
                 "each in its own unit. Below: AUROC of unsafe above safe on one scale; 0.5 is no difference. "
                 f"{captions.over(run, scores, projection)}",
             )
-    if scores.groupby(["criterion", "projection"]).ngroups > 1:
+    registered = scores[[theme.record(criterion) is not None for criterion in scores["criterion"]]]
+    if registered.groupby(["criterion", "projection"]).ngroups > 1:
+        chart = rankings.agreement(registered)
         yield _Page(
             "agreement",
-            partial(pages.agreement, scores),
-            rank_agreement(scores, rule="sensitivity"),
+            partial(pages.agreement, registered, chart=chart),
+            chart.table,
             "**Do the criteria rank heads alike?** Spearman's rank correlation over heads between every two rankings "
             f"by the mean over unsafe prompts (for the probe, its accuracy). {captions.over(run, scores)}",
         )
@@ -253,7 +255,8 @@ def _bound_words(bound: float, unit: str) -> str:
     return f"under {percentile} (no line: it leans on heads that are not drawn, or is no single value)"
 
 
-def _write(figure: Figure, file: Path) -> None:
+def write_figure(figure: Figure, file: Path) -> None:
+    """Write a figure, the same bytes every time: without dates and names of programs."""
     try:
         figure.savefig(file, metadata=_METADATA[file.suffix[1:]])
     except OSError as error:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.collections import QuadMesh
 
+import workbench as wb
 from tests.unit.synthetic_run import synthetic_run
 from workbench.criteria import score
 from workbench.errors import FigureError
@@ -237,7 +238,7 @@ def test_figures_are_chosen_by_name_and_drawn_at_a_width(run, scores, tmp_path):
 
 def test_dollars_in_names_are_drawn_as_dollars(scores):
     renamed = scores[scores["criterion"] == "deflection"].assign(criterion="cost $5 to $10^{")
-    with pages.house_style():
+    with wb.plot.style():
         figure = pages.side_by_side(renamed, projection="query")
         figure.draw_without_rendering()  # mathematics that does not parse raises here
     assert "Cost $5 to $10^{\nquery masked" in texts(figure)

@@ -1,0 +1,98 @@
+"""`workbench arena`: every detector and guard on the same prompts."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.text import Text
+
+from workbench.cli.options import Device, Dtype, ModelName, PromptsName, Quiet, Seed, Template, listed
+from workbench.plain import plain
+
+WIDTH = 80
+console = Console()
+
+
+class Contest(typer.core.TyperCommand):
+    """A command whose help names the detectors and guards that there are; they are looked up when it is shown."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from workbench.detectors import DETECTORS
+        from workbench.replies.guards import GUARDS
+
+        names = {"detectors": ", ".join(DETECTORS), "guards": ", ".join(GUARDS)}
+        for param in self.params:
+            if isinstance(param, typer.core.TyperOption) and param.help:
+                param.help = param.help.format(**names)
+        super().format_help(ctx, formatter)
+
+
+def arena(
+    model: ModelName = "pocket",
+    prompts: PromptsName = "pocket",
+    detectors: Annotated[
+        Any,
+        listed(
+            "Comma-separated, with options where wanted: one-head-fused:k=3/5:fuse=max makes two. Of {detectors}; "
+            "grid for measure x rule x projection x number of heads."
+        ),
+    ] = "one-head,ships,sahs,hidden-detect",
+    guards: Annotated[Any, listed("Comma-separated, or none. Of {guards}.")] = "none",
+    judges: Annotated[Any, listed("Of exact, phrases and ships-2025, one or two; by default what fits.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for arena.csv, times.csv, differences.csv, arena.tex and the figure.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a reply.")] = 32,
+    bootstrap: Annotated[int, typer.Option(help="Resamples behind intervals.")] = 1000,
+    template: Template = "chat",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Every detector and guard on the same test prompts: detection, false alarms, attack success, refusals, time.
+
+    Detectors are fitted on the selection and threshold prompts and share one look at every prompt. Stopped at any
+    moment while heads are masked, the same command with the same --out goes on.
+    """
+    from workbench.comparison import arena as run_arena
+    from workbench.comparison import grid
+    from workbench.comparison.arena_tables import arena_tables, says
+    from workbench.comparison.differences import differences_of
+    from workbench.models.loading import load_model
+    from workbench.prompts import load_prompts
+    from workbench.views.figures.arena import save_arena
+
+    asked = [name for given in detectors for name in (grid() if given == "grid" else (given,))]
+    table = run_arena(
+        load_model(model, template=template, dtype=dtype, device=device),
+        load_prompts(prompts, n=n, seed=seed),
+        asked,
+        () if guards == ["none"] else tuple(guards),
+        judges=None if judges == ["auto"] else tuple(judges),
+        max_new_tokens=max_new_tokens,
+        bootstrap=bootstrap,
+        out=out,
+        progress=not quiet,
+        seed=seed,
+    )
+    if not quiet:
+        for shown in arena_tables(table, width=WIDTH):
+            console.print(shown)
+        for sentence in says(table, differences_of(table)):
+            _say(f"- {sentence}")
+        _say(f"{table.attrs['prompts']} test prompts; splits: {table.attrs['splits']}. Intervals stand in arena.csv.")
+        for key, why in table.attrs["left_out"].items():
+            _say(f"Left out: {key}: {why}", "dim")
+    if out is not None:
+        files = save_arena(table, out)
+        if not quiet:
+            _say(f"Written: {', '.join(path.name for path in files)} in {out}")
+
+
+def _say(text: str, style: str = "") -> None:
+    """Print words in which those of others may stand: no markup, no escapes."""
+    console.print(Text(plain(text, keep="\n\t"), style=style))

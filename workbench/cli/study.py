@@ -1,0 +1,116 @@
+"""What `workbench study` does: list the studies, or make some and write them into a folder."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from workbench.errors import StudyError, WorkbenchError
+from workbench.models.loading import EMBEDDED, PLANTED, load_model
+from workbench.plain import plain
+from workbench.prompts import load_prompts
+from workbench.studies import STUDIES, Material, Study, StudyRecord, list_studies, make_study
+from workbench.studies.pages import store, stored, write_page
+
+ALL, LIST = "all", "list"
+
+
+def study_command(
+    console: Console,
+    name: str,
+    *,
+    model: str,
+    prompts: str | None = None,
+    other: Sequence[str] = (),
+    other_prompts: Sequence[str] = (),
+    out: Path = Path("studies"),
+    runs: Path | None = None,
+    n: int | None = None,
+    template: str = "chat",
+    quiet: bool = False,
+    seed: int = 0,
+) -> list[Study]:
+    """Print the list of studies; or make one, or all, and write each as soon as it is made.
+
+    What the folder holds already, made of the same material, is taken as it is; sweeps are kept in `runs`.
+    """
+    errors = Console(stderr=True, quiet=quiet)
+    if name == LIST:
+        show_studies(console)
+        return []
+    if name != ALL and name not in STUDIES:
+        raise StudyError(f"There is no study {plain(name)!r}. There are {', '.join(STUDIES)}; or {ALL}, or {LIST}.")
+    loaded = load_model(model, template=template)
+    asked = load_prompts(prompts or _world(model), n=n, seed=seed)
+    beside = [*other] if other else _relatives(model)
+    if beside and not other:
+        errors.print(f"Other models, where a study takes some: {', '.join(beside)}.", highlight=False)
+    others = [load_model(one, template=template) for one in beside]
+    sets = [load_prompts(one, seed=seed) for one in other_prompts]
+    kept = runs or out.with_name(out.name + "-runs")
+    material = Material(loaded, asked, [*others, *sets], runs=kept, seed=seed, progress=not quiet)
+    made, left_out = [], {}
+    chosen = list_studies() if name == ALL else [STUDIES[name]]
+    began, done = time.monotonic(), 0.0
+    for number, record in enumerate(chosen, 1):
+        left = _time_left(time.monotonic() - began, done, chosen[number - 1 :])
+        errors.print(Text(f"[{number}/{len(chosen)}] {record.name}: {record.asks}{left}", style="bold"))
+        try:
+            made.append(_made(record, material, out))
+        except WorkbenchError as error:
+            if name != ALL:
+                raise
+            left_out[record.name] = str(error)
+            errors.print(Text(f"  left out: {plain(error)}", style="dim"))
+            continue
+        finally:
+            done += record.cost
+        console.print(Text(plain(f"{record.name}: {made[-1].says}")), soft_wrap=True)
+    page = write_page(_in_folder(made, material, out), left_out, out)
+    console.print(Text(plain(f"Written: {page}")), soft_wrap=True)
+    return made
+
+
+def show_studies(console: Console) -> None:
+    """One study a line, its name first: what it asks, and what it needs besides a model and prompts."""
+    for record in list_studies():
+        needs = f" [needs {'; '.join(need.words for need in record.needs)}]" if record.needs else ""
+        console.print(Text(f"{record.name:16} {record.asks}{needs}"), soft_wrap=True)
+
+
+def _made(record: StudyRecord, material: Material, out: Path) -> Study:
+    found = stored(record, out, material.key)
+    return found if found is not None else store(make_study(record.name, material), out, material.key)
+
+
+def _in_folder(made: Sequence[Study], material: Material, out: Path) -> list[Study]:
+    """The studies just made and those that the folder held already, in the order of the registry."""
+    known = {study.name: study for study in made}
+    for record in list_studies():
+        if record.name not in known and (found := stored(record, out, material.key)) is not None:
+            known[record.name] = found
+    return [known[record.name] for record in list_studies() if record.name in known]
+
+
+def _time_left(seconds: float, done: float, todo: Sequence[StudyRecord]) -> str:
+    """From how long the finished ones took, by what each is said to cost."""
+    if not done or seconds < 2:
+        return ""
+    left = seconds / done * sum(record.cost for record in todo)
+    return f" (about {max(1, round(left / 60))} min left)" if left > 90 else " (less than 2 min left)"
+
+
+def _world(model: str) -> str:
+    """The prompts of an embedded model's own world."""
+    if model in PLANTED:
+        return "planted"
+    if model in EMBEDDED:
+        return "pocket"
+    raise StudyError(f"{plain(model)} brings no prompts of its own: give --prompts.")
+
+
+def _relatives(model: str) -> list[str]:
+    """The embedded models beside one of them: the same world before tuning, and of other seeds."""
+    return [name for name in EMBEDDED if name != model] if model in EMBEDDED else []

@@ -1,0 +1,211 @@
+"""`arena`: every detector and every guard on the same prompts, in one table."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.checking import Converted, Seed, Whole, checked
+from workbench.comparison.differences import difference_table
+from workbench.comparison.entrants import Entrant, entrants, fit_all, score_all
+from workbench.comparison.guarded import Answers, made_guard
+from workbench.comparison.measures import COLUMNS, Field, detection_rows, row
+from workbench.criteria.statistics import auroc
+from workbench.detectors.calibration import check_labels
+from workbench.detectors.cost import cost_of_each, passes
+from workbench.errors import DetectorError
+from workbench.models.hooked import HookedLVLM
+from workbench.models.loading import SomeModel
+from workbench.prompts import load_prompts
+from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
+from workbench.prompts.splits import check_splits, split_prompts
+from workbench.replies.guards import Guard
+
+DETECTORS = ("one-head", "ships", "sahs", "hidden-detect")
+FRACTIONS = {"selection": 0.6, "test": 0.4}  # of prompts that declare no splits
+COSTED = 8  # test prompts on which passes and times are measured
+TIMED = "milliseconds"
+
+
+def _as_prompts(value: Any) -> PromptSet:
+    return as_prompts(load_prompts(value) if isinstance(value, str | Path) else value)
+
+
+def _named(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+@checked
+def arena(
+    model: SomeModel,
+    prompts: Annotated[Sequence[Prompt] | str | Path, Converted(_as_prompts)],
+    detectors: Any = DETECTORS,
+    guards: Annotated[Any, Converted(_named)] = (),
+    *,
+    judges: Annotated[Any, Converted(_named)] = None,
+    max_new_tokens: Annotated[int, Whole(1, 10**6)] = 32,
+    bootstrap: Annotated[int, Whole(0, 10**6)] = 1000,
+    costed: Annotated[int, Whole(0, 10**6)] = COSTED,
+    out: str | Path | None = None,
+    progress: bool = False,
+    seed: Seed = 0,
+) -> pd.DataFrame:
+    """Every detector on the same test prompts, with intervals, and what guards do to replies.
+
+    Detectors are fitted on the selection and threshold prompts (prompts that declare no splits are dealt 60:40 into
+    those and the test), from one look at each prompt that all of them share, and measured on the test prompts.
+
+    Args:
+        model: From `load_model`, or a name or path that it takes.
+        prompts: Labelled prompts, or what `load_prompts` takes.
+        detectors: Names, with options where wanted (`"one-head-fused:k=3/5:fuse=max"` makes two), objects (fitted ones
+            stay as they are, if they have seen none of the test prompts), or a mapping of objects by name.
+            `workbench.comparison.grid` makes all of measure × rule × projection × number of heads.
+        guards: Names or objects; see `workbench.replies.list_guards`. Without any, nothing is generated.
+        judges: Of replies: one name or function as in `workbench.replies.judges`, or two. By default `"exact"` where
+            every prompt has its expected reply, else `"phrases"`.
+        max_new_tokens: Length of a reply at most.
+        bootstrap: Resamples behind intervals; all detectors share them.
+        costed: Test prompts on which passes and times are measured, one at a time; 0 measures none.
+        out: A folder in which the sweep over all heads is stored, so that an interrupted arena goes on.
+        progress: Show progress, with the time left.
+        seed: Of splits, detectors and resamples.
+
+    Returns:
+        One row a detector × source × family × measure: detector, source, family (`all` sums them up), measure, value,
+        ci_low, ci_high (95 %), n. Measures: those of `workbench.comparison.measures` and
+        `workbench.comparison.guarded`, and, of the detector (a guard: beside the plain reply) on single prompts,
+        `passes` (forward passes, mean) and `milliseconds` (mean; depends on the machine). In `attrs`: `differences`
+        (every detector against chance and every other, `workbench.comparison.differences`, as records), `draws` (of
+        those that draw), `left_out` (who could not be fitted, and why), `splits`, `judges`, `agreement` of two judges,
+        `thresholds` and `stability` by detector, how many test `prompts`, `model`, `weight_hash` and `seed`.
+
+    Raises:
+        DetectorError: If there is no such detector or guard, or none could be fitted.
+        PromptError: For prompts that cannot be used, or splits that overlap.
+
+    Examples:
+        >>> import workbench as wb
+        >>> table = wb.arena("planted", "planted", ("one-head", "ships"), bootstrap=100, costed=0)
+        >>> rates = table[(table.source == "all") & (table.measure == "detection_rate_kde")]
+        >>> dict(zip(rates.detector, rates.value))["one-head"]
+        1.0
+    """
+    assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
+    calibration, test, splits = _parts(prompts, seed)
+    check_labels(test, "The test set of the arena")
+    asked, guarding = entrants(detectors, seed=seed), [made_guard(guard) for guard in guards]
+    if not asked and not guarding:
+        raise DetectorError("There is nobody in the arena. Give detectors, guards, or both.")
+    left_out: dict[str, str] = {}
+    folder = None if out is None else Path(out)
+    fitted = fit_all(model, asked, calibration, left_out, out=folder, progress=progress)
+    fitted = score_all(model, fitted, test, left_out, progress=progress)
+    if asked and not fitted:
+        why = "; ".join(f"{key}: {reason}" for key, reason in left_out.items())
+        raise DetectorError(f"None of the detectors could enter the arena. {why}")
+    field = Field(test, bootstrap=bootstrap, seed=seed)
+    rows = [found for entrant in fitted for found in detection_rows(entrant, field)]
+    about: dict[str, Any] = {"agreement": None, "judges": []}
+    if guarding:
+        used = judges or (("exact",) if all(p.expected for p in test) else ("phrases",))
+        answers = Answers(model, field, judges=used, max_new_tokens=max_new_tokens, progress=progress)
+        rows += answers.rows(guarding, fitted, left_out)
+        about |= {"agreement": answers.agreement, "judges": [str(judge) for judge in used]}
+        rows += _guard_costs(model, guarding, field, answers.plain, costed, max_new_tokens, left_out)
+    rows += [found for entrant in fitted for found in _costs(model, entrant, field, costed)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table.attrs = {
+        **about,
+        "differences": difference_table(fitted, field).to_dict("records") if fitted else [],
+        "draws": [found for entrant in fitted for found in _draws(entrant, field)],
+        "left_out": left_out,
+        "splits": splits,
+        "thresholds": {e.key: float(e.detector.threshold) for e in fitted},
+        "stability": {e.key: e.detector.stability for e in fitted},
+        "prompts": len(test),
+        "model": model.name,
+        "weight_hash": model.weight_hash,
+        "seed": seed,
+    }
+    return table
+
+
+def _parts(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet, str]:
+    """Calibration and test prompts, and where the splits come from."""
+    declared = {p.split for p in prompts}
+    if declared == {""}:
+        parts = split_prompts(prompts, fractions=FRACTIONS, seed=seed)
+        return parts["selection"], parts["test"], f"dealt {FRACTIONS['selection']:.0%} to calibration, seed {seed}"
+    check_splits(prompts)
+    test = prompts.where(split="test")
+    if not len(test) or "" in declared:
+        raise DetectorError(
+            f"The arena tests on prompts of the split test; these declare {', '.join(sorted(declared - {''}))}"
+            f"{' and some of them nothing' if '' in declared else ''}. Declare a split for all of them, or for none."
+        )
+    return PromptSet(p for p in prompts if p.split != "test"), test, "declared"
+
+
+def _costed(field: Field, count: int) -> list[Prompt]:
+    """Test prompts spread over all of them."""
+    places = np.unique(np.linspace(0, len(field.prompts) - 1, min(count, len(field.prompts))).astype(int))
+    return [field.prompts[i] for i in places]
+
+
+def _costs(model: HookedLVLM, entrant: Entrant, field: Field, count: int) -> list[dict]:
+    some = _costed(field, count)
+    if not some:
+        return []
+    counted, seconds = (np.array(of) for of in cost_of_each(entrant.detector, model, some))
+    times, mean = 1000 * seconds, counted.mean() if len(counted) else np.nan
+    return [
+        row(entrant.key, field.everything, "passes", mean, field.mean_interval(counted), len(some)),
+        row(entrant.key, field.everything, TIMED, times.mean(), field.mean_interval(times), len(some)),
+    ]
+
+
+def _guard_costs(
+    model: HookedLVLM,
+    guards: Sequence[Guard],
+    field: Field,
+    plain: Sequence[str],
+    count: int,
+    max_new_tokens: int,
+    left_out: dict[str, str],
+) -> list[dict]:
+    """Of guards that need no detector: work and time beside the plain reply, one prompt at a time."""
+    said = {prompt.id: reply for prompt, reply in zip(field.prompts, plain, strict=True)}
+    some, rows = _costed(field, count), []
+    for guard in guards:
+        if guard.by_detector or guard.name in left_out or not some:
+            continue
+        counted, times = [], []
+        for prompt in some:
+            before, began = model.work.layer_tokens, time.perf_counter()
+            guard.replies(model, [prompt], [said[prompt.id]], max_new_tokens=max_new_tokens)
+            times.append(1000 * (time.perf_counter() - began))
+            counted.append(passes(model, prompt, model.work.layer_tokens - before))
+        for measure, values in (("passes", np.array(counted)), (TIMED, np.array(times))):
+            rows.append(
+                row(guard.name, field.everything, measure, values.mean(), field.mean_interval(values), len(some))
+            )
+    return rows
+
+
+def _draws(entrant: Entrant, field: Field) -> list[dict]:
+    """AUROC and rates of every draw of a detector that draws for each prompt."""
+    if len(entrant.values) == 1:
+        return []
+    unsafe = field.unsafe
+    areas = auroc(entrant.values.T, unsafe)
+    rates = {"detection_rate_kde": unsafe, "fpr_kde": ~unsafe}
+    shares = {name: entrant.flagged[:, of].mean(axis=1) for name, of in rates.items()}
+    return [
+        {"detector": entrant.key, "draw": draw, "measure": name, "value": float(values[draw])}
+        for name, values in {"auroc": areas, **shares}.items()
+        for draw in range(len(entrant.values))
+    ]

@@ -1,0 +1,141 @@
+"""What detectors see of prompts: readings of the unmasked pass, and what masking heads changes.
+
+A detector says what it wants (`Wants`), and `look` sees it. What several detectors want is joined and seen once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from workbench.axes import Head
+from workbench.errors import DetectorError
+from workbench.models.hooked import HookedLVLM
+from workbench.models.masks import Mask
+from workbench.models.walk import BasePass, base_pass
+from workbench.prompts.prompt import Prompt
+from workbench.sweeps.plan import batches
+from workbench.sweeps.sweep import sweep
+
+ROWS = 32  # prompts of one unmasked pass
+BLOCK = 1024  # prompts seen at once when they are scored; what was seen of them is let go before the next come
+
+COORDINATES = ("label", "source", "family", "category", "pair_id", "split")
+
+# Of an unmasked pass: the names of the dimensions after `prompt`, and the numbers, [prompt, …].
+Reading = tuple[tuple[str, ...], np.ndarray]
+Reader = Callable[[HookedLVLM, BasePass], Reading]
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a detector has to see of each prompt.
+
+    Attributes:
+        reads: Readings of one unmasked pass, by the name of the variable; equal names mean equal readings.
+        outputs: Whether z of every head is wanted, the variable `head_output` of a run.
+        projections: What of heads is masked; none where no mask is wanted.
+        heads: The heads masked; None for all of them.
+        mask: How.
+    """
+
+    reads: Mapping[str, Reader] = field(default_factory=lambda: MappingProxyType({}))
+    outputs: bool = False
+    projections: tuple[str, ...] = ()
+    heads: tuple[Head, ...] | None = ()
+    mask: Mask | None = None
+
+
+def joined(wants: Sequence[Wants]) -> Wants:
+    """What several detectors want, together; their masks must be one."""
+    masked = [w for w in wants if w.projections]
+    if len({w.mask for w in masked}) > 1:
+        raise DetectorError("Detectors that mask heads in different ways cannot look at prompts together.")
+    every = any(w.heads is None for w in masked)
+    return Wants(
+        reads={name: read for w in wants for name, read in w.reads.items()},
+        outputs=any(w.outputs for w in wants),
+        projections=tuple(dict.fromkeys(p for w in masked for p in w.projections)),
+        heads=None if every else tuple(dict.fromkeys(h for w in masked for h in w.heads or ())),
+        mask=masked[0].mask if masked else None,
+    )
+
+
+def look(
+    model: HookedLVLM,
+    prompts: Sequence[Prompt],
+    wants: Wants,
+    *,
+    progress: bool = False,
+    out: str | Path | None = None,
+) -> xr.Dataset:
+    """See what is wanted of prompts: a run where heads are masked or their outputs wanted, and readings beside it.
+
+    Args:
+        model: The model to watch.
+        prompts: What it is asked.
+        wants: What to see.
+        progress: Show the progress of masking.
+        out: Where the run is stored, so that an interrupted one goes on.
+    """
+    about = {name: ("prompt", [getattr(p, name) for p in prompts]) for name in COORDINATES}
+    seen = xr.Dataset(coords={"prompt": [p.id for p in prompts], **about})
+    if wants.projections:
+        heads = None if wants.heads is None else list(wants.heads)
+        options: dict[str, Any] = {
+            "heads": heads,
+            "mask": wants.mask,
+            "keep_states": False,
+            "progress": progress,
+            "out": out,
+        }
+        seen = sweep(model, prompts, projections=wants.projections, **options)
+    elif wants.outputs:
+        last = (model.masked_layers[-1], 0)  # at the least cost: only what the unmasked pass shows is read
+        seen = sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
+    return seen.assign({name: (("prompt", *dims), values) for name, dims, values in _read(model, prompts, wants.reads)})
+
+
+def _read(
+    model: HookedLVLM, prompts: Sequence[Prompt], reads: Mapping[str, Reader]
+) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
+    if not reads:
+        return
+    encoded = [model.encode(prompt) for prompt in prompts]
+    found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+    for batch in batches(encoded, ROWS):
+        base = base_pass(model, [encoded[i] for i in batch])
+        for name, read in reads.items():
+            dims, values = read(model, base)
+            if name not in found:
+                found[name] = dims, np.full((len(prompts), *values.shape[1:]), np.nan, values.dtype)
+            found[name][1][batch] = values
+    for name, (dims, values) in found.items():
+        yield name, dims, values
+
+
+def after_layer(base: BasePass, layer: int) -> Tensor:
+    """The residual stream after a layer at the last prompt position, [prompt, d_model]."""
+    above = [number for number in base.inputs if number > layer]  # what the next layer that ran was given
+    return base.inputs[min(above)][:, -1] if above else base.residual
+
+
+def residuals(model: HookedLVLM, base: BasePass) -> Reading:
+    """The residual stream after every layer at the last prompt position: layer, d_model; float32."""
+    layers = [after_layer(base, layer).float().cpu().numpy() for layer in range(model.n_layers)]
+    return ("layer", "d_model"), np.stack(layers, axis=1)
+
+
+def final_state(model: HookedLVLM, base: BasePass) -> Reading:
+    """The final state at the last prompt position, after the final norm: d_model; float32."""
+    return ("d_model",), base.state.float().cpu().numpy()
+
+
+def first_logits(model: HookedLVLM, base: BasePass) -> Reading:
+    """Logits of the first token of the reply: vocab; float32."""
+    return ("vocab",), base.logits.float().cpu().numpy()

@@ -1,0 +1,81 @@
+"""`Guard`: what changes how a model answers; and `GuardRecord`, a guard as the registry knows it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from workbench.errors import DetectorError
+from workbench.models.hooked import HookedLVLM
+from workbench.prompts.prompt import Prompt
+from workbench.replies.batches import can_write
+
+
+class Guard(ABC):
+    """A defence: from prompts to replies that are meant to be safe.
+
+    Attributes:
+        by_detector: Whether a detector decides which prompts it acts on; `replies` then answers every prompt as one
+            that was flagged. Others act on all prompts, and find out for themselves.
+    """
+
+    name: ClassVar[str]
+    by_detector: ClassVar[bool] = False
+
+    @abstractmethod
+    def replies(
+        self,
+        model: HookedLVLM,
+        prompts: Sequence[Prompt],
+        plain: Sequence[str],
+        *,
+        max_new_tokens: int,
+        progress: bool = False,
+    ) -> list[str]:
+        """The guarded reply to each prompt.
+
+        Args:
+            model: The model that is guarded.
+            prompts: What it is asked.
+            plain: What it says without the guard; some guards begin from that.
+            max_new_tokens: Length of a reply at most.
+            progress: Show the progress of generation.
+
+        Raises:
+            DetectorError: If the model cannot write or read the guard's words.
+        """
+
+
+@dataclass(frozen=True)
+class GuardRecord:
+    """One guard as tables, help texts and `make_guard` know it.
+
+    Attributes:
+        name: In kebab case, unique.
+        guard: The class.
+        needs: What it takes.
+        says: What it does.
+        source: Paper and public code.
+        options: What the class is called with under this name.
+    """
+
+    name: str
+    guard: type[Guard]
+    needs: str
+    says: str
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def first_writable(model: HookedLVLM, texts: Sequence[str], what: str) -> str:
+    """The first text whose words the model knows.
+
+    Raises:
+        DetectorError: If it knows none of them.
+    """
+    for text in texts:
+        if can_write(model, text):
+            return text
+    raise DetectorError(
+        f"{model.name!r} does not know the words of {what}: {texts[0][:60]!r}. Give {what} in the model's own words."
+    )

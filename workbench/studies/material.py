@@ -1,0 +1,134 @@
+"""`Material`: what the studies of one call share: the model, the prompts, and every sweep, made once and kept."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import xarray as xr
+from rich.console import Console
+from rich.progress import track
+
+from workbench.criteria import score
+from workbench.models.fingerprint import fingerprint
+from workbench.models.hooked import HookedLVLM
+from workbench.prompts.prompt import PromptSet
+from workbench.prompts.splits import sample_prompts, split_prompts
+from workbench.runs.splits import with_splits
+from workbench.studies.measuring import BOOTSTRAP, PERMUTATIONS, Chosen
+from workbench.sweeps.sweep import sweep
+
+T = TypeVar("T")
+
+
+class Material:
+    """What the studies of one call share.
+
+    Args:
+        model: The model that is studied.
+        prompts: With both labels. Without declared splits they are dealt, seeded, and keep what is dealt.
+        others: Other models, and other prompt sets.
+        runs: A folder where sweeps are kept, so that a later call shares them and a stopped one goes on; None keeps
+            them in memory.
+        seed: Of every draw.
+        progress: Show bars with the time left.
+    """
+
+    def __init__(
+        self,
+        model: HookedLVLM,
+        prompts: PromptSet,
+        others: Sequence[HookedLVLM | PromptSet] = (),
+        *,
+        runs: Path | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        self.model, self.seed, self.runs, self.progress = model, seed, runs, progress
+        self.models = tuple(other for other in others if isinstance(other, HookedLVLM))
+        self.sets = tuple(_split(other, seed) for other in others if isinstance(other, PromptSet))
+        self.prompts = _split(prompts, seed)
+        self._made: dict[str, xr.Dataset] = {}
+
+    @property
+    def about(self) -> str:
+        """The model and the prompts in a sentence."""
+        unsafe = sum(p.label == "unsafe" for p in self.prompts)
+        said = f"{unsafe} unsafe and {len(self.prompts) - unsafe} safe prompts put to {self.model.name}"
+        others = [m.name for m in self.models] + [f"{s.name} ({len(s)} prompts)" for s in self.sets]
+        return said + (f"; beside it {', '.join(others)}." if others else ".")
+
+    @property
+    def key(self) -> str:
+        """Equal for the same weights, prompts, others and seed."""
+        parts = [fingerprint(m) for m in (self.model, *self.models)]
+        parts += [_prompts_key(s) for s in (self.prompts, *self.sets)]
+        return _digest(parts, self.seed)
+
+    @property
+    def judge(self) -> str:
+        """The judge of replies: exact where every prompt has the reply that complies with it, else by phrases."""
+        return "exact" if all(p.expected for p in self.prompts) else "phrases"
+
+    def sweep(self, model: HookedLVLM | None = None, prompts: PromptSet | None = None, **options: Any) -> xr.Dataset:
+        """A sweep, made once; `options` are those of `wb.sweep`."""
+        model, prompts = model or self.model, prompts or self.prompts
+        key = _digest([fingerprint(model), _prompts_key(prompts)], sorted(options.items()))
+        if key not in self._made:
+            name = re.sub(r"\W+", "-", model.name.rpartition("/")[2]) or "model"
+            out = None if self.runs is None else self.runs / f"{name}-{key}.zarr"
+            self._made[key] = sweep(model, prompts, out=out, seed=self.seed, progress=self.progress, **options).load()
+        return self._made[key]
+
+    @cached_property
+    def run(self) -> xr.Dataset:
+        """Both projections of every head masked on every prompt."""
+        return with_splits(self.sweep(), seed=self.seed)[0]
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """Every criterion the run allows, on the selection prompts."""
+        return score(self.run, "all", bootstrap=BOOTSTRAP, permutations=PERMUTATIONS, seed=self.seed)
+
+    def chosen(self, run: xr.Dataset | None = None, **how: Any) -> Chosen:
+        """Heads that a rule chooses on the run's selection prompts, with their values on all of them."""
+        return Chosen.of(self.run if run is None else run, seed=self.seed, **how)
+
+    def test_prompts(self, prompts: PromptSet | None = None) -> PromptSet:
+        """The prompts of the test split."""
+        return (prompts or self.prompts).where(split="test")
+
+    def sample(self, prompts: PromptSet, n: int) -> PromptSet:
+        """At most `n` of some prompts, as even over the labels as there are prompts; order kept."""
+        return prompts if len(prompts) <= n else sample_prompts(prompts, n, seed=self.seed)
+
+    def track(self, steps: Iterable[T], words: str, *, total: int | None = None) -> Iterable[T]:
+        """The steps, with a bar that shows the time left."""
+        return track(
+            steps,
+            words,
+            total=total,
+            console=Console(stderr=True),
+            disable=not self.progress,
+            transient=True,
+        )
+
+
+def _split(prompts: PromptSet, seed: int) -> PromptSet:
+    if any(p.split for p in prompts):
+        return prompts
+    dealt = {p.id: p for part in split_prompts(prompts, seed=seed).values() for p in part}
+    return PromptSet((dealt[p.id] for p in prompts), name=prompts.name)
+
+
+def _prompts_key(prompts: PromptSet) -> str:
+    labels = [(p.label, p.family, p.category, p.source, p.pair_id, p.split, p.expected) for p in prompts]
+    return _digest([prompts.content_hash()], labels)
+
+
+def _digest(parts: Sequence[str], more: Any) -> str:
+    return hashlib.sha256(json.dumps([*parts, more], default=repr).encode()).hexdigest()[:12]

@@ -1,0 +1,186 @@
+"""What several studies measure: heads chosen on one split, a threshold from another, separation on the third."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from workbench.axes import Head
+from workbench.criteria import get_criterion, score, statistics, top_heads
+from workbench.criteria.detection import decision_values
+from workbench.criteria.ranking import anchor_rule
+from workbench.detectors.calibration import densities_cross
+from workbench.detectors.detector import head_pairs
+from workbench.errors import CriterionError
+from workbench.runs.pairs import unit_names
+from workbench.runs.reading import prompt_coord
+from workbench.runs.splits import in_split
+
+BOOTSTRAP, PERMUTATIONS = 1000, 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Heads that a rule chose on the selection prompts of a run, and their values on all prompts.
+
+    Attributes:
+        run: With splits.
+        heads: Best first.
+        values: As strengths, larger = more unsafe: [prompt, head].
+        seed: Of resamples and shuffles.
+    """
+
+    run: xr.Dataset
+    heads: tuple[Head, ...]
+    values: np.ndarray
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        run: xr.Dataset,
+        *,
+        criterion: str = "deflection",
+        rule: str | None = None,
+        projection: str = "query",
+        k: int = 1,
+        seed: int = 0,
+        among: np.ndarray | None = None,
+        without: Sequence[Head] = (),
+    ) -> Self:
+        """The first `k` heads, or as many as the rule keeps.
+
+        Args:
+            among: Prompts that the choice may see, [prompt]; the selection split by default.
+            without: Heads that are not to be chosen.
+        """
+        record = get_criterion(criterion)
+        rule = rule or anchor_rule(record)
+        part = run.isel(prompt=np.flatnonzero(in_split(run, "selection") if among is None else among))
+        scores = score(part.drop_vars("split"), (criterion,), bootstrap=0, permutations=0, seed=seed)
+        projection = projection if projection in set(scores["projection"]) else str(scores["projection"].iloc[0])
+        scores = scores[[head not in set(without) for head in head_pairs(scores)]]
+        heads = tuple(head_pairs(_as_many(scores, criterion, rule, projection, k, seed)))
+        by_head = decision_values(run, record).sel(projection=projection)
+        values = np.stack([by_head.sel(layer=layer, head=head).values for layer, head in heads], axis=1)
+        return cls(run, heads, values.astype(np.float64), seed)
+
+    @property
+    def value(self) -> np.ndarray:
+        """Of the first head, [prompt]."""
+        return self.values[:, 0]
+
+    def threshold(self, values: np.ndarray | None = None) -> float:
+        """Where the densities of the threshold prompts cross, as published; NaN where the values have none."""
+        values = self.value if values is None else values
+        return crossing(values, self.run, in_split(self.run, "threshold"))
+
+
+def _as_many(scores: pd.DataFrame, criterion: str, rule: str, projection: str, k: int, seed: int) -> pd.DataFrame:
+    how: dict[str, Any] = {"criterion": criterion, "rule": rule, "projection": projection, "seed": seed}
+    try:
+        return top_heads(scores, k=k, **how)
+    except CriterionError:
+        if k == 1:
+            raise
+        for fewer in range(k - 1, 1, -1):
+            try:
+                return top_heads(scores, k=fewer, **how)
+            except CriterionError:
+                continue
+        return top_heads(scores, k=1, **how)
+
+
+def crossing(values: np.ndarray, run: xr.Dataset, among: np.ndarray) -> float:
+    """The published threshold from the prompts `among`, [prompt]; NaN where no density can be had."""
+    unsafe = is_unsafe(run)
+    try:
+        return densities_cross(values[among & unsafe], values[among & ~unsafe])[0]
+    except CriterionError:
+        return float("nan")
+
+
+def is_unsafe(run: xr.Dataset) -> np.ndarray:
+    return prompt_coord(run, "label") == "unsafe"
+
+
+def separations(
+    values: np.ndarray, run: xr.Dataset, among: np.ndarray | None = None, *, seed: int, bootstrap: int = BOOTSTRAP
+) -> pd.DataFrame:
+    """How well each column of values tells unsafe prompts from safe ones, on the test prompts or those `among`.
+
+    Args:
+        values: [prompt, column], larger = more unsafe.
+
+    Returns:
+        One row a column: `auroc` with its 95 % interval `ci_low` and `ci_high` (bootstrap, units together), `p_value`
+        (permutation of labels, one-sided, units together), `n`. NaN where one label is missing or a value is.
+    """
+    among = in_split(run, "test") if among is None else among
+    part, values = run.coords.to_dataset().isel(prompt=np.flatnonzero(among)), values[among]
+    unsafe, pairs, rows = is_unsafe(part), unit_names(part), []
+    known = np.isfinite(values).all(0) & (0 < unsafe.sum() < len(unsafe))
+    p = np.full(values.shape[1], np.nan)
+    if known.any():
+        contents = prompt_coord(part, "content")
+        shuffles = statistics.shuffled_labels(unsafe, pairs, permutations=PERMUTATIONS, seed=seed, contents=contents)
+        p[known] = statistics.permutation_p(values[:, known], unsafe, shuffles)
+    for column, there in enumerate(known):
+        of = values[:, column]
+        area, ends = np.nan, (np.nan, np.nan)
+        if there:
+            area = statistics.auroc(of[:, None], unsafe)[0]
+            ends = statistics.auroc_interval(of, unsafe, pairs, resamples=bootstrap, seed=seed)
+        rows.append((float(area), float(ends[0]), float(ends[1]), float(p[column]), int(among.sum())))
+    return pd.DataFrame(rows, columns=["auroc", "ci_low", "ci_high", "p_value", "n"])
+
+
+def of_area(area: Any) -> dict[str, Any]:
+    """A row of `separations` as a measurement: value, ci_low, ci_high, n."""
+    return {"value": area["auroc"], "ci_low": area["ci_low"], "ci_high": area["ci_high"], "n": int(area["n"])}
+
+
+def rate(flagged: np.ndarray) -> dict[str, float]:
+    """A share with its exact 95 % interval: value, ci_low, ci_high, n; NaN without any."""
+    hits, n = int(np.sum(flagged)), len(flagged)
+    low, high = statistics.rate_interval(hits, n)
+    return {"value": hits / n if n else np.nan, "ci_low": float(low), "ci_high": float(high), "n": n}
+
+
+def mean_of(values: np.ndarray, units: np.ndarray, *, seed: int, resamples: int = BOOTSTRAP) -> dict[str, float]:
+    """A mean with its 95 % bootstrap interval, units drawn together: value, ci_low, ci_high, n; NaN without any."""
+    if not len(values):
+        return {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n": 0}
+    weights = statistics.bootstrap_weights(np.ones(len(values), dtype=bool), units, resamples=resamples, seed=seed)
+    low, high = statistics.percentile_interval(weights @ values / weights.sum(1))
+    return {"value": float(np.mean(values)), "ci_low": float(low), "ci_high": float(high), "n": len(values)}
+
+
+def families(run: xr.Dataset, *, by: str = "family", label: str = "unsafe") -> list[str]:
+    """The named families (or sources, categories) of prompts of a label, in order of names."""
+    return sorted(set(prompt_coord(run, by)[prompt_coord(run, "label") == label]) - {""})
+
+
+def span(row: Any, digits: int = 2) -> str:
+    """`0.87 (0.80 to 0.93)`, of a row with value or auroc and its interval."""
+    value = row["value"] if "value" in row else row["auroc"]
+    if not np.isfinite(value):
+        return "not known"
+    ends = f" ({row['ci_low']:.{digits}f} to {row['ci_high']:.{digits}f})" if np.isfinite(row["ci_low"]) else ""
+    return f"{value:.{digits}f}{ends}"
+
+
+def percent(row: Any) -> str:
+    """`87 % (80 to 93)`, of a share."""
+    if not np.isfinite(row["value"]):
+        return "not known"
+    return f"{100 * row['value']:.0f} % ({100 * row['ci_low']:.0f} to {100 * row['ci_high']:.0f})"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    words = list(words)
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,99 @@
+"""`reselect`: suppress the chosen heads, choose again, detect again."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.axes import Head, head_names
+from workbench.comparison.suppression import suppress
+from workbench.errors import CriterionError
+from workbench.runs.reading import prompt_coord
+from workbench.runs.splits import in_split, with_splits
+from workbench.studies.material import Material
+from workbench.studies.measuring import families, is_unsafe, of_area, percent, rate, separations, span
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.views.figures import studies as figures
+
+ROUNDS, K = 2, 5
+SHOWN = {"auroc": "AUROC", "detection_rate": "unsafe flagged", "false_positive_rate": "safe flagged"}
+
+
+def find(material: Material) -> Findings:
+    """Round after round the chosen heads write nothing any more, and others are chosen on the model that is left."""
+    rows, tests = [], []
+    gone: list[Head] = []
+    model, run = material.model, material.run
+    for number in range(ROUNDS + 1):
+        if number:
+            model = suppress(material.model, gone)
+            run = with_splits(material.sweep(model, projections=("query",)), seed=material.seed)[0]
+        try:
+            chosen = material.chosen(run, k=K, without=gone)
+        except CriterionError:
+            break  # nothing is left that the rule would keep
+        about = {"suppressed": len(gone), "gone": head_names(gone), "chosen": head_names(chosen.heads)}
+        unsafe, test, family = is_unsafe(run), in_split(run, "test"), prompt_coord(run, "family")
+        area = separations(chosen.value[:, None], run, seed=material.seed).iloc[0]
+        rows.append(about | {"measure": "auroc", "family": "all"} | of_area(area))
+        tests.append({"test": f"{len(gone)} heads suppressed", "p_value": area["p_value"]})
+        threshold = chosen.threshold()
+        for name in ["all", *families(run)] if np.isfinite(threshold) else []:
+            of = test & unsafe & ((family == name) | (name == "all"))
+            rows.append(about | {"measure": "detection_rate", "family": name} | rate(chosen.value[of] > threshold))
+        if np.isfinite(threshold):
+            flagged = chosen.value[test & ~unsafe] > threshold
+            rows.append(about | {"measure": "false_positive_rate", "family": "all"} | rate(flagged))
+        gone = [*gone, *chosen.heads]
+    table = pd.DataFrame(rows)
+    return Findings(table, _says(table), tested(tests), _beside(table, material))
+
+
+def _rows(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    return table[(table["measure"] == measure) & (table["family"] == "all")]
+
+
+def _says(table: pd.DataFrame) -> str:
+    told = []
+    for row in _rows(table, "auroc").to_dict("records"):
+        first = row["chosen"].split()[0]
+        told.append(f"{row['suppressed']} heads suppressed: {first} is chosen, AUROC {span(row)}")
+    return "; ".join(told) + "."
+
+
+def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
+    rates, alarms = _rows(table, "detection_rate"), _rows(table, "false_positive_rate")
+    ours = [
+        f"{int(row['suppressed'])} suppressed: {percent(row)}, false alarms {percent(alarm)}"
+        for (_, row), (_, alarm) in zip(rates.iterrows(), alarms.iterrows(), strict=True)
+    ]
+    return (
+        Beside(
+            "detection after the first five heads are suppressed and others chosen",
+            "98.91 | 100 | 98.50 | 99.75 % (VLSafe, FigStep, query-relevant, LLM transfer), false alarms 3.6 and 1.6 % "
+            "(LLaVA-1.5-7B)",
+            "; ".join(ours) or "not known",
+            f"model ({material.model.name}, {material.model.n_layers * material.model.n_heads} heads against 1,024), "
+            "prompts; suppressed here by zero columns of W_O, there by the query mask as far as was found",
+            "rebuttal of 'One Head to Rule Them All' (NeurIPS 2025)",
+        ),
+    )
+
+
+def draw(findings: Findings) -> Any:
+    table = findings.table[(findings.table["family"] == "all") & findings.table["measure"].isin(list(SHOWN))]
+    table = table.assign(series=table["measure"].map(SHOWN))
+    words: dict[str, Any] = {"x_words": "heads suppressed before choosing again", "y_words": "share"}
+    return figures.lines(table, x="suppressed", series="series", limits=(-0.03, 1.03), **words)
+
+
+STUDY = StudyRecord(
+    "reselect",
+    asks="Does detection rest on these heads, or do others take their place when they are gone?",
+    source="rebuttal of 'One Head to Rule Them All' (NeurIPS 2025)",
+    runs="a sweep of the query mask for each round, on a copy in which the chosen heads write nothing",
+    fails="A suppressed head also changes what later heads read, so that the model left is not the model studied.",
+    find=find,
+    draw=draw,
+    cost=1.0,
+)

@@ -1,0 +1,122 @@
+"""`selection-set`: heads chosen on one kind of unsafe prompts, tested on another."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workbench.axes import head_name, head_names
+from workbench.errors import CriterionError
+from workbench.runs.reading import prompt_coord
+from workbench.runs.splits import in_split
+from workbench.studies import needs
+from workbench.studies.material import Material
+from workbench.studies.measuring import Chosen, families, is_unsafe, of_area, rate, separations
+from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.views.figures import studies as figures
+
+K = 5
+EVERY = "all"
+SHOWN = {"auroc": "AUROC of the first head", "overlap": "share of the first five"}
+
+
+def find(material: Material) -> Findings:
+    """Five heads a family, their overlaps against chance, and what the first head of each detects of every other."""
+    run, unsafe = material.run, is_unsafe(material.run)
+    family, test, select = (prompt_coord(run, "family"), in_split(run, "test"), in_split(run, "selection"))
+    n_heads = run.sizes["layer"] * run.sizes["head"]
+    chosen, rows, tests = {}, [], []
+    for name in [*families(run), EVERY]:
+        try:
+            among = select & (~unsafe | (family == name) | (name == EVERY))
+            chosen[name] = material.chosen(k=K, among=among)
+        except CriterionError:
+            continue  # too few prompts of the family to choose on
+    for a, of in chosen.items():
+        values, threshold = of.value, of.threshold()
+        for b in families(run):
+            about = {"chosen_on": a, "against": b, "heads": head_names(of.heads)}
+            area = separations(values[:, None], run, test & (~unsafe | (family == b)), seed=material.seed).iloc[0]
+            rows.append(about | {"measure": "auroc"} | of_area(area))
+            tests.append({"test": f"chosen on {a}, tested on {b}", "p_value": area["p_value"]})
+            flagged = values[test & unsafe & (family == b)] > threshold
+            if np.isfinite(threshold):
+                rows.append(about | {"measure": "detection_rate"} | rate(flagged))
+        for b, other in chosen.items():
+            shared = set(of.heads) & set(other.heads)
+            about = {"chosen_on": a, "against": b, "heads": head_names(sorted(shared))}
+            value = len(shared) / min(len(of.heads), len(other.heads))
+            rows.append(
+                about
+                | {"measure": "overlap", "value": value, "ci_low": np.nan, "ci_high": np.nan, "n": len(of.heads)}
+                | {"p_chance": overlap_p(of, other, n_heads) if a != b else np.nan}
+            )
+    table = pd.DataFrame(rows)
+    return Findings(table, _says(table, chosen), tested(tests), _beside(table, material))
+
+
+def overlap_p(first: Chosen, second: Chosen, n_heads: int) -> float:
+    """Chance that as many heads or more are shared when both sets are drawn from all heads (hypergeometric)."""
+    from scipy.stats import hypergeom
+
+    shared = len(set(first.heads) & set(second.heads))
+    return float(hypergeom.sf(shared - 1, n_heads, len(first.heads), len(second.heads)))
+
+
+def _off(table: pd.DataFrame, measure: str) -> pd.DataFrame:
+    of = table[(table["measure"] == measure) & (table["chosen_on"] != EVERY) & (table["against"] != EVERY)]
+    return of[of["chosen_on"] != of["against"]]
+
+
+def _says(table: pd.DataFrame, chosen: dict[str, Chosen]) -> str:
+    first = {name: head_name(*of.heads[0]) for name, of in chosen.items() if name != EVERY}
+    other, overlap = _off(table, "auroc"), _off(table, "overlap")
+    areas = table[table["measure"] == "auroc"]
+    own = areas[areas["chosen_on"] == areas["against"]]
+    told = (
+        f"Chosen on each family alone, the first head is {len(set(first.values()))} different "
+        f"{'head' if len(set(first.values())) == 1 else 'heads'} over {len(first)} families "
+        f"({', '.join(f'{n}: {h}' for n, h in first.items())}). AUROC is {own['value'].mean():.2f} on the family that "
+        "a head was chosen on (mean)"
+    )
+    if len(other):
+        told += (
+            f" and {other['value'].mean():.2f} on the others, {other['value'].min():.2f} at worst; two families share "
+            f"{K * overlap['value'].mean():.1f} of {K} heads on average."
+        )
+    return told if told.endswith(".") else told + "."
+
+
+def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
+    overlap = _off(table, "overlap")["value"]
+    return (
+        Beside(
+            "heads among the first five that two selection sets share",
+            "2 of 5: (8,2) and (5,28), VLSafe against VLGuard (LLaVA-1.5-7B)",
+            f"{K * overlap.mean():.1f} of {K} on average over pairs of families" if len(overlap) else "not known",
+            f"model ({material.model.name}; {material.model.n_layers} × {material.model.n_heads} heads, not 32 × 32, "
+            "so that chance is another), and families of one set in place of two sets",
+            "rebuttal of 'One Head to Rule Them All' (NeurIPS 2025)",
+        ),
+    )
+
+
+def draw(findings: Findings) -> Any:
+    table = findings.table[findings.table["measure"].isin(["auroc", "overlap"])]
+    table = table[table["against"] != EVERY]
+    table = table.assign(panel=table["measure"].map(SHOWN))
+    words = {"rows": "chosen on", "columns": "tested on, or chosen on", "value": "AUROC, or share"}
+    return figures.matrix(table, rows="chosen_on", columns="against", panels="panel", words=words, low=0.0, high=1.0)
+
+
+STUDY = StudyRecord(
+    "selection-set",
+    asks="Do other selection prompts choose other heads, and do those heads detect what they were not chosen on?",
+    source="rebuttal of 'One Head to Rule Them All' (NeurIPS 2025); reviews",
+    runs="the sweep; a choice for each family, tested on each family",
+    fails="Families of one set share pictures and style; sets of other sources (others=) are harder. Small families "
+    "choose by chance.",
+    find=find,
+    draw=draw,
+    needs=(needs.FAMILIES,),
+)

@@ -1,0 +1,199 @@
+// Two sides next to each other: a run and a projection each. Linked maps, what differs, rank against rank, how the first
+// heads overlap, and how far all rankings agree.
+import { choice, fill, headName, labelled, make, number, offer, sameHead } from "./dom.js";
+import { criterionSource } from "./maps.js";
+import { penOf, themeOf } from "./pen.js";
+import { spearman, ticks } from "./statistics.js";
+
+export function sidesOf(data) {
+  return data.manifest.runs.flatMap((run, at) => run.projections.map((projection) => ({
+    run: at, projection, label: data.manifest.runs.length > 1 ? `${run.label}, ${projection}` : `${projection} masked`,
+  })));
+}
+
+// One map less the other, head by head, around zero.
+export function differenceSource(data, left, right, column, sources) {
+  const shape = data.shape(left.run);
+  const same = String(shape) === String(data.shape(right.run));
+  const value = (head) => data.value(right, column, head) - data.value(left, column, head);
+  let most = 0;
+  for (let l = 0; same && l < shape[0]; l += 1) for (let h = 0; h < shape[1]; h += 1) most = Math.max(most, Math.abs(value([l, h])) || 0);
+  most ||= 1;
+  const why = same ? "A side has no value for it." : "The two have different numbers of layers or heads.";
+  return {
+    column, title: "Second less first", note: "", shape, value, excluded: () => false, uncertain: () => false, first: () => [],
+    scale: { low: -most, high: most, log: false, colours: data.manifest.diverging, ticks: ticks(-most, most, 4), unit: data.scale(left, column)?.unit ?? "" },
+    status: (head) => (same && Number.isFinite(value(head)) ? ["known", ""] : [same ? "not computed" : "undefined", why]),
+    readout: (head) => (Number.isFinite(value(head)) && same ? [`${number(value(head))}`, sources.map((s) => s.readout(head)[1]).join(" | ")] : ["no difference", why]),
+  };
+}
+
+export function createCompare({ store, data, ground, counts }) {
+  const { state } = store;
+  const sides = sidesOf(data);
+  const [left, right] = [0, 1].map((at) => choice([], "", (value) => store.set({ sides: state.sides.map((one, i) => (i === at ? Number(value) : one)) })));
+  const scatter = make("canvas", { className: "wbx-scatter", role: "img" });
+  const said = make("figcaption", {});
+  const overlap = make("canvas", { role: "img" });
+  const bump = make("div", { className: "wbx-bump" });
+  const matrix = make("div", {});
+  const shared = make("figcaption", {});
+  const root = make("section", { className: "wbx-block" },
+    make("div", { className: "wbx-pictures" }, make("figure", {}, scatter, said), make("figure", {}, overlap, shared)),
+    make("h3", {}, "The first heads, side by side"), bump, make("h3", {}, "How far the rankings agree"), matrix);
+  let points = [];
+
+  const pair = () => state.sides.map((at) => ({ ...sides[at], criterion: state.criterion }));
+
+  function sources() {
+    const both = pair().map((side) => {
+      const source = criterionSource(data, side, state.column, state.rule, state.k);
+      return { ...source, title: side.label, side, about: source.title };
+    });
+    return [...both, differenceSource(data, ...both.map((one) => one.side), state.column, both)];
+  }
+
+  function ranked(side) {
+    const ranks = data.ranks(side, state.rule);
+    return ranks ? [...ranks] : [];
+  }
+
+  function show() {
+    counts.compared += 1;
+    const options = sides.map((one, i) => [String(i), one.label]);
+    offer(left, options, String(state.sides[0]));
+    offer(right, options, String(state.sides[1]));
+    const [a, b] = pair();
+    if (String(data.shape(a.run)) !== String(data.shape(b.run))) {
+      points = [];
+      said.textContent = "The two have different numbers of layers or heads, so heads cannot be matched.";
+    } else showScatter(a, b);
+    showOverlap(a, b);
+    showBump();
+    showMatrix();
+  }
+
+  function showScatter(a, b) {
+    const [x, y] = [ranked(a), ranked(b)];
+    const wide = data.run(a.run).heads;
+    points = x.map((rank, i) => ({ x: rank, y: y[i], head: [Math.floor(i / wide), i % wide] })).filter((p) => p.x && p.y);
+    const agree = points.length > 2 ? spearman(points.map((p) => p.x), points.map((p) => p.y)) : NaN;
+    said.textContent = `Rank by ${state.rule}: ${points.length} heads that both keep, Spearman ${number(agree)}. Click a point.`;
+    frames();
+  }
+
+  function frames() {
+    const side = 250;
+    const theme = themeOf(ground());
+    const pen = penOf(scatter, side, side);
+    const [a, b] = pair();
+    const most = Math.max(1, ...points.map((p) => Math.max(p.x, p.y)));
+    const at = (rank) => 30 + ((rank - 1) / Math.max(1, most - 1)) * (side - 42);
+    pen.font = `11px ${theme.font}`;
+    pen.strokeStyle = theme.line;
+    pen.beginPath();
+    pen.moveTo(30, 30);
+    pen.lineTo(side - 12, side - 12);
+    pen.stroke();
+    pen.fillStyle = theme.quiet;
+    pen.textAlign = "center";
+    pen.fillText(a.label, side / 2, 12);
+    pen.save();
+    pen.translate(12, side / 2);
+    pen.rotate(-Math.PI / 2);
+    pen.fillText(b.label, 0, 0);
+    pen.restore();
+    for (const p of points) {
+      const first = p.x <= state.k || p.y <= state.k;
+      Object.assign(p, { cx: at(p.x), cy: at(p.y) });
+      pen.globalAlpha = first ? 0.95 : 0.4;
+      pen.fillStyle = first ? theme.unsafe : theme.quiet;
+      pen.beginPath();
+      pen.arc(p.cx, p.cy, first ? 4 : 2.5, 0, 7);
+      pen.fill();
+    }
+    pen.globalAlpha = 1;
+    for (const [head, colour] of [[state.locked, theme.lock], [state.hover, theme.quiet], [state.head, theme.mark]]) {
+      const point = points.find((p) => sameHead(p.head, head));
+      if (!point) continue;
+      pen.strokeStyle = colour;
+      pen.lineWidth = 2.5;
+      pen.beginPath();
+      pen.arc(point.cx, point.cy, 7, 0, 7);
+      pen.stroke();
+    }
+    scatter.setAttribute("aria-label", said.textContent);
+  }
+
+  scatter.addEventListener("click", (event) => {
+    const box = scatter.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    const near = points.map((p) => [Math.hypot(p.cx - x, p.cy - y), p]).sort((p, q) => p[0] - q[0])[0];
+    if (near && near[0] < 24) store.set({ head: near[1].head });
+  });
+
+  // Share of the first k that both have, for every k, beside what two random orders would share.
+  function showOverlap(a, b) {
+    const theme = themeOf(ground());
+    const [width, height] = [300, 190];
+    const pen = penOf(overlap, width, height);
+    const most = Math.min(50, Math.max(2, data.kept(a, state.rule), data.kept(b, state.rule)));
+    const [x, y] = [a, b].map((side) => data.first(side, state.rule, most).map(headName));
+    const all = data.shape(a.run)[0] * data.shape(a.run)[1];
+    const place = (k, share) => [34 + ((k - 1) / (most - 1)) * (width - 46), height - 26 - share * (height - 42)];
+    const line = (share, colour, dash) => {
+      pen.strokeStyle = colour;
+      pen.lineWidth = 2;
+      pen.setLineDash(dash);
+      pen.beginPath();
+      for (let k = 1; k <= most; k += 1) pen[k === 1 ? "moveTo" : "lineTo"](...place(k, share(k)));
+      pen.stroke();
+      pen.setLineDash([]);
+    };
+    const common = (k) => x.slice(0, k).filter((name) => y.slice(0, k).includes(name));
+    line((k) => k / all, theme.quiet, [4, 3]);
+    line((k) => common(k).length / k, theme.unsafe, []);
+    pen.fillStyle = theme.quiet;
+    pen.font = `11px ${theme.font}`;
+    pen.textAlign = "right";
+    for (const share of [0, 0.5, 1]) pen.fillText(String(share), 28, place(1, share)[1] + 4);
+    pen.textAlign = "center";
+    for (const k of ticks(1, most, 5)) if (Number.isInteger(k)) pen.fillText(String(k), place(k, 0)[0], height - 10);
+    pen.fillText("first k", width / 2, height);
+    const both = common(state.k);
+    shared.textContent = `Of the first ${state.k}, ${both.length} in common${both.length ? `: ${both.join(", ")}` : ""}. Dashed: two random orders.`;
+    overlap.setAttribute("aria-label", shared.textContent);
+  }
+
+  // A column a side, a row a rank; a head that is chosen is marked wherever it stands.
+  function showBump() {
+    const columns = sides.map((side) => data.first({ ...side, criterion: state.criterion }, state.rule, state.k));
+    fill(bump, make("table", { className: "wbx-ranks" }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "rank"), sides.map((side) => make("th", { scope: "col" }, side.label)))),
+      make("tbody", {}, Array.from({ length: state.k }, (_, i) => make("tr", {}, make("th", { scope: "row" }, String(i + 1)), columns.map((heads, at) => make("td", {}, heads[i] ? cell(heads[i], sides[at]) : "–")))))));
+  }
+
+  function cell(head, side) {
+    const share = data.stability({ ...side, criterion: state.criterion }, state.rule, state.k, head);
+    return make("button", { type: "button", className: `wbx-link${sameHead(head, state.head) ? " wbx-on" : ""}`, onclick: () => store.set({ head }) }, headName(head), Number.isNaN(share) ? "" : make("small", {}, ` ${Math.round(100 * share)} %`));
+  }
+
+  function showMatrix() {
+    const table = data.manifest.agreement;
+    if (!table?.length) return fill(matrix, make("p", { className: "wbx-quiet" }, "There is one ranking only."));
+    const names = [...new Set(table.flatMap((row) => [row.a, row.b]))];
+    const of = (a, b) => table.find((row) => (row.a === a && row.b === b) || (row.a === b && row.b === a));
+    const steps = data.manifest.colours[data.manifest.diverging];
+    const entry = (a, b) => {
+      if (a === b) return make("td", {}, "");
+      const row = of(a, b);
+      if (!row || row.spearman === null) return make("td", { title: "too few heads in common, or constant" }, "–");
+      const words = `${number(row.low)} to ${number(row.high)}`;
+      return make("td", { title: `Spearman over ${row.heads} heads, ${words}`, style: { "--shade": steps[Math.round(127.5 + 127.5 * row.spearman)] }, className: Math.abs(row.spearman) > 0.6 ? "wbx-agree wbx-strong" : "wbx-agree" }, number(row.spearman), make("small", {}, words));
+    };
+    fill(matrix, make("div", { className: "wbx-scroll", tabIndex: 0, role: "region", "aria-label": "agreement of rankings" }, make("table", { className: "wbx-matrix" }, make("thead", {}, make("tr", {}, make("td", {}), names.map((n, i) => make("th", { scope: "col", title: n }, String(i + 1))))),
+      make("tbody", {}, names.map((a, i) => make("tr", {}, make("th", { scope: "row" }, `${i + 1} ${a}`), names.map((b) => entry(a, b))))))),
+      make("p", { className: "wbx-quiet" }, "Spearman between the mean values on unsafe prompts, over heads, with 95 % intervals from redrawing heads."));
+  }
+
+  return { root, show, frames, sources, sides, tools: make("span", { className: "wbx-row" }, labelled("first", left), labelled("second", right)) };
+}
