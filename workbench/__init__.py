@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from workbench import plot, studies
     from workbench.comparison import arena
     from workbench.criteria import score, top_heads
+    from workbench.finding.find import find_heads
     from workbench.models.hooked import HookedLVLM
     from workbench.models.loading import load_model
     from workbench.models.masks import Mask
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.replies import generate
     from workbench.runs.opening import open_run
     from workbench.studies import study
+    from workbench.sweeps.forecast import plan
     from workbench.sweeps.sweep import sweep
     from workbench.views.explorer.explore import explore
     from workbench.views.explorer.page import save_report
@@ -33,11 +35,13 @@ _HOME = {
     "PromptSet": "workbench.prompts.prompt",
     "arena": "workbench.comparison",
     "explore": "workbench.views.explorer.explore",
+    "find_heads": "workbench.finding.find",
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
     "load_prompts": "workbench.prompts",
     "mix": "workbench.prompts",
     "open_run": "workbench.runs.opening",
+    "plan": "workbench.sweeps.forecast",
     "save_figures": "workbench.views.figures.save",
     "save_report": "workbench.views.explorer.page",
     "score": "workbench.criteria",
@@ -54,11 +58,13 @@ __all__ = [
     "__version__",
     "arena",
     "explore",
+    "find_heads",
     "generate",
     "load_model",
     "load_prompts",
     "mix",
     "open_run",
+    "plan",
     "plot",
     "save_figures",
     "save_report",

@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import xarray as xr
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from workbench.axes import head_name
+from workbench.axes import PROJECTIONS, head_name
 from workbench.criteria import score
 from workbench.criteria.detection import detection_table
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.prompts import load_prompts
 from workbench.sweeps.sweep import sweep
+from workbench.views import tables
 from workbench.views.charts import rule_heads
+from workbench.views.figures import captions
 from workbench.views.figures.save import save_figures
 
 CRITERIA = ("deflection", "ships", "probe")
@@ -41,11 +44,12 @@ def demo(console: Console, out: Path, *, model_name: str, n: int, seed: int, mas
     model = load_model(model_name)
     prompts = load_prompts("planted" if model_name.startswith("planted") else "pocket", seed=seed, n=n)
     unsafe = sum(p.label == "unsafe" for p in prompts)
+    both = xr.Dataset(coords={"projection": list(PROJECTIONS)}, attrs=mask.describe())
+    masked = captions.mask_words(both).replace("; ", ", ")
     console.print(
-        f"[bold]{model.name}[/bold] ({model.family.name}): {model.n_layers} layers x {model.n_heads} query heads, "
-        f"and {len(prompts)} prompts ({unsafe} unsafe, {len(prompts) - unsafe} safe; seed {seed}).\n"
-        f"Masking the query and the value projection of every head on every prompt; mask: {mask.form}, "
-        f"{mask.positions} positions.",
+        f"[bold]{tables.escape(model.name)}[/bold] ({model.family.name}): {model.n_layers} layers x {model.n_heads} "
+        f"query heads, and {len(prompts)} prompts ({unsafe} unsafe, {len(prompts) - unsafe} safe; seed {seed}).\n"
+        f"On every prompt, {masked}.",
         highlight=False,
     )
     out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from workbench.models.families import family_of
 from workbench.models.families.tiny_parts import D_HEAD, randomise, text_sizes, tiny_tokenizer
 from workbench.models.hooked import HookedLVLM
 from workbench.models.tiny import build_tiny
+from workbench.models.tiny_gguf import write_tiny_gguf
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
 from workbench.runs.opening import open_run
@@ -25,4 +26,5 @@ __all__ = [
     "text_sizes",
     "tiny_tokenizer",
     "with_splits",
+    "write_tiny_gguf",
 ]

@@ -44,6 +44,7 @@ def serve(folder: Path, state: Path) -> Iterator[Lab]:
     environment = os.environ | places | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ip=127.0.0.1"]
     command += [f"--IdentityProvider.token={token}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
+    command += ["--LabApp.expose_app_in_browser=True"]  # tests run commands of the page, such as a change of theme
     with log.open("w") as sink:
         server = subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT, cwd=folder)
     lab = Lab(f"http://127.0.0.1:{port}", token, log)

@@ -67,7 +67,7 @@ def opened(browser, report):
             ),
         )
         page.goto(f"{file.as_uri()}{address}")
-        page.locator(".wbx-name-head").wait_for()
+        page.locator(".wbx-name-head").first.wait_for()
         page.wait_for_timeout(250)  # until what was opened has settled
         pages.append((context, page))
         return page
@@ -349,5 +349,10 @@ def test_two_runs_open_side_by_side(opened, run, scores, tmp_path):
     page.locator(".wbx-ranks button", has_text="L25H6").first.click()
     assert chosen(page)["head"] == [25, 6]
     assert page.locator(".wbx-matrix tbody tr").count() == 8
+    names = page.locator(".wbx-card:visible h2").all_inner_texts()
+    assert [name.startswith("L25H6") for name in names] == [True, True], "the head in both runs"
+    assert len(set(names)) == 2
+    scales = page.evaluate("document.getElementById('workbench').workbench.grid.panels.map((p) => p.source.scale)")
+    assert (scales[0]["low"], scales[0]["high"]) == (scales[1]["low"], scales[1]["high"])
     page.get_by_role("button", name="Back to the maps").click()
     assert page.locator(".wbx-map").count() == 2

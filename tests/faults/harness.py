@@ -13,8 +13,7 @@ from workbench.sweeps import sweep as sweeping
 
 # Little to compute, and every phase of the engines that have several. An engine that is not named takes no options.
 OPTIONS = {
-    "sketch": {"directions": 1, "best": 2, "edge": 1, "sample": 1},
-    "race": {"k": 1},
+    "find": {"k": 1, "directions": 1},
 }
 BOOKKEEPING = {"started", "wall_s", "sessions", "parts_agree", "layer_tokens", "vision_passes", "complete", "seal"}
 

@@ -14,7 +14,7 @@ from workbench.runs.opening import open_run
 # A finished run with states, one of an engine that adds variables at the end, and one that was begun for head sets.
 STORES = {
     "states": ("exact", {"keep_states": True, "projections": ("query", "value")}),
-    "late": ("race" if "race" in OPTIONS else "exact", {}),
+    "late": ("find" if "find" in OPTIONS else "exact", {}),
     "groups": ("exact", {"groups": [[(0, 1)], [(1, 2), (3, 0)]]}),
 }
 FLIPS = 80  # of each store; every file has its turn

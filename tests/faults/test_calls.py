@@ -21,6 +21,7 @@ from workbench.runs.opening import open_run
 
 NAN, INF, LONE, LONG = float("nan"), float("inf"), "\ud800", "x" * 100_000
 NAMES = ["nonsense", "", 3, True, b"exact", LONE, LONG, NAN, [], {}, object()]
+SHARES = [0, 1, -0.5, 2, NAN, "0.9", None, True, INF]
 COUNTS = [-1, 1.5, NAN, INF, "3", True, [1], 10**30, -(10**30), LONE, object()]
 THINGS = [None, 3, NAN, True, object(), [], {}, b"pocket", LONE, LONG, datetime.date(2020, 1, 1)]
 FLAGS = ["yes", 1.5, None, [], NAN, object()]
@@ -156,21 +157,26 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
             "cluster": [3, True, "", "local:0", "local:x", LONE],
         },
     ),
-    "sketch": (
-        lambda **wrong: wb.sweep(tiny(), prompts(), engine="sketch", engine_options=wrong, progress=False),
-        {
-            "directions": [0, *COUNTS],
-            "best": COUNTS,
-            "sample": COUNTS,
-            "edge": COUNTS,
-            "rule": NAMES,
-            "by": NAMES,
-            "estimates": [3, "nonsense", ["nonsense"], [], None],
-        },
+    "find": (
+        lambda **wrong: wb.sweep(tiny(), prompts(), engine="find", engine_options=wrong, progress=False),
+        {"directions": [0, *COUNTS], "k": [0, *COUNTS], "rule": NAMES, "criterion": NAMES, "level": SHARES},
     ),
-    "race": (
-        lambda **wrong: wb.sweep(tiny(), prompts(), engine="race", engine_options=wrong, progress=False),
-        {"k": [0, *COUNTS], "rule": NAMES, "by": NAMES, "level": [0, 1, -0.5, 2, NAN, "0.9", None, True, INF]},
+    "find_heads": (
+        lambda **wrong: wb.find_heads(**{"model": tiny(), "prompts": prompts(), "progress": False, **wrong}),
+        {
+            "model": [*THINGS, "nonsense"],
+            "prompts": [None, 3, NAN, True, [], [3], [None], "nonsense", {}, object(), LONE, [prompt(), prompt()]],
+            "k": [0, *COUNTS],
+            "criterion": [*NAMES, "probe", "auroc"],
+            "rule": [*NAMES, "auroc", "random"],
+            "projection": ["nonsense", (), ("query", "query"), ("nonsense",), 3, True, (3,), None, LONE, (LONE,)],
+            "level": SHARES,
+            "budget": [0, -0.5, NAN, "0.9", None, True, INF],
+            "mask": ["nonsense", 3, True, 0.5, [], object(), LONE],
+            "seed": COUNTS,
+            "progress": FLAGS,
+            "out": PATHS,
+        },
     ),
     "groups": (
         lambda groups: wb.sweep(tiny(), prompts(), groups=groups, progress=False),

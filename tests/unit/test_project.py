@@ -1,6 +1,7 @@
 """The project itself: what the wheel holds, what the pins name, what make offers, what the documents say."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -98,6 +99,18 @@ def test_public_names_are_not_also_modules():
 def test_make_lists_its_targets():
     listed = re.findall(r"^  make (\w+)", make().stdout, re.M)
     assert {"demo", "test", "unit", "faults", "lab", "check", "docs", "bench", "pins", "help"} <= set(listed)
+
+
+def test_the_image_is_built_from_files_there_are_and_starts_a_command_there_is():
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for name in line.split()]
+    assert {"pyproject.toml", "constraints.txt", "workbench", "notebooks"} <= set(copied)
+    assert all((ROOT / name).exists() for name in copied)
+    started = json.loads(re.search(r"^CMD (.*)$", text, re.M)[1])
+    from workbench.cli import app
+
+    assert started[0] == "workbench"
+    assert CliRunner().invoke(app, [*started[1 : started.index("--")], "--help"]).exit_code == 0
 
 
 def test_the_hooks_before_a_commit_call_make():
@@ -212,6 +225,15 @@ def test_the_walk_through_to_a_criterion_works(monkeypatch):
     unsafe = run.isel(prompt=run["label"].values == "unsafe")
     by_hand = (unsafe["tv"] * unsafe["top1_change"]).mean("prompt").values.ravel()
     assert sorted(scores["unsafe"]) == pytest.approx(sorted(by_hand), rel=1e-5)
+
+
+def test_the_walk_through_to_a_reader_works(tmp_path, monkeypatch):
+    readers = importlib.import_module("workbench.prompts.readers")
+    weather = walk_through("the reader")["READER"]
+    monkeypatch.setattr(readers, "readers", lambda: {"weather": weather})
+    (tmp_path / "weather.csv").write_text("number,question,sky\n1,is it dry?,clear\n2,is it wet?,rain\n")
+    prompts = readers.read_set("weather", tmp_path)
+    assert [(p.id, p.text, p.label) for p in prompts] == [("1", "is it dry?", "safe"), ("2", "is it wet?", "unsafe")]
 
 
 def test_the_walk_through_to_a_rule_works(monkeypatch):

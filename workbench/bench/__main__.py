@@ -144,19 +144,19 @@ def show(found: Iterable[Row]) -> None:
 
 
 def show_growth(found: Iterable[Row]) -> None:
-    """A table of sizes and times, and how much more a screen of the most heads costs than one of the fewest."""
+    """A table of sizes and times, and how much more estimates of the most heads cost than of the fewest."""
     seconds: dict[tuple[str, int], dict[str, float]] = {}
     for row in found:
         seconds.setdefault((row.more["axis"], row.more["size"]), {})[row.engine] = row.cpu_seconds
-    table = Table("axis", "size", "screen, cpu s", "exact, cpu s", title="growth: random models, one size at a time")
+    table = Table("axis", "size", "estimates, cpu s", "exact, cpu s", title="growth: random models, one size at a time")
     for (axis, size), of in seconds.items():
-        table.add_row(axis, str(size), f"{of['sketch']:.2f}", f"{of['exact']:.2f}" if "exact" in of else "")
+        table.add_row(axis, str(size), f"{of['estimates']:.2f}", f"{of['exact']:.2f}" if "exact" in of else "")
     console.print(table)
-    screens = {size: of["sketch"] for (axis, size), of in seconds.items() if axis == "heads"}
-    if screens:
-        fewest, most = min(screens), max(screens)
-        ratio = screens[most] / screens[fewest]
-        console.print(f"  screen: {fewest} to {most} heads = {ratio:.2f} times the cost", highlight=False)
+    costs = {size: of["estimates"] for (axis, size), of in seconds.items() if axis == "heads"}
+    if costs:
+        fewest, most = min(costs), max(costs)
+        ratio = costs[most] / costs[fewest]
+        console.print(f"  estimates: {fewest} to {most} heads = {ratio:.2f} times the cost", highlight=False)
 
 
 if __name__ == "__main__":

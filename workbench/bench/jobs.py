@@ -1,6 +1,5 @@
 """The benchmark's jobs: each returns a row an engine, side by side on the same model and prompts."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,13 +11,12 @@ import xarray as xr
 
 from workbench.axes import LABELS
 from workbench.bench import peers
-from workbench.bench.operations import Counts, matmul_rate
+from workbench.bench.rates import matmul_rate
 from workbench.bench.synthetic import Shape, build, questions
 from workbench.bench.timing import Row, in_turn, rows
-from workbench.criteria.ranking import best_cells, ranked, rule_values, scored_rows
-from workbench.criteria.registry import get_criterion
+from workbench.criteria.ranking import best_cells, rule_values
 from workbench.criteria.rules import SAFE_PERCENTILE
-from workbench.criteria.score import score
+from workbench.finding.find import find_heads
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
@@ -27,7 +25,7 @@ from workbench.runs.effects import angle_degrees
 from workbench.runs.job import Job
 from workbench.runs.memory import BASE
 from workbench.sweeps.engines.first_order import first_order_step
-from workbench.sweeps.engines.registry import engine_names
+from workbench.sweeps.operations import Counts
 from workbench.sweeps.plan import plan
 from workbench.sweeps.sweep import sweep
 
@@ -59,7 +57,7 @@ def swept(model: HookedLVLM, prompts: PromptSet, engine: str, **options: Any) ->
     return sweep(model, prompts, engine=engine, keep_states=False, progress=False, **options)
 
 
-def a_part(cells: Sequence[peers.Cell], n: int, seed: int = 0) -> list[int]:
+def a_part(cells: Sequence[Any], n: int, seed: int = 0) -> list[int]:
     """Indices of `n` cells drawn at random, where all of them would take too long."""
     draws = np.random.default_rng(seed)
     return sorted(draws.permutation(len(cells))[:n].tolist())
@@ -159,34 +157,33 @@ def find_top5(
     against them.
     """
     _, _, calls, scale = peers_on_a_part(model, prompts, peer_names, part)
-    if "find" in engine_names():
-        calls["find"] = partial(found_heads, model, prompts, k)
-    else:
-        screen = {"estimates": ["deflection"], "sample": 2}
-        calls["sketch"] = partial(swept, model, prompts, "sketch", engine_options=screen)
-        calls["race"] = partial(swept, model, prompts, "race", engine_options={"screen": 24})
+    calls["find"] = partial(find_heads, model, prompts, k=k, projection=PROJECTIONS, progress=False)
     timings, results = in_turn(calls, repeats, model.device)
     once, exact = in_turn({"exact": partial(swept, model, prompts, "exact")}, 1, model.device)
-    found = rows("find_top5", model.name, {"exact": once["exact"]} | timings, list(calls)[-1], scale)
+    found = rows("find_top5", model.name, {"exact": once["exact"]} | timings, "find", scale)
     unsafe = np.array([p.label == "unsafe" for p in prompts])
-    truth = exact["exact"].deflection.values
-    for engine in sorted({"sketch", "race", "find"} & set(calls)):
-        run = results[engine]
-        same, tied = 0, 0
-        for number, name in enumerate(PROJECTIONS):
-            best = best_cells(rule_values(truth, unsafe, "selectivity")[number], k)
-            picked = run[name] if engine == "find" else first_heads(run, name, k)
-            same += len(set(best) & set(picked))
-            tied += len(set(picked) & (set(best) | tied_heads(truth[:, number], unsafe, best[-1])))
-        found[engine].agreement, found[engine].agreement_unit = same / (2 * k), "share of the exact top 5"
-        found[engine].more = {
-            "same_or_tied": tied / (2 * k),
-            "heads": model.n_layers * model.n_heads,
-        }
-        if engine == "find":
-            found[engine].more |= run["says"]
-        else:
-            found[engine].more |= {n: run.attrs[n] for n in run.attrs if n.startswith(("screen_recall", "race_"))}
+    truth, table = exact["exact"].deflection.values, results["find"]
+    same, tied, right = 0, 0, {}
+    counts: dict[str, dict[str, int]] = {"certain": {}, "possible": {}}
+    for number, name in enumerate(PROJECTIONS):
+        best = best_cells(rule_values(truth, unsafe, "selectivity")[number], k)
+        mine = table[table["projection"] == name]
+        cells = [(int(layer), int(head)) for layer, head in mine[["layer", "head"]].values]
+        picked, status = cells[:k], dict(zip(cells, mine["status"], strict=True))
+        same += len(set(best) & set(picked))
+        tied += len(set(picked) & (set(best) | tied_heads(truth[:, number], unsafe, best[-1])))
+        certain = {cell for cell in cells if status[cell] == "certain"}
+        right[name] = certain <= set(best) and all(status[cell] != "excluded" for cell in best)
+        counts["certain"][name] = len(certain)
+        counts["possible"][name] = int((mine["status"] == "possible").sum())
+    found["find"].agreement, found["find"].agreement_unit = same / (2 * k), "share of the exact top 5"
+    found["find"].more = {
+        "same_or_tied": tied / (2 * k),
+        "heads": model.n_layers * model.n_heads,
+        "work": round(table.attrs["work"], 4),
+        "right": right,
+        **counts,
+    }
     return list(found.values())
 
 
@@ -196,31 +193,6 @@ def estimated(model: HookedLVLM, prompts: PromptSet, directions: int) -> np.ndar
     job = Job(PROJECTIONS, Mask(), None, False, estimates=("deflection",), directions=directions)
     rows = plan(model, max(e.n_tokens for e in encoded)).rows
     return dict(first_order_step(model, encoded, job, rows, (BASE,)))[BASE]["deflection_estimate"]
-
-
-def found_heads(model: HookedLVLM, prompts: PromptSet, k: int) -> dict[str, Any]:
-    """The first heads that `find_heads` names for each projection, and under `says` what it says of them."""
-    import workbench
-
-    said: dict[str, Any] = {"work": {}, "certain": {}, "possible": {}}
-    heads: dict[str, Any] = {"says": said}
-    for projection in PROJECTIONS:
-        table = workbench.find_heads(model, prompts, k=k, projection=projection, progress=False)
-        heads[projection] = [(int(layer), int(head)) for layer, head in table[["layer", "head"]].values[:k]]
-        said["work"][projection] = round(float(table.attrs["work"]), 4)
-        for status in ("certain", "possible"):
-            said[status][projection] = int((table["status"] == status).sum())
-    return heads
-
-
-def first_heads(run: xr.Dataset, projection: str, k: int) -> list[tuple[int, int]]:
-    """The k (layer, head) that a user of this run would take for the most selective ones."""
-    if "race_top" in run.attrs:
-        return [(layer, head) for layer, head in json.loads(run.attrs["race_top"])[projection]]
-    deflection = get_criterion("deflection")
-    rows, _ = scored_rows(score(run, "deflection", bootstrap=0, permutations=0), deflection, projection)
-    first = ranked(rows, deflection, "selectivity").head(k)
-    return [(int(layer), int(head)) for layer, head in first[["layer", "head"]].values]
 
 
 def tied_heads(cells: np.ndarray, unsafe: np.ndarray, last: tuple[int, int], draws: int = 1000) -> set[tuple[int, int]]:
@@ -287,9 +259,9 @@ def wide_features(n: int, heads: int = 128, width: int = 128) -> tuple[np.ndarra
 
 
 def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
-    """How the cost of a screen and of an exact map grows with heads, layers, prompts and tokens, one at a time.
+    """How the cost of estimates and of an exact map grows with heads, layers, prompts and tokens, one at a time.
 
-    The exact map's cost is proportional to the number of heads, so along that axis only the screen is timed.
+    The exact map's cost is proportional to the number of heads, so along that axis only the estimates are timed.
     """
     found = []
     base = Shape(layers=8, heads=8, d_model=256, d_mlp=512)
@@ -307,12 +279,12 @@ def growth(*, repeats: int, prompts: int = 8) -> list[Row]:
 def _grown(axis: str, size: int, shape: Shape, n: int, words: int, repeats: int, *, exact: bool = True) -> list[Row]:
     model = build(shape, name=f"{axis} {size}")
     prompts = questions(n, words=words, side=shape.side)
-    calls: dict[str, Any] = {"sketch": partial(estimated, model, prompts, 4)}
+    calls: dict[str, Any] = {"estimates": partial(estimated, model, prompts, 4)}
     if exact:
         calls["exact"] = partial(swept, model, prompts, "exact")
-    calls["sketch"]()  # warm
+    calls["estimates"]()  # warm
     timings, _ = in_turn(calls, repeats, model.device)
-    made = rows("growth", model.name, timings, "sketch")
+    made = rows("growth", model.name, timings, "estimates")
     for row in made.values():
         row.more = {"axis": axis, "size": model.encode(prompts[0]).n_tokens if axis == "tokens" else size}
     return list(made.values())

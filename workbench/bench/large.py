@@ -13,18 +13,20 @@ import numpy as np
 import torch
 
 from workbench.bench import jobs
-from workbench.bench.operations import Counts, copy_rate, matmul_rate
+from workbench.bench.rates import copy_rate, matmul_rate
 from workbench.bench.steps import Clock, Step
 from workbench.bench.synthetic import Shape, build, questions
-from workbench.bench.timing import Row, in_turn, peak_bytes
+from workbench.bench.timing import Row, in_turn
 from workbench.models.conformance.report import conformance
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.models.tiny import build_tiny
 from workbench.models.walk import BasePass, base_pass
-from workbench.runs.job import Job, Partition
+from workbench.runs.job import Job
 from workbench.sweeps.engines.exact import layer_cells
-from workbench.sweeps.plan import plan, planned_bytes, weight_bytes
+from workbench.sweeps.operations import Counts
+from workbench.sweeps.peak import held_bytes, peak_bytes
+from workbench.sweeps.plan import batch_bytes, plan, planned_bytes, weight_bytes
 
 FAMILIES = ("llava", "qwen2_vl", "gemma3")
 WORDS = 24  # with 576 image tokens and the template, prompts of about 610 tokens
@@ -116,13 +118,14 @@ class Large:
         """The whole map of some prompts as a user sweeps it, against what was foreseen."""
         encoded = [model.encode(prompt) for prompt in prompts]
         longest = max(e.n_tokens for e in encoded)
-        planned = planned_bytes(model, longest, plan(model, longest), len(prompts))
+        planned = held_bytes(model.device) + planned_bytes(model, longest, plan(model, longest), len(prompts))
         timings, results = in_turn({"exact": lambda: jobs.swept(model, prompts, "exact")}, 1, model.device)
         seconds, attrs = timings["exact"].wall[0], results["exact"].attrs
+        foreseen, self.map_seconds = len(prompts) * self.map_seconds, seconds / len(prompts)
         done = counts.exact_map(encoded)
         return self.row(
             "exact_map", "exact", seconds, prompts=len(prompts), cells=len(jobs.cells_of(model)),
-            foreseen_seconds=round(len(prompts) * self.map_seconds, 3),
+            foreseen_seconds=round(foreseen, 3),
             operation_ratio=round(counts.naive_map(encoded) / done, 3),
             layer_token_share=round(attrs["layer_tokens"] / attrs["naive_layer_tokens"], 4),
             matmul_share=self.share(done, seconds), partition=attrs["partition"],
@@ -135,9 +138,9 @@ class Large:
         """Some cells of one layer, and the operations a second they were done at."""
         cells = tuple(divmod(number, model.n_heads) for number in range(rows))
         job = Job(jobs.PROJECTIONS, Mask(), {layer: cells}, False)
+        planned = held_bytes(model.device) + batch_bytes(model, base.n_pos, most)
         seconds, _ = self.timed(partial(layer_cells, model, base, layer, job, most), repeats=2)
         work = rows * counts.cell(base.n_pos, layer)
-        planned = planned_bytes(model, base.n_pos, Partition(1, most), 1)
         found = self.row(
             "exact_layer", f"layer {layer}, {rows} cells, {most} rows", seconds,
             matmul_share=self.share(work, seconds), peak_gib=gib(peak_bytes(model.device)), planned_gib=gib(planned),

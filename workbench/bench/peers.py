@@ -107,7 +107,7 @@ def nnsight(model: HookedLVLM, encoded: Sequence[Encoded], cells: Sequence[Cell]
     from nnsight import NNsight
 
     wrapped = NNsight(twin)
-    decoder, width = wrapped.model.language_model, model.d_head
+    decoder, width = getattr(wrapped.model, "language_model", wrapped.model), model.d_head
 
     def states(inputs: dict[str, Any]) -> Any:
         for cell in (None, *cells):

@@ -1,6 +1,5 @@
 """What a measurement is, and how one is taken: engines in turn, several times, medians."""
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -8,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+
+from workbench.sweeps.peak import peak_bytes, reset_peak
 
 
 @dataclass
@@ -56,8 +57,7 @@ def in_turn(
     results: dict[str, Any] = {}
     for _ in range(repeats):
         for name, call in calls.items():
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
+            reset_peak(device)
             settle(device)
             wall, cpu = time.perf_counter(), time.process_time()
             results[name] = call()
@@ -72,13 +72,6 @@ def settle(device: torch.device) -> None:
     """Wait for what a GPU still has to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Most memory in use so far: of the GPU since the last call began, or of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def ratio(timings: Mapping[str, Timing], slow: str, fast: str, scale: float = 1.0) -> float:

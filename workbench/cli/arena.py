@@ -8,7 +8,8 @@ import typer.core
 from rich.console import Console
 from rich.text import Text
 
-from workbench.cli.options import Device, Dtype, ModelName, PromptsName, Quiet, Seed, Template, listed
+from workbench.cli.options import Device, Dtype, Json, ModelName, Quiet, Seed, Template, listed
+from workbench.cli.prompts import chosen, say_caveats, with_prompts
 from workbench.plain import plain
 
 WIDTH = 80
@@ -29,9 +30,10 @@ class Contest(typer.core.TyperCommand):
         super().format_help(ctx, formatter)
 
 
+@with_prompts
 def arena(
     model: ModelName = "pocket",
-    prompts: PromptsName = "pocket",
+    prompts: Any = "pocket",
     detectors: Annotated[
         Any,
         listed(
@@ -44,12 +46,12 @@ def arena(
     out: Annotated[
         Path | None, typer.Option(help="Folder for arena.csv, times.csv, differences.csv, arena.tex and the figure.")
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a reply.")] = 32,
     bootstrap: Annotated[int, typer.Option(help="Resamples behind intervals.")] = 1000,
     template: Template = "chat",
     dtype: Dtype = "float32",
     device: Device = None,
+    json: Json = False,
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
@@ -63,23 +65,28 @@ def arena(
     from workbench.comparison.arena_tables import arena_tables, says
     from workbench.comparison.differences import differences_of
     from workbench.models.loading import load_model
-    from workbench.prompts import load_prompts
+    from workbench.prompts.caveats import caveats
     from workbench.views.figures.arena import save_arena
 
-    asked = [name for given in detectors for name in (grid() if given == "grid" else (given,))]
+    asked = [name for wanted in detectors for name in (grid() if wanted == "grid" else (wanted,))]
+    given = chosen(prompts, seed)
     table = run_arena(
         load_model(model, template=template, dtype=dtype, device=device),
-        load_prompts(prompts, n=n, seed=seed),
+        given,
         asked,
-        () if guards == ["none"] else tuple(guards),
-        judges=None if judges == ["auto"] else tuple(judges),
+        () if guards == ["none"] else guards,
+        judges=() if judges == ["auto"] else judges,
         max_new_tokens=max_new_tokens,
         bootstrap=bootstrap,
         out=out,
-        progress=not quiet,
+        progress=not (quiet or json),
         seed=seed,
     )
+    if json:
+        console.out(table.to_json(orient="records", double_precision=15), highlight=False)
+    quiet = quiet or json
     if not quiet:
+        say_caveats(console, caveats(given))
         for shown in arena_tables(table, width=WIDTH):
             console.print(shown)
         for sentence in says(table, differences_of(table)):

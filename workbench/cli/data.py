@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from workbench.prompts.caveats import overlaps
 from workbench.prompts.readers import readers
-from workbench.prompts.readers.check import check_set, overlaps
+from workbench.prompts.readers.check import check_set
 
 SHOWN_MISSING = 5
 
@@ -48,6 +49,6 @@ def check_command(console: Console, name: str, root: str, *, part: str | None, i
             lines.append(f"without a picture: {', '.join(part_found.missing[:SHOWN_MISSING])}{more}")
         for line in lines:
             console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
-    for line in overlaps([part_found.prompts for part_found in found]):
+    for line in overlaps({part_found.prompts.name: part_found.prompts for part_found in found}):
         console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
     return pd.concat([part_found.counts.assign(part=part_found.prompts.name) for part_found in found])

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from workbench.axes import Head, as_heads
+from workbench.cli.prompts import Asked, chosen, say_caveats
 from workbench.comparison.breakdown import compare
 from workbench.comparison.findings import findings
 from workbench.comparison.tables import breakdown_tables, graded_table, left_out_table, measures_table
@@ -22,12 +23,13 @@ from workbench.detectors.stored import DESCRIPTION
 from workbench.errors import ArgumentError, DetectorError
 from workbench.models.loading import load_model
 from workbench.plain import check_writable, plain
-from workbench.prompts import load_prompts
+from workbench.prompts.caveats import caveats
 from workbench.prompts.pictures import open_picture
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import split_prompts
 from workbench.replies.guarded import Reply, generate
 from workbench.runs.opening import open_run
+from workbench.runs.reading import caveats_of
 from workbench.runs.splits import in_split, with_splits
 
 COSTED = 8  # prompts on which the cost of a stored detector is measured
@@ -39,7 +41,7 @@ def compare_command(
     run: str,
     *,
     model: str | None = None,
-    prompts: str | None = None,
+    prompts: str | Asked | None = None,
     criteria: Sequence[str],
     rules: Sequence[str],
     n_heads: Sequence[int] = (1, 3, 5),
@@ -58,10 +60,11 @@ def compare_command(
         raise DetectorError(f"One judge or two; got {len(judges)}.")
     if out is not None:
         check_writable(out)
+    stored = open_run(run)
     found = compare(
-        open_run(run),
+        stored,
         None if model is None else load_model(model, template=template),
-        prompts=None if prompts is None else load_prompts(prompts),
+        prompts=None if prompts is None else chosen(prompts, seed),
         criteria=criteria,
         rules=rules,
         n_heads=n_heads,
@@ -72,6 +75,7 @@ def compare_command(
         seed=seed,
     )
     _widen(console)
+    say_caveats(console, caveats_of(stored))
     for table in breakdown_tables(found):
         console.print(table)
     _say(console, f"Splits: {found.splits}. Intervals are 95 %; the range of random heads is over their draws.", "dim")
@@ -95,7 +99,7 @@ def detect_command(
     source: str,
     *,
     model: str | None = None,
-    prompts: str | None = None,
+    prompts: str | Asked | None = None,
     projection: str = "query",
     criterion: str = "deflection",
     rule: str = "selectivity",
@@ -117,7 +121,8 @@ def detect_command(
     if source in DETECTORS or (Path(source) / DESCRIPTION).is_file():
         if model is None or prompts is None:
             raise DetectorError("A detector that is no stored run is tested on prompts: give --model and --prompts.")
-        loaded, given = load_model(model, template=template), load_prompts(prompts, seed=seed)
+        loaded, given = load_model(model, template=template), chosen(prompts, seed)
+        say_caveats(console, caveats(given))
         if source in DETECTORS:
             if not any(p.split for p in given):
                 given = PromptSet(p for part in split_prompts(given, seed=seed).values() for p in part)
@@ -139,12 +144,13 @@ def detect_command(
         )
     else:
         stored, splits = with_splits(open_run(source), seed=seed)
-        chosen: dict[str, Any] = {"projection": projection, "criterion": criterion, "rule": rule}
-        one_head = OneHeadDetector(**chosen, k=k, seed=seed).fit_run(stored)
+        head: dict[str, Any] = {"projection": projection, "criterion": criterion, "rule": rule}
+        one_head = OneHeadDetector(**head, k=k, seed=seed).fit_run(stored)
         tested = stored.isel(prompt=in_split(stored, "test").nonzero()[0])
         detector, asked, scores = one_head, stand_ins(tested), one_head.stored_scores(tested)
         _say(console, f"Splits: {splits}.", "dim")
-        without = leave_one_family_out(stored, **chosen, bootstrap=bootstrap, seed=seed)
+        say_caveats(console, caveats_of(stored))
+        without = leave_one_family_out(stored, **head, bootstrap=bootstrap, seed=seed)
         console.print(left_out_table(without))
         for why in without.attrs["left_out"]:
             _say(console, why, "dim")

@@ -53,12 +53,6 @@ ModelName = Annotated[
 Template = Annotated[
     str, typer.Option(help="chat (the model's own), raw (no template), a Jinja template, or a file with one.")
 ]
-PromptsName = Annotated[
-    str,
-    typer.Option(
-        "--prompts", "-p", help="pocket or planted; a .jsonl, .csv or .parquet file; NAME:DIR of a published set."
-    ),
-]
 OwnPrompts = Annotated[
     str | None,
     typer.Option("--prompts", "-p", help="As for workbench sweep; an embedded model's own world by default."),

@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, Literal
 
+import pandas as pd
 import typer
 from rich.console import Console
 
+from workbench.cli.prompts import Asked, chosen, say_caveats
 from workbench.errors import WorkbenchError
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
-from workbench.prompts import load_prompts
+from workbench.prompts.caveats import caveats
+from workbench.runs.effects import MEASURES
+from workbench.sweeps.forecast import plan
 from workbench.sweeps.sweep import sweep
 
 
@@ -19,18 +23,12 @@ def sweep_command(
     console: Console,
     *,
     model: str,
-    prompts: str,
+    prompts: str | Asked,
     out: str,
     projections: list[str],
     engine: str = "exact",
     options: Sequence[str] = (),
     mask: Mask | None = None,
-    part: str | None = None,
-    columns: Sequence[str] = (),
-    images: Sequence[Path] = (),
-    missing: Literal["raise", "drop"] = "raise",
-    split: str | None = None,
-    n: int | None = None,
     seed: int = 0,
     template: str = "chat",
     dtype: str = "float32",
@@ -40,6 +38,7 @@ def sweep_command(
     repair: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     readout: Sequence[str] = (),
+    measures: Sequence[str] = (),
     quiet: bool = False,
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
@@ -47,14 +46,14 @@ def sweep_command(
     Raises:
         WorkbenchError: As `sweep`, `load_model` and `load_prompts` do.
     """
-    chosen = load_prompts(
-        prompts, part=part, columns=column_map(columns), images=images, missing=missing, split=split, seed=seed, n=n
-    )
+    asked = chosen(prompts, seed)
+    if not quiet:
+        say_caveats(Console(stderr=True), caveats(asked))
     loaded = load_model(model, template=template, dtype=dtype, device=device, device_map=device_map)
     try:
         run = sweep(
             loaded,
-            chosen,
+            asked,
             projections=projections,
             mask=mask,
             engine=engine,
@@ -65,6 +64,7 @@ def sweep_command(
             repair=repair,
             on_error=on_error,
             readout=readout,
+            measures=measures or MEASURES,
             progress=not quiet,
         )
     except KeyboardInterrupt as stopped:
@@ -78,12 +78,28 @@ def sweep_command(
     console.print(f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}", highlight=False, markup=False)
 
 
-def column_map(columns: Sequence[str]) -> dict[str, str | None]:
-    """`OURS=THEIRS` as `load_prompts` takes it; nothing after the sign says that no column is meant."""
-    pairs = [text.partition("=") for text in columns]
-    if wrong := [ours + equals + theirs for ours, equals, theirs in pairs if not (ours and equals)]:
-        raise WorkbenchError(f"--columns takes OURS=THEIRS, such as image=image_path; got {wrong[0]!r}.")
-    return {ours.strip(): theirs.strip() or None for ours, _, theirs in pairs}
+def plan_command(
+    console: Console,
+    *,
+    model: str,
+    prompts: str | Asked,
+    projections: list[str],
+    measures: Sequence[str] = (),
+    seed: int = 0,
+    template: str = "chat",
+    dtype: str = "float32",
+    device: str | None = None,
+) -> pd.DataFrame:
+    """Print what a sweep will take, and return it as a table of one line.
+
+    Raises:
+        WorkbenchError: As `plan`, `load_model` and `load_prompts` do.
+    """
+    loaded = load_model(model, template=template, dtype=dtype, device=device)
+    found = plan(loaded, chosen(prompts, seed), projections=projections, measures=measures or MEASURES)
+    console.print(str(found), highlight=False)
+    numbers = asdict(found)
+    return pd.DataFrame([{**numbers, **numbers.pop("partition")}])
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from workbench.cli.prompts import say_caveats
 from workbench.errors import CriterionError, WorkbenchError
 from workbench.plain import check_writable, plain, write_table
 
@@ -47,6 +48,7 @@ def score_command(
     if not tops:
         raise CriterionError(" ".join(left_out))
     found = pd.concat(tops)
+    say_caveats(console, scores.attrs["caveats"])
     console.print(top_heads_table(found, title=f"First {top} heads", width=console.width))
     for why in left_out:
         console.print(f"Left out: {plain(why)}", style="dim", markup=False, highlight=False)
@@ -89,11 +91,11 @@ def report_command(
         console.print(f"{plain(path)}: {size:.1f} MB, opens without a network.", markup=False, highlight=False)
 
 
-def lab_command(folder: Path) -> int:
+def lab_command(folder: Path, more: Sequence[str]) -> int:
     """JupyterLab on the first notebook; its exit status.
 
     From a checkout the notebooks are opened where they are. From an installed package copies of them are put into
-    `folder`; what lies there already is left as it is.
+    `folder`; what lies there already is left as it is. JupyterLab gets `more` arguments.
     """
     if find_spec("jupyterlab") is None:
         raise WorkbenchError("JupyterLab is not installed. Install it with: pip install 'lvlm-workbench[lab]'.")
@@ -106,5 +108,5 @@ def lab_command(folder: Path) -> int:
         for notebook in shipped.glob("*.ipynb"):
             if not (folder / notebook.name).exists():
                 shutil.copy(notebook, folder)
-    command = [sys.executable, "-m", "jupyter", "lab", str(next(iter(sorted(folder.glob("*.ipynb"))), folder))]
+    command = [sys.executable, "-m", "jupyter", "lab", str(next(iter(sorted(folder.glob("*.ipynb"))), folder)), *more]
     return subprocess.run(command, check=False).returncode

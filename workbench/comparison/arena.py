@@ -1,7 +1,7 @@
 """`arena`: every detector and every guard on the same prompts, in one table."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,8 +34,15 @@ def _as_prompts(value: Any) -> PromptSet:
     return as_prompts(load_prompts(value) if isinstance(value, str | Path) else value)
 
 
-def _named(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+def _several(value: Any) -> tuple[Any, ...]:
+    """One name, object or function as a tuple of one; several as a tuple; None as nobody."""
+    if value is None:
+        return ()
+    if isinstance(value, str | Guard) or callable(value):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise ValueError("must be a name, an object, or several of them")
+    return tuple(value)
 
 
 @checked
@@ -43,9 +50,9 @@ def arena(
     model: SomeModel,
     prompts: Annotated[Sequence[Prompt] | str | Path, Converted(_as_prompts)],
     detectors: Any = DETECTORS,
-    guards: Annotated[Any, Converted(_named)] = (),
+    guards: Annotated[Any, Converted(_several)] = (),
     *,
-    judges: Annotated[Any, Converted(_named)] = None,
+    judges: Annotated[Any, Converted(_several)] = (),
     max_new_tokens: Annotated[int, Whole(1, 10**6)] = 32,
     bootstrap: Annotated[int, Whole(0, 10**6)] = 1000,
     costed: Annotated[int, Whole(0, 10**6)] = COSTED,
@@ -89,7 +96,8 @@ def arena(
 
     Examples:
         >>> import workbench as wb
-        >>> table = wb.arena("planted", "planted", ("one-head", "ships"), bootstrap=100, costed=0)
+        >>> prompts = wb.load_prompts("planted", n=48)
+        >>> table = wb.arena("planted", prompts, ("one-head", "ships"), bootstrap=100, costed=0)
         >>> rates = table[(table.source == "all") & (table.measure == "detection_rate_kde")]
         >>> dict(zip(rates.detector, rates.value))["one-head"]
         1.0
@@ -114,7 +122,10 @@ def arena(
         used = judges or (("exact",) if all(p.expected for p in test) else ("phrases",))
         answers = Answers(model, field, judges=used, max_new_tokens=max_new_tokens, progress=progress)
         rows += answers.rows(guarding, fitted, left_out)
-        about |= {"agreement": answers.agreement, "judges": [str(judge) for judge in used]}
+        about |= {
+            "agreement": answers.agreement,
+            "judges": [judge if isinstance(judge, str) else _name_of(judge) for judge in used],
+        }
         rows += _guard_costs(model, guarding, field, answers.plain, costed, max_new_tokens, left_out)
     rows += [found for entrant in fitted for found in _costs(model, entrant, field, costed)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -132,6 +143,10 @@ def arena(
         "seed": seed,
     }
     return table
+
+
+def _name_of(judge: Any) -> str:
+    return str(getattr(judge, "__name__", type(judge).__name__))
 
 
 def _parts(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet, str]:

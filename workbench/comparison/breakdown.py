@@ -1,7 +1,8 @@
-"""The breakdown: measure × rule × projection × number of heads, each detector on the same prompts of the same run.
+"""The breakdown: measure × rule × projection × number of heads, on the same prompts of one stored run.
 
-Heads are chosen on the selection split, thresholds set on the threshold split, and everything else measured on the test
-split.
+Fitted detectors, guards and time are the arena's (`workbench.comparison.arena`); this needs no model, and with one it
+says what masking the chosen heads does. Heads are chosen on the selection split, thresholds set on the threshold split,
+and everything else measured on the test split.
 """
 
 from collections.abc import Sequence

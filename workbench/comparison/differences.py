@@ -17,7 +17,7 @@ from workbench.criteria import statistics
 
 COLUMNS = ("detector", "other", "measure", "difference", "ci_low", "ci_high", "p_value", "p_corrected", "comparisons")
 CHANCE = "chance"
-PERMUTATIONS = 5000
+PERMUTATIONS = 2000
 
 
 def difference_table(entered: Sequence[Entrant], field: Field) -> pd.DataFrame:

@@ -5,7 +5,7 @@ A detector is written as its name and its options: `one-head`, `one-head:criteri
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
@@ -13,19 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
+from workbench.checking import plainly
 from workbench.criteria import get_criterion
 from workbench.criteria.registry import PER_PROMPT
 from workbench.detectors import DETECTORS, make_detector
 from workbench.detectors.detector import Detector
 from workbench.detectors.evaluation import unseen
-from workbench.detectors.looks import BLOCK, Wants, joined, look
+from workbench.detectors.looks import BLOCK, ROWS, Request, Wants, joined, look, next_request
 from workbench.errors import DetectorError, WorkbenchError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.plain import plain
 from workbench.prompts.prompt import PromptSet
 from workbench.sweeps.execution import progress_bar
+
+Talk = Generator[Request, xr.Dataset, None]
 
 FITTED_BY_RULE = "one-head-fused"
 PROBES = ("probe", "sahs")  # the criterion, and the detector that several probed heads make
@@ -104,13 +108,13 @@ def _of_one(given: Any, seed: int) -> list[Entrant]:
         return [Entrant(_checked(given).name, given)]
     name, *options = given.split(":")
     if name not in DETECTORS:
-        raise DetectorError(f"There is no detector {plain(name)!r}. There are {', '.join(DETECTORS)}.")
+        raise DetectorError(f"There is no detector {plainly(name)}. There are {', '.join(DETECTORS)}.")
     choices: dict[str, list[str]] = {}
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or not key:
             raise DetectorError(
-                f"An option of a detector is written name=value; {plain(given)!r} has {plain(option)!r}."
+                f"An option of a detector is written name=value; {plainly(given)} has {plainly(option)}."
             )
         choices[key] = value.split("/")
     made = []
@@ -178,27 +182,43 @@ def fit_all(
     progress: bool,
 ) -> list[Entrant]:
     """Fit what is not fitted yet, from one look at the prompts; who cannot be fitted goes into `left_out`, with why."""
-    there = [e for e in entered if np.isfinite(e.detector.threshold)]
-    fitted = {e.key for e in there}
-    waiting = []
+    fitted = {e.key for e in entered if np.isfinite(e.detector.threshold)}
+    alone: list[Entrant] = []
+    asked: dict[str, tuple[Entrant, Talk, Request]] = {}
     for entrant in entered:
         if entrant.key not in fitted:
             with noted(left_out, entrant.key):
-                entrant.detector.wants(model, choosing=True)
-                waiting.append(entrant)
-    together = Together(model, waiting, choosing=True)
-    for number, (members, wants) in enumerate(together.groups):
-        store = None if out is None or not wants.projections else out / f"calibration-{number}.zarr"
-        seen = look(model, prompts, wants, progress=progress, out=store)
-        for entrant in members:
-            with noted(left_out, entrant.key):
-                entrant.detector.fit_seen(model, prompts, seen)
-                fitted.add(entrant.key)
-    for entrant in together.alone:
+                if entrant.detector.wants(model, choosing=True) is None:
+                    alone.append(entrant)
+                else:
+                    talk = entrant.detector.fitting(model, prompts)
+                    asked[entrant.key] = entrant, talk, next(talk)
+    rounds = 0
+    while asked:  # all who ask to see the same prompts see them together
+        first = next(iter(asked.values()))[2]
+        same = {key: of for key, of in asked.items() if _alike(of[2], first)}
+        asked = {key: of for key, of in asked.items() if key not in same}
+        together = Together(model, [entrant for entrant, _, _ in same.values()], choosing=first.choosing)
+        for number, (members, wants) in enumerate(together.groups):
+            store = out / f"calibration-{rounds}-{number}.zarr" if out is not None and wants.projections else None
+            seen = look(model, first.prompts, wants, progress=progress, out=store)
+            for entrant in members:
+                with noted(left_out, entrant.key):
+                    talk = same[entrant.key][1]
+                    if (more := next_request(talk, seen)) is None:
+                        fitted.add(entrant.key)
+                    else:
+                        asked[entrant.key] = entrant, talk, more
+        rounds += 1
+    for entrant in alone:
         with noted(left_out, entrant.key):
             entrant.detector.fit(model, prompts, progress=progress)
             fitted.add(entrant.key)
     return [e for e in entered if e.key in fitted]
+
+
+def _alike(one: Request, other: Request) -> bool:
+    return one.choosing == other.choosing and [p.id for p in one.prompts] == [p.id for p in other.prompts]
 
 
 def score_all(
@@ -223,9 +243,11 @@ def score_all(
                         found[entrant.key].append(_finite(entrant.key, entrant.detector.drawn_values(seen)))
                 bar.advance(line, len(block))
             for entrant in together.alone:
-                with noted(left_out, entrant.key):
-                    found[entrant.key].append(entrant.detector.decision_function(model, block)[None])
-                bar.advance(line, len(block))
+                for begin in range(0, len(block), ROWS):
+                    part = block[begin : begin + ROWS]
+                    with noted(left_out, entrant.key):
+                        found[entrant.key].append(entrant.detector.decision_function(model, part)[None])
+                    bar.advance(line, len(part))
     for entrant in entered:
         if entrant.key not in left_out:
             entrant.values = np.concatenate(found[entrant.key], axis=1)

@@ -15,7 +15,7 @@ from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import prompt_values, prompts_of
 from workbench.errors import CriterionError, RunError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import SomeRun, prompt_coord
+from workbench.runs.reading import SomeRun, caveats_of, pieces, prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
 HEAD_COLUMNS = ("criterion", "rule", "projection", "layer", "head")
@@ -70,7 +70,7 @@ def detection_table(
     left_out: list[str] = []
     for name in criteria:
         criterion = get_criterion(name)
-        values = decision_values(run, criterion)
+        values = Decisions(run, criterion)
         projections = dict.fromkeys(scores.loc[scores["criterion"] == name, "projection"])
         for rule in (rule for rule in rules if rule in criterion.rules):
             for projection in projections:
@@ -81,7 +81,7 @@ def detection_table(
     if not rows:
         raise CriterionError(f"No pair of these criteria and rules gives a head to test. {' '.join(left_out)}".strip())
     table = pd.DataFrame(rows, columns=list(DETECTION_COLUMNS))
-    table.attrs = {"splits": splits, "left_out": tuple(left_out), "seed": seed}
+    table.attrs = {"splits": splits, "left_out": tuple(left_out), "seed": seed, "caveats": caveats_of(run)}
     return table
 
 
@@ -124,7 +124,7 @@ def leave_one_family_out(
         part = run.isel(prompt=np.flatnonzero(keep))
         try:
             scores = score(part, (criterion,), bootstrap=0, permutations=0, seed=seed)
-            values = decision_values(part, record)
+            values = Decisions(part, record)
             found = _tested(part, scores, values, criterion, rule, projection, bootstrap=bootstrap, seed=seed)
         except (CriterionError, RunError) as error:
             left_out.append(f"{held_out or 'all'}: {error}")
@@ -133,7 +133,7 @@ def leave_one_family_out(
     if not rows:
         raise CriterionError(f"No attack family gives a head to test. {' '.join(left_out)}")
     table = pd.DataFrame(rows, columns=["held_out", *DETECTION_COLUMNS])
-    table.attrs = {"splits": splits, "left_out": tuple(left_out), "seed": seed}
+    table.attrs = {"splits": splits, "left_out": tuple(left_out), "seed": seed, "caveats": caveats_of(run)}
     return table
 
 
@@ -153,10 +153,29 @@ def decision_values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
     return values.copy(data=per_prompt.strength(values.values))
 
 
+class Decisions:
+    """What a detector thresholds, of one head after the other: only the piece of the run that holds it is read."""
+
+    def __init__(self, run: xr.Dataset, criterion: Criterion) -> None:
+        self.run, self.criterion = run, criterion
+        width = run.sizes.get("d_head", 1) if criterion.kind == TRAINED else run.sizes.get("projection", 1)
+        self._parts = list(pieces(run, run.sizes["prompt"] * width))
+        self._known: dict[int, xr.DataArray] = {}
+
+    def of(self, projection: str, layer: int, head: int) -> xr.DataArray:
+        """Of one head, [prompt]."""
+        at = next(
+            k for k, part in enumerate(self._parts) if layer in part["layer"].values and head in part["head"].values
+        )
+        if at not in self._known:
+            self._known = {at: decision_values(self._parts[at], self.criterion)}
+        return self._known[at].sel(projection=projection, layer=layer, head=head)
+
+
 def _tested(
     run: xr.Dataset,
     scores: pd.DataFrame,
-    values: xr.DataArray,
+    values: Decisions,
     criterion: str,
     rule: str,
     projection: str | None,
@@ -164,10 +183,10 @@ def _tested(
     bootstrap: int,
     seed: int,
 ) -> list[dict]:
-    """The first head, its threshold, and its measures on the test split; `values` are from `decision_values`."""
+    """The first head, its threshold, and its measures on the test split."""
     top = top_heads(scores, criterion=criterion, rule=rule, projection=projection, k=1, seed=seed).iloc[0]
-    prompts = prompts_of(run, values)
-    cell = values.sel(projection=top["projection"], layer=top["layer"], head=top["head"]).values
+    decided = values.of(str(top["projection"]), int(top["layer"]), int(top["head"]))
+    prompts, cell = prompts_of(run, decided), decided.values
     if np.isnan(cell).all():
         where = head_name(int(top["layer"]), int(top["head"]))
         raise CriterionError(f"{where} ({top['projection']}) has no values to set a threshold on.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 GRADIENT_TOLERANCE = 1e-8  # largest gradient entry at the optimum, against that at zero coefficients or 1
 ROUGH = 1e-5  # the same, up to which float32 goes
+POOLED = 1e-2  # the same for the pooled folds, from where each fold goes on by itself
 ROUGH_STEPS, STEPS, CONJUGATE_STEPS = 6, 10, 6
 SMALLEST = 1e-30  # instead of 0 in a denominator
 DAMPED_STEPS, HALVINGS = 200, 30
@@ -71,17 +72,19 @@ def fit_logistic(
     features = np.asarray(features)
     batch = features.shape[:-2]
     weights = np.ones(np.shape(labels)) if weight is None else np.asarray(weight, dtype=np.float64)
-    _check(features, np.asarray(labels), weights)
     flat = features.reshape(-1, *features.shape[-2:])
+    _check(flat, np.asarray(labels), weights)
     sign = torch.as_tensor(np.where(np.asarray(labels).astype(bool), 1.0, -1.0), device=device)
     cost = torch.as_tensor(C * np.atleast_2d(weights), device=device)
     at_once = max(1, NUMBERS_AT_ONCE // (flat.shape[1] * (flat.shape[2] + 1)))
     parts = []
     for start in range(0, len(flat), at_once):
-        x = torch.as_tensor(flat[start : start + at_once], dtype=torch.float64, device=device)
-        x = torch.cat([x, torch.ones_like(x[..., :1])], -1)
+        some = torch.as_tensor(flat[start : start + at_once], device=device)
         # A sample's sign and features only ever appear multiplied: the problem becomes "push every margin up".
-        parts.append(_solve(x * sign[:, None], cost).cpu().numpy())
+        x = sign.new_empty((*some.shape[:2], some.shape[2] + 1))
+        torch.mul(some, sign[:, None], out=x[..., :-1])
+        x[..., -1] = sign
+        parts.append(_solve(x, cost).cpu().numpy())
     theta = np.concatenate(parts).reshape(*batch, *weights.shape[:-1], features.shape[-1] + 1)
     return theta[..., :-1], theta[..., -1]
 
@@ -93,7 +96,7 @@ def _check(features: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Non
             "A logistic regression needs features [..., n, d], labels [n] and weights [n] or [fold, n]; "
             f"got features {features.shape}, labels {labels.shape}, weights {weights.shape}."
         )
-    if not np.isfinite(features).all():
+    if not all(np.isfinite(head).all() for head in features):  # one at a time: no second array of their size
         raise CriterionError(
             "A logistic regression was given features that are NaN or infinite. Fit computed heads only."
         )
@@ -112,12 +115,14 @@ def _solve(x: "Tensor", cost: "Tensor") -> "Tensor":
     heads, folds, width = len(x), len(cost), x.shape[-1]
     penalty = torch.ones(width, dtype=x.dtype, device=x.device)
     penalty[-1] = 0
-    tolerance = GRADIENT_TOLERANCE * (cost.sum(-1) * x.abs().amax((-1, -2))[:, None]).clamp_min(1)  # head, fold
+    largest = torch.maximum(x.amax((-1, -2)), -x.amin((-1, -2)))
+    tolerance = GRADIENT_TOLERANCE * (cost.sum(-1) * largest[:, None]).clamp_min(1)  # head, fold
     single, coarse = x.float(), (ROUGH / GRADIENT_TOLERANCE * tolerance).float()
     light, flat = cost.float(), penalty.float()
     theta = torch.zeros(heads, 1, width, device=x.device)
     inverse = _inverse_hessian(single, light.mean(0), flat, theta[:, 0])
-    theta, _ = _newton(single, single, light.mean(0, keepdim=True), flat, theta, inverse, coarse[:, :1], ROUGH_STEPS)
+    pooled = POOLED / ROUGH * coarse[:, :1]
+    theta, _ = _newton(single, single, light.mean(0, keepdim=True), flat, theta, inverse, pooled, ROUGH_STEPS)
     theta = torch.where(torch.isfinite(theta).all(-1, keepdim=True), theta, torch.zeros_like(theta))
     inverse = _inverse_hessian(single, light.mean(0), flat, theta[:, 0])
     theta = theta.expand(heads, folds, width).contiguous()
@@ -161,7 +166,7 @@ def _newton(
         going = ~done[open_].all(1)
         if step == steps or not going.any():
             break
-        if not going.all():  # what is done is left behind
+        if 2 * int(going.sum()) < len(open_):  # what is done is left behind; to move the rest costs as much as a step
             open_, x, single, inverse = open_[going], x[going], single[going], inverse[going]
             at, miss, gradient = at[going], miss[going], gradient[going]
         curvature = (cost * miss * (1 - miss)).float()

@@ -64,8 +64,11 @@ def cross_validated(features: np.ndarray, unsafe: np.ndarray, fold: np.ndarray, 
     names, number = np.unique(fold, return_inverse=True)
     train = (number != np.arange(len(names))[:, None]).astype(float)
     coef, intercept = fit_logistic(features, unsafe, weight=train, C=C)
-    of_every_fold = features @ coef.swapaxes(1, 2) + intercept[:, None]  # head, prompt, fold
-    return of_every_fold[:, np.arange(len(number)), number]
+    found = np.empty(features.shape[:2])
+    for head, (one, of_head, at_zero) in enumerate(zip(features, coef, intercept, strict=True)):
+        of_every_fold = one @ of_head.T + at_zero  # prompt, fold; in float64, whatever the features are stored in
+        found[head] = of_every_fold[np.arange(len(number)), number]
+    return found
 
 
 def few_shot_masks(unsafe: np.ndarray, category: np.ndarray, *, shots: int, repeats: int, seed: int) -> np.ndarray:
@@ -81,8 +84,8 @@ def few_shot_masks(unsafe: np.ndarray, category: np.ndarray, *, shots: int, repe
 
 
 def _output(run: xr.Dataset) -> np.ndarray:
-    """z, [layer, head, prompt, d_head]."""
-    return run["head_output"].transpose("layer", "head", "prompt", "d_head").values.astype(np.float64)
+    """z, [layer, head, prompt, d_head], as it is stored: the fits widen it, a few heads at a time."""
+    return run["head_output"].transpose("layer", "head", "prompt", "d_head").values
 
 
 def _write(run: xr.Dataset) -> np.ndarray:
@@ -91,15 +94,17 @@ def _write(run: xr.Dataset) -> np.ndarray:
     A penalised logistic regression sees its features through their inner products only, and those of z·R are those of
     what the head writes, z·W_O, which is d_model numbers wide and not stored: the decision values are the same.
     """
-    return _output(run) @ run["write_root"].transpose("layer", "head", "d_head", "d_root").values.astype(np.float64)
+    return _output(run).astype(np.float64) @ run["write_root"].transpose("layer", "head", "d_head", "d_root").values
 
 
 def _computed(run: xr.Dataset, features_of: Features, criterion: str) -> tuple[np.ndarray, np.ndarray]:
     """Features of the computed heads [head, prompt, d], and which cells [layer, head] they are."""
     z = features_of(run)
-    finite = np.isfinite(z).all(-1)  # layer, head, prompt
-    absent: np.ndarray = np.asarray(np.isnan(z).all((-1, -2)))
-    if (broken := ~finite.all(-1) & ~absent).any():
+    cells = list(np.ndindex(z.shape[:2]))  # one at a time: z of a large run is gigabytes
+    finite, absent = np.empty(z.shape[:2], dtype=bool), np.empty(z.shape[:2], dtype=bool)
+    for cell in cells:
+        finite[cell], absent[cell] = np.isfinite(z[cell]).all(), np.isnan(z[cell]).all()
+    if (broken := ~finite & ~absent).any():
         layer, head = np.argwhere(broken)[0]
         raise CriterionError(
             f"Criterion {criterion!r}: its features hold NaN or infinite numbers for some prompts, first at "
@@ -108,8 +113,9 @@ def _computed(run: xr.Dataset, features_of: Features, criterion: str) -> tuple[n
         )
     if absent.all():
         raise CriterionError(f"Criterion {criterion!r}: its features are missing for every head of this run.")
-    features = z[~absent]
-    if (features == features[:, :1]).all():
+    # Without a copy where there is nothing to leave out.
+    features = z[~absent] if absent.any() else z.reshape(-1, *z.shape[2:])
+    if all((head == head[:1]).all() for head in features):
         raise CriterionError(
             f"Criterion {criterion!r}: its features are the same for all {features.shape[1]} prompts, so there is "
             "nothing to learn. Are the prompts the same to this model (images not passed on, text cut off)?"
@@ -167,7 +173,13 @@ def _probe(name: str, features_of: Features, label: str, source: str = SAHS, **a
         decisions = np.einsum("hnd,hd->hn", features, coef) + intercept[:, None]
         return _as_array(run, decisions[:, None], computed).isel(repeat=0)
 
-    common = {"kind": TRAINED, "values": values, "needs": ("head_output",), "unit": "share correct", "decide": decide}
+    common = {
+        "kind": TRAINED,
+        "values": values,
+        "needs": ("head_output",),
+        "unit": "fraction correct",
+        "decide": decide,
+    }
     record = Criterion(**{"name": name, "label": label, "source": source, **common, **about})
     return record
 

@@ -18,6 +18,7 @@ from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.reading import (
     SomeRun,
     as_run,
+    caveats_of,
     check_run,
     one_readout,
     pieces,
@@ -44,7 +45,8 @@ def score(
     """Score every head of a run under each criterion.
 
     Heads are scored on the prompts of the split `selection`; on all of them where the prompts declare no split or all the
-    same one. `.attrs` of the table says which, and how many.
+    same one. `.attrs` of the table says which, and how many, and under `caveats` what was said of the set when it was
+    swept: parts that share pictures or texts, a label with few different texts.
 
     Args:
         run: As `wb.sweep` returns it, or the path of a stored one.
@@ -69,7 +71,7 @@ def score(
         | `p_value` | one-sided permutation test, unsafe stronger than safe | NaN | NaN: shuffling after training is not valid |
         | `q_value` | Benjamini-Hochberg over the heads of the criterion and projection | NaN | NaN |
 
-        Where an engine scored some heads only (sketch, race), a column `safe_rank` is added: the percentile, 0-100, at
+        Where an engine scored some heads only (find), a column `safe_rank` is added: the percentile, 0-100, at
         which the head's safe value lies among those of all heads, as far as they are known (by estimates, or on fewer
         prompts). It is what the bound of the rule selectivity goes by.
 
@@ -118,6 +120,7 @@ def score(
         "seed": seed,
         "bootstrap": bootstrap,
         "model": str(run.attrs.get("model", "")),
+        "caveats": caveats_of(run),
     }
     if drawn:
         scores.attrs["redraws"] = Redraws.of(drawn, seed)

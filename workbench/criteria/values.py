@@ -18,7 +18,7 @@ def prompt_values(run: xr.Dataset, criterion: Criterion, *, head: Head | None = 
     """A per-prompt criterion's values in float64: prompt, projection, layer, head.
 
     A criterion without masks has the one projection `"none"`. A cell that was not computed is NaN for every prompt, and
-    so is that of a head which left a race early, since it cannot be compared with those that saw every prompt. The
+    so is that of a head which a search dropped, since it cannot be compared with those that saw every prompt. The
     prompts may be fewer than the run's where the criterion has no meaning for some (attention to an image, without
     one).
 
@@ -48,8 +48,7 @@ def value_pieces(run: xr.Dataset, criterion: Criterion) -> Iterator[xr.DataArray
         if f"{criterion.needs[0]}_estimate" in run.data_vars:
             raise CriterionError(
                 f"Criterion {criterion.name!r} was computed for no head of this run, which holds estimates only "
-                f"(run.{criterion.needs[0]}_estimate). Sweep with engine_options={{'best': 16}} to score the best "
-                "exactly."
+                f"(run.{criterion.needs[0]}_estimate). Raise the budget of the search, or sweep with engine='exact'."
             )
         raise CriterionError(
             f"Criterion {criterion.name!r} is missing for every head of this run: nothing was computed."
@@ -65,7 +64,7 @@ def _values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
         values = values.expand_dims(projection=["none"], axis=1)
     values = values.transpose("prompt", "projection", "layer", "head").astype(np.float64)
     if "prompts_used" in run.data_vars:
-        values = values.where(values.notnull().all("prompt"))  # a raced run: heads that left early saw fewer prompts
+        values = values.where(values.notnull().all("prompt"))  # dropped heads saw fewer prompts
     _refuse_holes(values, criterion.name)
     return values
 
@@ -74,7 +73,7 @@ def safe_ranks(run: xr.Dataset, criterion: Criterion) -> np.ndarray | None:
     """Where each head's mean over safe prompts lies among those of all heads, 0-100; [projection, layer, head].
 
     Only for runs whose engine left heads out and knows something of them all the same, so that a bound on safe values
-    is that of all heads: of a head that left a race, the prompts it was scored on; of a head that was only screened,
+    is that of all heads: of a head that a search dropped, the prompts it was scored on; of a head without any,
     its calibrated estimate. None for all other runs.
     """
     estimate_name = f"{criterion.needs[0]}_estimate"

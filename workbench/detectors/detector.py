@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,7 +16,7 @@ from workbench.checking import MOST_SEED, Finite, Whole, check_each
 from workbench.criteria.thresholds import balanced_accuracy
 from workbench.detectors.calibration import Parts, calibration_parts, densities_cross, unsafe_array
 from workbench.detectors.cost import Cost, measure_cost
-from workbench.detectors.looks import BLOCK, Wants, look
+from workbench.detectors.looks import BLOCK, Request, Wants, look, next_request
 from workbench.detectors.stored import ARRAYS, DESCRIPTION, FORMAT, calibration_record, finite_number, read_stored, word
 from workbench.errors import DetectorError, WorkbenchError
 from workbench.models.fingerprint import fingerprint
@@ -96,27 +96,26 @@ class Detector(ABC):
             CriterionError: Where a rule keeps no head.
         """
         check_is_model(model)
-        parts = calibration_parts(as_prompts(prompts), seed=self.seed)
+        talk, seen = self.fitting(model, as_prompts(prompts)), None
+        while (asked := next_request(talk, seen)) is not None:
+            seen = self.observe(model, asked.prompts, choosing=asked.choosing, progress=progress)
+        return self
+
+    def fitting(self, model: HookedLVLM, prompts: PromptSet) -> Generator[Request, xr.Dataset, None]:
+        """`fit` as a conversation, so that detectors can look together: it asks to see prompts, and is sent what was
+        seen of them.
+        """
+        parts = calibration_parts(prompts, seed=self.seed)
         values = stability = None
         if self._chooses():
-            seen = self.observe(model, parts.selection, choosing=True, progress=progress)
-            values, stability = self._learn(seen, parts)
-        return self._settle(model, self._score(model, parts.threshold) if values is None else values, parts, stability)
+            values, stability = self._learn((yield Request(parts.selection, choosing=True)), parts)
+        if values is None:
+            values = self.values((yield Request(parts.threshold, choosing=False)))
+        self._settle(model, values, parts, stability)
 
-    def fit_seen(self, model: HookedLVLM, prompts: Sequence[Prompt], seen: xr.Dataset) -> Self:
-        """`fit` from what was seen of the same prompts already: `observe` with `choosing`, or more than it sees."""
-        check_is_model(model)
-        parts = calibration_parts(as_prompts(prompts), seed=self.seed)
-        values = stability = None
-        if self._chooses():
-            values, stability = self._learn(rows_of(seen, parts.selection), parts)
-        values = self.values(rows_of(seen, parts.threshold)) if values is None else values
-        return self._settle(model, values, parts, stability)
-
-    def _settle(self, model: HookedLVLM, values: np.ndarray, parts: Parts, stability: float | None) -> Self:
+    def _settle(self, model: HookedLVLM, values: np.ndarray, parts: Parts, stability: float | None) -> None:
         self._calibrate(self._finite(values, parts.threshold), parts, stability)
         self.model_name, self.weight_hash, self.fingerprint = model.name, model.weight_hash, fingerprint(model)
-        return self
 
     @property
     def stability(self) -> float:
@@ -317,11 +316,6 @@ def head_pairs(table: pd.DataFrame) -> list[Head]:
 def has_heads(model: HookedLVLM, heads: Sequence[Head]) -> bool:
     """Whether all of the heads are there and can be masked."""
     return all(layer in model.masked_layers and 0 <= head < model.n_heads for layer, head in heads)
-
-
-def rows_of(seen: xr.Dataset, prompts: Sequence[Prompt]) -> xr.Dataset:
-    """What was seen of these prompts, in their order."""
-    return seen.sel(prompt=[p.id for p in prompts])
 
 
 def check_is_model(model: object) -> None:

@@ -21,6 +21,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.precision import double_kept
 from workbench.models.walk import join
 from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.sweeps.execution import progress_bar
 
 PUBLISHED = 0.25
 SLICES = partial(finite_array, dims=2)
@@ -87,10 +88,18 @@ class GradSafe(Detector):
         self._keep(model, *drawn)
         seen = {p.id for of in drawn for p in of}
         rest = replace(parts, threshold=PromptSet(p for p in parts.threshold if p.id not in seen))
-        return self._settle(model, self._score(model, rest.threshold), rest, None)
+        found = self.observe(model, rest.threshold, choosing=False, progress=progress)
+        self._settle(model, self.values(found), rest, None)
+        return self
 
     def observe(self, model: HookedLVLM, prompts: Sequence[Prompt], *, choosing: bool, progress: bool) -> xr.Dataset:
-        return xr.Dataset({"cosine": ("prompt", np.array([self._cosine(model, prompt) for prompt in prompts]))})
+        found = np.empty(len(prompts))
+        with progress_bar(progress) as bar:
+            line = bar.add_task("gradients of prompts", total=len(prompts))
+            for place, prompt in enumerate(prompts):
+                found[place] = self._cosine(model, prompt)
+                bar.advance(line)
+        return xr.Dataset({"cosine": ("prompt", found)})
 
     def values(self, seen: xr.Dataset) -> np.ndarray:
         return seen["cosine"].values

@@ -3,7 +3,7 @@
 A detector says what it wants (`Wants`), and `look` sees it. What several detectors want is joined and seen once.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,8 @@ from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.models.walk import BasePass, base_pass
-from workbench.prompts.prompt import Prompt
+from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.sweeps.execution import progress_bar
 from workbench.sweeps.plan import batches
 from workbench.sweeps.sweep import sweep
 
@@ -49,6 +50,27 @@ class Wants:
     projections: tuple[str, ...] = ()
     heads: tuple[Head, ...] | None = ()
     mask: Mask | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A detector that is being fitted asks to see prompts.
+
+    Attributes:
+        prompts: Which ones.
+        choosing: Whether it looks in order to choose.
+    """
+
+    prompts: PromptSet
+    choosing: bool
+
+
+def next_request(talk: Generator[Request, xr.Dataset, None], seen: xr.Dataset | None) -> Request | None:
+    """What a detector asks to see next, once it was sent what it asked for before; None when it is fitted."""
+    try:
+        return next(talk) if seen is None else talk.send(seen)
+    except StopIteration:
+        return None
 
 
 def joined(wants: Sequence[Wants]) -> Wants:
@@ -98,23 +120,28 @@ def look(
     elif wants.outputs:
         last = (model.masked_layers[-1], 0)  # at the least cost: only what the unmasked pass shows is read
         seen = sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
-    return seen.assign({name: (("prompt", *dims), values) for name, dims, values in _read(model, prompts, wants.reads)})
+    return seen.assign(
+        {name: (("prompt", *dims), values) for name, dims, values in _read(model, prompts, wants.reads, progress)}
+    )
 
 
 def _read(
-    model: HookedLVLM, prompts: Sequence[Prompt], reads: Mapping[str, Reader]
+    model: HookedLVLM, prompts: Sequence[Prompt], reads: Mapping[str, Reader], progress: bool
 ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
     if not reads:
         return
     encoded = [model.encode(prompt) for prompt in prompts]
     found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
-    for batch in batches(encoded, ROWS):
-        base = base_pass(model, [encoded[i] for i in batch])
-        for name, read in reads.items():
-            dims, values = read(model, base)
-            if name not in found:
-                found[name] = dims, np.full((len(prompts), *values.shape[1:]), np.nan, values.dtype)
-            found[name][1][batch] = values
+    with progress_bar(progress) as bar:
+        line = bar.add_task("prompts seen", total=len(prompts))
+        for batch in batches(encoded, ROWS):
+            base = base_pass(model, [encoded[i] for i in batch])
+            for name, read in reads.items():
+                dims, values = read(model, base)
+                if name not in found:
+                    found[name] = dims, np.full((len(prompts), *values.shape[1:]), np.nan, values.dtype)
+                found[name][1][batch] = values
+            bar.advance(line, len(batch))
     for name, (dims, values) in found.items():
         yield name, dims, values
 

@@ -110,6 +110,8 @@ def prompts_of_table(
         raise PromptError(_listed(f"{what}: {len(problems)} of {len(table.rows)} rows cannot be used", problems))
     if absent:
         log.warning(_listed(f"{what}: {len(absent)} of {len(table.rows)} rows are left out", absent))
+    if not prompts:
+        raise PromptError(_listed(f"{what}: no row is left; {len(absent)} pictures are in none of the places", absent))
     log_notes(what, (p.image for p in prompts))
     check_splits(prompts)
     return PromptSet(prompts, name=name)

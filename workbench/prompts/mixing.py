@@ -11,8 +11,8 @@ import numpy as np
 from workbench.axes import LABELS
 from workbench.checking import Converted, Whole, checked
 from workbench.errors import PromptError
+from workbench.prompts.caveats import overlaps
 from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.prompts.readers.check import overlaps
 from workbench.prompts.splits import split_prompts
 from workbench.prompts.ties import units
 
@@ -78,7 +78,9 @@ def mix(
         parts += [PromptSet(part.where(label=label), name=part.name) for part in wanted]
     if not sum(map(len, parts)):
         raise PromptError("There is nothing to mix: give sets, or unsafe=[…] and safe=[…].")
-    for sentence in overlaps(parts):
+    names = [part.name or "a set" for part in parts]
+    named = {f"{name} ({k})" if names.count(name) > 1 else name: parts[k - 1] for k, name in enumerate(names, 1)}
+    for sentence in overlaps(named):
         log.warning("%s. Deal them with fractions=… so that no two splits share them.", sentence)
     prompts = _named_apart(parts)
     rng = np.random.default_rng(seed)

@@ -109,8 +109,13 @@ class Picture(Image.Image):
         if self._im is not None:
             return _pixel_hash(self)
         if not self._digest:
-            with self._stream() as stream:
-                self._digest = hashlib.sha256(stream.read()).hexdigest()[:16]
+            try:
+                with self._stream() as stream:
+                    stored = stream.read()
+            except OSError:
+                # Gone since it was found. Whoever needs its pixels says so, of the prompt it belongs to.
+                return hashlib.sha256(f"gone: {self.name}".encode()).hexdigest()[:16]
+            self._digest = hashlib.sha256(stored).hexdigest()[:16]
         return self._digest
 
     def _decode(self) -> Any:
@@ -183,8 +188,11 @@ def image_hash(image: Image.Image | None) -> str:
 
 
 def is_flat(image: Image.Image) -> bool:
-    """Whether a picture is of one colour all over, and so shows nothing."""
-    return all(low == high for low, high in np.array(image.getextrema()).reshape(-1, 2))
+    """Whether a picture is of one colour all over, and so shows nothing; not where its pixels cannot be read."""
+    try:
+        return all(low == high for low, high in np.array(image.getextrema()).reshape(-1, 2))
+    except PromptError:
+        return False  # what is wrong with it is said of the prompt it belongs to
 
 
 def log_notes(what: str, pictures: Iterable[Image.Image | None]) -> None:

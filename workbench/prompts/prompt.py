@@ -23,7 +23,7 @@ from workbench.prompts.variants import CARRIER, VARIANTS, Given, Print, Words, m
 log = logging.getLogger(__name__)
 
 ROLES = ("system", "user", "assistant")
-LONGEST_NAME = 300  # characters of an id, a source, a family, …: they become labels, names of files, cells of tables
+LONGEST_LABEL = 300  # characters of an id, a source, a family, …: they become labels, names of files, cells of tables
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -83,8 +83,8 @@ class Prompt:
                 raise PromptError(f"{where}: {name} must be a string; got {type(value).__name__}.{hint}")
             if not value.isascii() and _SURROGATE.search(value):
                 raise PromptError(f"{where}: {name} holds half of a character (a lone surrogate), which is no text.")
-            if len(value) > LONGEST_NAME and name not in _LONG:
-                raise PromptError(f"{where}: {name} has {len(value)} characters; at most {LONGEST_NAME} are taken.")
+            if len(value) > LONGEST_LABEL and name not in _LONG:
+                raise PromptError(f"{where}: {name} has {len(value)} characters; at most {LONGEST_LABEL} are taken.")
         if self.image is not None:
             if not isinstance(self.image, Image.Image):
                 raise PromptError(

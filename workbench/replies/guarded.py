@@ -158,7 +158,7 @@ def generate(
     if flagged is False:
         text = model.generate(prompt, **options, **streaming)
     else:
-        text = refuse(model, prompt, recipe, failed=bool(error), **options, **streaming)
+        text = _refuse(model, prompt, recipe, {**options, **streaming}, failed=bool(error))
     reply = Reply(text)
     reply.flagged, reply.score, reply.threshold, reply.error = flagged, score, guard.threshold, error
     reply.unguarded = None
@@ -167,8 +167,7 @@ def generate(
     return reply
 
 
-def refuse(model: HookedLVLM, prompt: Prompt, recipe: RefusalRecipe, *, failed: bool = False, **options: Any) -> str:
-    """The reply to a flagged prompt; `failed`: its detection failed, so that generation may fail too."""
+def _refuse(model: HookedLVLM, prompt: Prompt, recipe: RefusalRecipe, options: dict[str, Any], *, failed: bool) -> str:
     alerted = recipe.alerted(prompt)
     try:
         encoded = model.encode(alerted)

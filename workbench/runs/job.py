@@ -36,8 +36,8 @@ class Job:
         cells: What is masked, by layer; every head of every projection when None.
         keep_states: Keep masked final states too.
         groups: Head sets masked together, in place of single cells.
-        estimates: What a sketch estimates.
-        directions: How many directions it draws for each.
+        estimates: Measures that are estimated from backward passes.
+        directions: How many directions an estimate draws.
         seed: Of what is drawn.
         readout: What the states are read from: "final", or decoder layers as strings; empty for the final state alone.
         measures: Which per-cell variables are computed, in the order of `MEASURES`.

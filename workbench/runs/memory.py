@@ -45,6 +45,7 @@ class Sink(Protocol):
     """A run in the making: `Memory`, or a `Store` on disk."""
 
     partition: Partition
+    layout: dict[str, Variable]
 
     @property
     def attrs(self) -> dict[str, Any]:

@@ -44,6 +44,15 @@ def as_checked_run(run: Any) -> xr.Dataset:
     return found
 
 
+def caveats_of(run: xr.Dataset) -> list[str]:
+    """What its prompts share, and how few questions they ask (`workbench.prompts.caveats`), as the run records it."""
+    try:
+        told = json.loads(run.attrs.get("caveats", "[]"))
+    except (TypeError, ValueError):
+        return []
+    return [sentence for sentence in told if isinstance(sentence, str)] if isinstance(told, list) else []
+
+
 def check_run(run: xr.Dataset, needs: Sequence[str] = (), *, wanted_by: str = "this") -> None:
     """Refuse what is no run, a run of another schema, and a run without the variables in `needs`."""
     if not isinstance(run, xr.Dataset):

@@ -20,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.axes import HEAD_DIMS, PROMPT_COORDS, head_name
+from workbench.prompts.caveats import caveats
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.job import FINAL, Job, Partition
 
@@ -56,10 +57,13 @@ UNITS = {
     "write_root": ("1", "lower triangular R with R R^T = W_O^h W_O^h^T: z R has the inner products of the write z W_O"),
     "deflection_estimate": ("degrees", "estimate of the deflection from a few backward passes; not exact"),
     "kl_estimate": ("nats", "estimate of the KL from a few backward passes (Fisher form); not exact"),
-    "rule_value": ("degrees", "value of the raced rule on the prompts the head was scored on"),
-    "rule_low": ("degrees", "lower end of its confidence interval"),
-    "rule_high": ("degrees", "upper end of its confidence interval"),
-    "prompts_used": ("prompts", "on how many of the raced prompts the head was scored"),
+    "l2_estimate": ("state units", "estimate of the distance from a few backward passes; not exact"),
+    "refusal_change_estimate": ("log-odds", "estimate of the refusal change from one backward pass; not exact"),
+    "rule_value": ("of the criterion", "value of the rule heads were found by, where exact cells are few an estimate"),
+    "rule_low": ("of the criterion", "lower end of its confidence interval"),
+    "rule_high": ("of the criterion", "upper end of its confidence interval"),
+    "find_status": ("1", "among the first k on these prompts: 0 excluded, 1 possible, 2 certain"),
+    "prompts_used": ("prompts", "on how many prompts the head was scored exactly"),
 }
 
 
@@ -254,6 +258,7 @@ def provenance(model: HookedLVLM, prompts: PromptSet, partition: Partition) -> d
         "masked_layers": list(model.masked_layers),
         "refusal_tokens": list(model.refusal_tokens),
         "prompt_source": json.dumps(prompts.recipe),
+        "caveats": json.dumps(caveats(prompts)),
         "device": str(model.device),
         "machine": f"{platform.machine()} {platform.processor()}".strip(),
         "threads": torch.get_num_threads(),

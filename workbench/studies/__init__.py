@@ -19,7 +19,9 @@ from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
 from workbench.studies import (
     benign_cost,
+    defence,
     degradation,
+    detection,
     graded,
     head_count,
     maps,
@@ -62,7 +64,9 @@ STUDIES: dict[str, StudyRecord] = {
         projections.STUDY,
         masked_success.STUDY,
         measures.STUDY,
+        detection.STUDY,
         time.STUDY,
+        defence.STUDY,
         head_count.STUDY,
         *graded.STUDIES,
         reselect.STUDY,

@@ -16,8 +16,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import base_pass
 from workbench.prompts.prompt import PromptSet
 from workbench.replies.batches import generate_batch
-from workbench.replies.guarded import refuse
-from workbench.replies.guards import RefusalRecipe
+from workbench.replies.guards import make_guard
 from workbench.replies.judges import judge_replies
 from workbench.runs.splits import in_split
 from workbench.studies import needs
@@ -41,9 +40,8 @@ def find(material: Material) -> Findings:
     question = np.array([p.family == QUESTION_FAMILY for p in asked])
     groups = {"unsafe": unsafe, "benign": ~unsafe & ~question, "question": ~unsafe & question}
     ways: dict[str, list[str]] = {PLAIN: generate_batch(material.model, asked, max_new_tokens=TOKENS)}
-    recipe = RefusalRecipe.for_model(material.model)
-    forced = (refuse(material.model, p, recipe, max_new_tokens=TOKENS) for p in asked)
-    ways[RECIPE] = list(material.track(forced, "recipe", total=len(asked)))
+    how: dict[str, Any] = {"max_new_tokens": TOKENS, "progress": material.progress}
+    ways[RECIPE] = make_guard(RECIPE).replies(material.model, asked, ways[PLAIN], **how)
     layer, step = direction(material.model, material.prompts.where(split="selection"))
     for strength in material.track(STRENGTHS, "steering"):
         with steered(material.model, layer, strength * step):

@@ -153,7 +153,8 @@ STUDY = StudyRecord(
     "masked-success",
     asks="Does masking the chosen heads let attacks through, and what else does it break?",
     source="'One Head to Rule Them All' (NeurIPS 2025), Figure 7; Ships (ICLR 2025)",
-    runs="greedy replies to the test prompts with 0, 1, 3 and 5 heads masked, by four choices, beside random heads",
+    runs="greedy replies to the test prompts with 0, 1, 3 and 5 heads masked, by four choices, beside random heads "
+    "(mean, and from the lowest draw to the highest)",
     fails="A mask that breaks the model also stops it refusing: read the benign requests beside the attacks. Judges by "
     "phrases take nonsense for compliance.",
     find=find,

@@ -13,7 +13,9 @@ import xarray as xr
 from rich.console import Console
 from rich.progress import track
 
+from workbench.comparison.arena import arena
 from workbench.criteria import score
+from workbench.detectors import list_detectors
 from workbench.models.fingerprint import fingerprint
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
@@ -84,6 +86,10 @@ class Material:
             self._made[key] = sweep(model, prompts, out=out, seed=self.seed, progress=self.progress, **options).load()
         return self._made[key]
 
+    def folder(self, name: str) -> Path | None:
+        """A folder of the runs for what stores its own sweeps there, of this material; None without one."""
+        return None if self.runs is None else self.runs / f"{name}-{self.key}"
+
     @cached_property
     def run(self) -> xr.Dataset:
         """Both projections of every head masked on every prompt."""
@@ -93,6 +99,18 @@ class Material:
     def scores(self) -> pd.DataFrame:
         """Every criterion the run allows, on the selection prompts."""
         return score(self.run, "all", bootstrap=BOOTSTRAP, permutations=PERMUTATIONS, seed=self.seed)
+
+    @cached_property
+    def arena(self) -> pd.DataFrame:
+        """Every detector of the registry in the arena, without guards."""
+        return arena(
+            self.model,
+            self.prompts,
+            [record.name for record in list_detectors()],
+            out=self.folder("arena"),
+            progress=self.progress,
+            seed=self.seed,
+        )
 
     def chosen(self, run: xr.Dataset | None = None, **how: Any) -> Chosen:
         """Heads that a rule chooses on the run's selection prompts, with their values on all of them."""

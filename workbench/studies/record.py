@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from workbench.comparison.causal_rows import holm
+from workbench.comparison.differences import holm
 
 if TYPE_CHECKING:
     from workbench.studies.material import Material

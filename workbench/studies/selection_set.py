@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.axes import head_name, head_names
-from workbench.errors import CriterionError
+from workbench.errors import CriterionError, RunError, StudyError
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies import needs
@@ -30,8 +30,10 @@ def find(material: Material) -> Findings:
         try:
             among = select & (~unsafe | (family == name) | (name == EVERY))
             chosen[name] = material.chosen(k=K, among=among)
-        except CriterionError:
+        except (CriterionError, RunError):
             continue  # too few prompts of the family to choose on
+    if len(chosen) < 2:
+        raise StudyError("selection-set: no family has enough selection prompts to choose heads on. Give more prompts.")
     for a, of in chosen.items():
         values, threshold = of.value, of.threshold()
         for b in families(run):

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.criteria.thresholds import fpr_threshold
+from workbench.errors import StudyError
 from workbench.runs.pairs import unit_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
@@ -44,6 +45,8 @@ def find(material: Material) -> Findings:
             rows.append(about | {"measure": CAUGHT} | rate(decisions[attack] > bound))
             if a != CONTROL:
                 tests.append({"test": f"trained on {a}, tested on {b}", "p_value": area["p_value"]})
+    if not tests:
+        raise StudyError("transfer: no family has three prompts to train on. Give more prompts.")
     table = pd.DataFrame(rows)
     return Findings(table, _says(table), tested(tests), _beside(table, material))
 

@@ -21,6 +21,7 @@ import ray
 import torch
 
 from workbench.errors import RunError
+from workbench.models.decoder import Work
 from workbench.models.hooked import HookedLVLM
 from workbench.models.transfer import apart, shared_out, together
 from workbench.prompts.prompt import PromptSet
@@ -49,11 +50,9 @@ class Worker:
         """The process, for whoever wants to look at it."""
         return os.getpid()
 
-    def run(
-        self, task: Task, prompts: PromptSet
-    ) -> tuple[list[tuple[int, Arrays]], tuple[int, int], np.ndarray] | None:
+    def run(self, task: Task, prompts: PromptSet) -> tuple[list[tuple[int, Arrays]], Work, np.ndarray] | None:
         """(arrays by unit, work done, hashes of the inputs) of a task on its prompts; None if it did not fit."""
-        before = self.model.work.layer_tokens, self.model.work.vision_passes
+        self.model.work = Work()
         encode, left_out = Encoder(self.model, prompts), tuple(i - task.start for i in task.left_out)
         try:
             here = replace(task, start=0, stop=len(prompts), left_out=left_out)
@@ -62,8 +61,7 @@ class Worker:
             if not out_of_memory(error):
                 raise
             return None
-        work = self.model.work.layer_tokens - before[0], self.model.work.vision_passes - before[1]
-        return found, work, encode.inputs
+        return found, self.model.work, encode.inputs
 
 
 class Cluster:
@@ -143,8 +141,9 @@ class Cluster:
                     waiting.append(replace(task, rows=halved(sink, task)))
                     continue
                 found, work, self.encode.inputs[task.start : task.stop] = gave
-                self.model.work.layer_tokens += work[0]
-                self.model.work.vision_passes += work[1]
+                self.model.work.layer_tokens += work.layer_tokens
+                self.model.work.vision_passes += work.vision_passes
+                self.model.work.readouts += work.readouts
                 for unit, arrays in found:
                     sink.write(task.start, task.stop, unit, arrays, task.rows)
                     tick(task.stop - task.start)

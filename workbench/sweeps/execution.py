@@ -5,11 +5,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +27,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.runs.memory import Sink
 from workbench.runs.zarr_store import Store
 from workbench.sweeps.engines.registry import get_engine
+from workbench.sweeps.peak import held_bytes, peak_bytes, reset_peak
 from workbench.sweeps.positions import agreement_with_all
 from workbench.sweeps.process import Terminated
 from workbench.sweeps.tasks import Sweep, run_here
@@ -32,18 +35,25 @@ from workbench.sweeps.tasks import Sweep, run_here
 LINE_EVERY = 30  # seconds
 
 
-def run_sweep(sweep: Sweep, engine: str, naive: tuple[int, int], progress: bool, cluster: str | None) -> None:
-    """Run the engine's tasks, counting the work and the time of this session on top of those before it."""
+def run_sweep(sweep: Sweep, engine: str, foreseen: Mapping[str, int], progress: bool, cluster: str | None) -> None:
+    """Run the engine's tasks, counting the work and the time of this session on top of those before it.
+
+    Args:
+        foreseen: What the work is held against, as `workbench.sweeps.operations.foreseen` says it.
+    """
     model, sink = sweep.model, sweep.sink
-    before = {name: sink.attrs.get(name, 0) for name in ("wall_s", "layer_tokens", "vision_passes")}
-    began, tokens, images = time.perf_counter(), model.work.layer_tokens, model.work.vision_passes
-    sink.note(naive_layer_tokens=naive[0], naive_vision_passes=naive[1], **_session(model, sink))
+    before = {name: sink.attrs.get(name, 0) for name in ("wall_s", "layer_tokens", "vision_passes", "readouts")}
+    began, work = time.perf_counter(), replace(model.work)
+    planned = held_bytes(model.device) + foreseen["planned_bytes"]
+    sink.note(**{**foreseen, "planned_bytes": planned}, **_session(model, sink))
+    reset_peak(model.device)
 
     def count(**more: Any) -> None:
         sink.note(
             wall_s=round(before["wall_s"] + time.perf_counter() - began, 3),
-            layer_tokens=before["layer_tokens"] + model.work.layer_tokens - tokens,
-            vision_passes=before["vision_passes"] + model.work.vision_passes - images,
+            layer_tokens=before["layer_tokens"] + model.work.layer_tokens - work.layer_tokens,
+            vision_passes=before["vision_passes"] + model.work.vision_passes - work.vision_passes,
+            readouts=before["readouts"] + model.work.readouts - work.readouts,
             **more,
         )
 
@@ -57,7 +67,8 @@ def run_sweep(sweep: Sweep, engine: str, naive: tuple[int, int], progress: bool,
             if sweep.job.mask.positions != "all" and sweep.job.groups is None:
                 line = shown.add_task("the same at all positions, layers", total=len(sweep.job.layers(model)))
                 sink.note(positions_agreement=agreement_with_all(sweep, lambda: shown.advance(line)))
-        count(complete=True)
+        # The memory of a cluster's workers is not seen from here.
+        count(complete=True, **({} if cluster else {"used_bytes": peak_bytes(model.device)}))
     except (KeyboardInterrupt, Terminated) as stopped:
         kept = "Nothing is stored; with out=PATH the same call could go on from here."
         if isinstance(sink, Store):
@@ -166,9 +177,16 @@ def provenance_of_session(model: HookedLVLM) -> dict[str, str]:
 
 
 def work_line(attrs: Mapping[str, Any]) -> str:
-    """One line on the work a run took against one full forward a head."""
+    """One line on the work a run took against one full forward a head, the vocabulary's counted in operations."""
     done, naive = attrs["layer_tokens"], attrs["naive_layer_tokens"]
-    line = f"{done:,} layer-tokens in {attrs['wall_s']:.1f} s: {done / naive:.1%} of the naive count, {naive:,}"
+    each, read = attrs["layer_token_operations"], attrs["readout_operations"]
+    whole, whole_naive = done * each + attrs["readouts"] * read, naive * each + attrs["naive_readouts"] * read
+    line = (
+        f"{done:,} layer-tokens ({done / naive:.1%} of the naive count, {naive:,}) and {attrs['readouts']:,} read-outs "
+        f"in {attrs['wall_s']:.1f} s: {whole / whole_naive:.1%} of the naive operations"
+    )
     if attrs["naive_vision_passes"]:
         line += f"; {attrs['vision_passes']:,} image passes, not {attrs['naive_vision_passes']:,}"
-    return line + "."
+    if "used_bytes" in attrs:
+        line += f". Memory: {decimal(attrs['used_bytes'])} at the most, {decimal(attrs['planned_bytes'])} planned"
+    return f"{line}."

@@ -34,6 +34,7 @@ from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
 from workbench.sweeps.engines.registry import engine_names, get_engine
 from workbench.sweeps.execution import progress_bar, run_sweep, work_line
+from workbench.sweeps.operations import foreseen
 from workbench.sweeps.plan import plan
 from workbench.sweeps.tasks import Encoder, Sweep, note_left_out
 
@@ -50,14 +51,18 @@ def _as_cluster(value: Any) -> str:
     return plain
 
 
-def _as_prompts(value: Any) -> PromptSet:
+def as_prompt_set(value: Any) -> PromptSet:
+    """The prompts that are meant: any sequence of them, one, or what `load_prompts` takes."""
     return as_prompts(load_prompts(value) if isinstance(value, str | Path) else value)
+
+
+SomePrompts = Annotated[Sequence[Prompt] | Prompt | str | Path, Converted(as_prompt_set)]
 
 
 @checked
 def sweep(
     model: SomeModel,
-    prompts: Annotated[Sequence[Prompt] | Prompt | str | Path, Converted(_as_prompts)],
+    prompts: SomePrompts,
     *,
     projections: Sequence[str] | str = PROJECTIONS,
     mask: SomeMask = None,
@@ -84,8 +89,8 @@ def sweep(
         projections: Of "query" and "value".
         mask: How heads are masked; `Mask()` by default.
         engine: "exact" (from the masked layer on); "prefix" (the same numbers, what prompts share at their beginning
-            computed once); "sketch" (estimates for all heads, exact numbers for the best); "race" (which heads win
-            under a rule); "naive" (one full forward a head; the reference).
+            computed once); "naive" (one full forward a head; the reference); "find" (estimates of all heads, exact
+            numbers where they decide which come first: what `find_heads` runs).
         out: Store the run here as a Zarr group, block by block; the same call later goes on where it stopped. The run
             that is returned is then read from there when its values are asked for.
         heads: Only these (layer, head) cells; all others are NaN.
@@ -93,7 +98,7 @@ def sweep(
         keep_states: Keep the masked final states too (needed by angles over data sets); "auto" when they are small.
         rows: Most rows in one batch; by default from the memory that is free, recorded with the run.
         progress: Show a progress bar with the time left, and at the end the work done against the naive count.
-        engine_options: What the engine takes besides: `DEFAULTS` in `workbench.finding.sketch` and `….race`.
+        engine_options: What the engine takes besides: `DEFAULTS` in `workbench.finding.engine`.
         seed: Of what an engine draws.
         repair: Recompute parts of the store at `out` that are damaged, in place of stopping at them.
         on_error: What happens to a prompt that cannot be computed (an overflow, a picture that the processor refuses, a
@@ -148,7 +153,7 @@ def sweep(
     )
     given, order = prompts, get_engine(engine).order
     if order is not None:
-        prompts = PromptSet((given[i] for i in order(given, seed)), name=given.name, recipe=given.recipe)
+        prompts = PromptSet((given[i] for i in order(given, seed, options)), name=given.name, recipe=given.recipe)
     get_engine(engine).check(job)
     what, bare = recipe(model, prompts, job, engine, options, seed), skeleton(model, prompts, job, job.groups)
     sink: Sink | None = None if out is None else open_store(out, what, bare, repair=repair, skip=on_error == "skip")
@@ -165,7 +170,7 @@ def sweep(
             note_left_out(encode, sink)
             planned = Sweep(model, encode.prompts, encode, job, sink, options, seed, bounds)
             with model.lock:
-                run_sweep(planned, engine, job.naive_work(model, lengths, images), progress, cluster)
+                run_sweep(planned, engine, foreseen(planned, lengths, images), progress, cluster)
         run, ids = sink.finish(), [prompt.id for prompt in given]
         if run["prompt"].values.tolist() != ids:
             run = run.sel(prompt=ids)

@@ -24,7 +24,8 @@ from workbench.runs.job import Cells, Job
 from workbench.runs.memory import Sink
 
 # So many bytes of encoded prompts are kept for the next unit of work that asks.
-ENCODED_BUDGET = 256 * 2**20
+ENCODED_BUDGET = 64 * 2**20
+TOKEN_BYTES = 200  # of Python's own for each token, beside the tensors
 
 
 Arrays = dict[str, np.ndarray]
@@ -117,7 +118,8 @@ class Encoder:
 
 
 def _bytes(encoded: Encoded) -> int:
-    return sum(v.nbytes for v in encoded.model_inputs.values() if isinstance(v, torch.Tensor))
+    tensors = sum(v.nbytes for v in encoded.model_inputs.values() if isinstance(v, torch.Tensor))
+    return tensors + TOKEN_BYTES * encoded.n_tokens
 
 
 @dataclass(frozen=True)

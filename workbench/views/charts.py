@@ -1,6 +1,6 @@
 """What every picture draws, in numbers: matrices with scales and ticks, densities, bounds, the heads that rules choose.
 
-Each back end (matplotlib for files, plotly for notebooks, SVG in the explorer) only draws what these functions return.
+Each back end (matplotlib for files, plotly for notebooks, the browser in the explorer) only draws what these return.
 """
 
 from collections.abc import Sequence
@@ -241,11 +241,6 @@ class HeadMap:
         """Whether cells are so large that a gap parts them."""
         return gapped(self.cells)
 
-    def value_words(self, head: Head) -> str:
-        """`unsafe 3 degrees`, or that the head was not computed."""
-        value = self.cells[head]
-        return f"{theme.COLUMN_WORDS[self.column]} {value:.3g} {self.unit}" if np.isfinite(value) else "not computed"
-
     def inks(self, heads: Sequence[Head]) -> list[tuple[str, str]]:
         """Colour and ink of each of these computed heads."""
         return theme.shades(self.scale.colours, [self.scale.share(float(self.cells[head])) for head in heads])
@@ -329,17 +324,3 @@ def cloud(scores: pd.DataFrame, *, criterion: str, projection: str, chosen: Pick
         grid(scores, **where, column=column) if column in scores else x * np.nan for column in ("ci_low", "ci_high")
     ]
     return Cloud(x, y, heads, limits(x[known], y[known]), chosen, (safe, unsafe), x + np.array(ends))
-
-
-def head_rows(scores: pd.DataFrame, head: Head, projection: str) -> list[tuple[str, dict[str, float], str]]:
-    """(criterion, its columns, rank by the unsafe value as `13/64`) of one head under every criterion of the table."""
-    found = []
-    for criterion in dict.fromkeys(scores["criterion"]):
-        where = {"criterion": criterion, "projection": projection_of(scores, criterion, projection)}
-        columns = ("unsafe", "safe", "difference", "auroc")
-        cells = {column: grid(scores, **where, column=column) for column in columns}
-        unsafe = cells["unsafe"]
-        place = f"{np.sum(unsafe > unsafe[head]) + 1}/{np.isfinite(unsafe).sum()}"
-        values = {column: float(part[head]) for column, part in cells.items()}
-        found.append((criterion, values, place if np.isfinite(unsafe[head]) else "not computed"))
-    return found

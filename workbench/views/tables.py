@@ -80,7 +80,8 @@ def top_heads_table(tops: pd.DataFrame, *, title: str = "Top heads", width: int 
     """Tables of `wb.top_heads`, concatenated, side by side: a row a rank, a column a (criterion, projection, rule).
 
     Args:
-        tops: Columns `criterion, rule, projection, layer, head, value`, best first within each group.
+        tops: Columns `criterion, rule, projection, layer, head, value, stability`, best first within each group. Beside
+            each value stands in what share of redraws of the prompts the head is among the first k.
         title: Above the first table.
         width: Of the terminal, in letters. What does not fit stands in a further table: no number is cut.
     """
@@ -99,7 +100,36 @@ def top_heads_table(tops: pd.DataFrame, *, title: str = "Top heads", width: int 
 
 def _cell(group: pd.DataFrame, rank: int) -> Text:
     row = group.iloc[[rank]]
-    return Text.assemble((theme.names(row)[0], "bold"), " ", number(float(row["value"].iloc[0])))
+    cell = Text.assemble((theme.names(row)[0], "bold"), " ", number(float(row["value"].iloc[0])))
+    if "stability" in row and np.isfinite(row["stability"].iloc[0]):
+        cell.append(f" {row['stability'].iloc[0]:.0%}", "dim")
+    return cell
+
+
+SHOWN = 12  # heads of a projection that are possible and shown, at most
+
+
+def found_table(found: pd.DataFrame) -> Table:
+    """The table of `wb.find_heads` for a terminal: certain heads, then the first of the possible ones."""
+    first = found.iloc[0]
+    title = f"{theme.title(first['criterion'])}, {first['rule']}"
+    table = Table(title=escape(title), **_LOOK)
+    for name in ("projection", "head", "status"):
+        table.add_column(name)
+    for name in ("value", "interval", "in redraws"):
+        table.add_column(name, justify="right")
+    for projection, mine in found.groupby("projection", sort=False):
+        for status, style in (("certain", "bold"), ("possible", "")):
+            part = mine[mine["status"] == status]
+            for row, name in zip(part[:SHOWN].itertuples(), theme.names(part[:SHOWN]), strict=True):
+                interval = f"{number(row.ci_low)} to {number(row.ci_high)}" if row.ci_low < row.ci_high else "exact"
+                cells = (str(projection), name, status, number(row.value), interval, f"{row.stability:.0%}")
+                table.add_row(*cells, style=style)
+            if len(part) > SHOWN:
+                table.add_row(str(projection), f"{len(part) - SHOWN} more", status, "", "", "", style="dim")
+        left = int((mine["status"] == "excluded").sum())
+        table.add_row(str(projection), f"{left} heads", "excluded", "", "", "", style="dim")
+    return table
 
 
 def frame_table(frame: pd.DataFrame, *, title: str = "") -> Table:

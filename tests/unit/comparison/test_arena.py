@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import workbench as wb
 from tests.unit.planted_parts import model, prompts, split
+from workbench import cli
 from workbench.comparison import grid
 from workbench.comparison.arena_tables import arena_tables, latex, says
 from workbench.comparison.differences import CHANCE, differences_of, holm, mcnemar
@@ -122,7 +124,7 @@ def test_who_is_better_is_said_paired_and_corrected(table):
 
 
 def test_on_the_null_model_and_on_random_labels_nothing_is_found():
-    names = ("one-head", "ships", "one-head-fused:k=3", "sahs", "first-token", "last-layer", "rcs-kcd")
+    names = ("one-head", "one-head-fused:k=3", "sahs", "last-layer", "rcs-kcd")
     rng = np.random.default_rng(5)
     of_pair = {p.pair_id: bool(rng.integers(2)) for p in prompts()}
     turn = {"safe": "unsafe", "unsafe": "safe"}
@@ -132,7 +134,7 @@ def test_on_the_null_model_and_on_random_labels_nothing_is_found():
         tested = differences_of(table)
         assert (tested["p_corrected"] > 0.05).all(), tested[tested["p_corrected"] <= 0.05]
         areas = table[(table["measure"] == "auroc") & (table["source"] == "all")]
-        assert len(areas) >= 6
+        assert len(areas) == len(names)
         low, high = (0.5, 0.5) if where == "null" else (0.1, 0.9)
         assert areas["value"].between(low, high).all()
 
@@ -140,11 +142,11 @@ def test_on_the_null_model_and_on_random_labels_nothing_is_found():
 def test_the_work_does_not_grow_with_the_number_of_detectors():
     def work(names: tuple[str, ...]) -> int:
         before = model().work.layer_tokens
-        wb.arena(model(), prompts(), names, **{**QUICK, "costed": 0})
+        wb.arena(model(), prompts(48), names, bootstrap=0, costed=0)
         return model().work.layer_tokens - before
 
     one = work(("direction",))
-    assert work(("direction", "first-token", "last-layer", "hidden-detect", "rcs-kcd")) == one
+    assert work(("direction", "first-token", "last-layer", "hidden-detect")) == one
     assert work(("one-head", "ships", "one-head-fused:k=3/5")) < 1.3 * work(("one-head-fused:k=5",))
 
 
@@ -170,7 +172,7 @@ def test_a_second_run_writes_the_same_bytes_but_for_the_times(tmp_path):
     assert all(same[name] for name in names if name != "times.csv"), same
     assert set(pd.read_csv(first[1])["measure"]) == {"milliseconds"}
     assert json.loads(first[3].read_text())["weight_hash"] == model().weight_hash
-    assert (tmp_path / "calibration-0.zarr").is_dir()
+    assert (tmp_path / "calibration-0-0.zarr").is_dir()
 
 
 def test_the_printed_table_fits_and_the_latex_one_is_escaped(table):
@@ -185,6 +187,23 @@ def test_the_printed_table_fits_and_the_latex_one_is_escaped(table):
     told_ = says(table, differences_of(table))
     assert "ships" not in told_[0]
     assert "one-head" in told_[0]
+
+
+def test_the_command_prints_a_table_that_fits_and_writes_its_files(tmp_path, monkeypatch, capsys):
+    words = "arena -m planted -p planted -n 48 --detectors direction,one-head-fused:k=1/2 --guards recipe"
+    monkeypatch.setattr(
+        sys, "argv", ["workbench", *words.split(), "--out", str(tmp_path), "--max-new-tokens", "6", "--bootstrap", "50"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    printed = capsys.readouterr().out
+    assert not stop.value.code
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "one-head-fused:k=2" in printed
+    written = pd.read_csv(tmp_path / "arena.csv")
+    assert set(written["detector"]) == {"direction", "one-head-fused:k=1", "one-head-fused:k=2"}
+    assert "milliseconds" not in set(written["measure"])
+    assert r"\toprule" in (tmp_path / "arena.tex").read_text()
 
 
 def test_names_options_and_objects_enter():
@@ -208,7 +227,7 @@ def test_names_options_and_objects_enter():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"detectors": "nobody"}, "no detector 'nobody'|no detector nobody"),
+        ({"detectors": "nobody"}, "no detector 'nobody'"),
         ({"detectors": "one-head:k"}, "name=value"),
         ({"detectors": "one-head:shade=3"}, "shade"),
         ({"detectors": (3,)}, "got a int"),
@@ -217,23 +236,27 @@ def test_names_options_and_objects_enter():
         ({"guards": ("recipe",), "judges": ("exact", "phrases", "ships-2025")}, "one judge or two"),
         ({"prompts": [p for p in prompts() if p.split != "test"]}, "split test"),
         ({"bootstrap": -1}, "bootstrap must be"),
+        ({"guards": 3}, "guards must be a name"),
     ],
 )
 def test_bad_calls_are_refused_in_words(asked, message):
     with pytest.raises((DetectorError, ArgumentError), match=message):
-        wb.arena(**{"model": model(), "prompts": prompts(), "detectors": ("direction",), **asked})
+        wb.arena(**{"model": model(), "prompts": prompts(48), "detectors": ("direction",), **asked})
 
 
 def test_who_cannot_enter_is_named_and_the_others_go_on():
-    used = OneHeadDetector(head=(3, 1)).fit(model(), [replace(p, split="") for p in prompts()])
-    given = {"seen it all": used, "other model": told().fit(model("planted-pair"), prompts()), "direction": None}
-    given["direction"] = entrants("direction", seed=0)[0].detector
-    table = wb.arena(model(), prompts(), given, **{**QUICK, "costed": 0})
+    everything = [replace(p, split="") for p in prompts(48)]
+    given = {
+        "seen it all": JudgeDetector(told().judge, threshold=0.5).fit(model(), everything),
+        "other model": told().fit(model("planted-pair"), prompts(48)),
+        "direction": entrants("direction", seed=0)[0].detector,
+    }
+    table = wb.arena(model(), prompts(48), given, **{**QUICK, "costed": 0})
     assert set(table["detector"]) == {"direction"}
     assert "calibrated on" in table.attrs["left_out"]["seen it all"]
     assert "planted-pair" in table.attrs["left_out"]["other model"]
     with pytest.raises(DetectorError, match="does not know the word 'unsafe'"):
-        wb.arena(model(), prompts(), "judge")
+        wb.arena(model(), prompts(48), "judge")
 
 
 def test_prompts_that_declare_nothing_are_dealt():

@@ -157,11 +157,11 @@ def test_heads_left_out_of_a_sweep_stay_nan_and_do_not_count(run: xr.Dataset) ->
     pd.testing.assert_frame_equal(kept.drop(columns="q_value"), expected.drop(columns="q_value"))
 
 
-def test_heads_that_left_a_race_are_not_scored(run: xr.Dataset) -> None:
-    raced = run.copy(deep=True)
-    raced["deflection"][30:, 0, 1, 2] = np.nan
-    raced["prompts_used"] = raced["deflection"].notnull().sum("prompt")
-    found = score(raced, "deflection", bootstrap=0)
+def test_heads_that_a_search_dropped_are_not_scored(run: xr.Dataset) -> None:
+    dropped = run.copy(deep=True)
+    dropped["deflection"][30:, 0, 1, 2] = np.nan
+    dropped["prompts_used"] = dropped["deflection"].notnull().sum("prompt")
+    found = score(dropped, "deflection", bootstrap=0)
     assert found.query("projection == 'query' and layer == 1 and head == 2")["unsafe"].isna().all()
     assert found["unsafe"].isna().sum() == 1
 

@@ -25,6 +25,7 @@ from workbench.detectors.direction import best_layer
 from workbench.detectors.gradsafe import gradients, matrices
 from workbench.detectors.probed_states import fit_wide
 from workbench.detectors.rcs import cluster_names, shrunk_covariance
+from workbench.detectors.rcs_projection import contrast
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.sweeps.sweep import sweep
@@ -69,6 +70,7 @@ def test_a_head_is_drawn_for_every_prompt_by_its_id(run):
     assert draws.shape == (50, test.sizes["prompt"])
     picked = (draws[:, None] == every).argmax(1)
     assert (every[picked, np.arange(every.shape[1])] == draws).all()
+    assert min(len(set(row)) for row in picked) > 1, "a draw took one head for all prompts"
     shares = np.bincount(picked.ravel(), minlength=4) / picked.size
     assert shares == pytest.approx([0.25] * 4, abs=0.05)  # three standard errors of a share are 0.03
     turned = test.isel(prompt=slice(None, None, -1))
@@ -130,23 +132,38 @@ def test_clusters_are_sources_or_families_and_small_ones_go_together():
 def test_the_learned_projection_separates_what_lies_in_a_shell():
     """Unsafe states lie on a sphere around the safe ones: no direction tells them apart, a learned projection does."""
     rng = np.random.default_rng(3)
-    points = rng.normal(size=(240, 4))
+    points = rng.normal(size=(192, 4))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    unsafe = np.arange(240) % 2 == 0
+    unsafe = np.arange(192) % 2 == 0
     states = (points * np.where(unsafe, 3.0, 0.3)[:, None])[:, None]
-    train, test = built(states[:160]), built(states[160:])
+    train, test = built(states[:128]), built(states[128:])
     detector = RCSDetector(k=5)
     state = torch.random.get_rng_state()
-    detector.choose(train, unsafe[:160])
+    detector.choose(train, unsafe[:128])
     assert torch.equal(torch.random.get_rng_state(), state)
-    right = (detector.values(test) > 0) == unsafe[160:]
+    right = (detector.values(test) > 0) == unsafe[128:]
     assert right.mean() > 0.95
     direction = DirectionDetector()
-    direction.choose(train, unsafe[:160])
-    assert abs(np.corrcoef(direction.values(test), unsafe[160:])[0, 1]) < 0.5
+    direction.choose(train, unsafe[:128])
+    assert abs(np.corrcoef(direction.values(test), unsafe[128:])[0, 1]) < 0.5
     again = RCSDetector(k=5)
-    again.choose(train, unsafe[:160])
+    again.choose(train, unsafe[:128])
     np.testing.assert_array_equal(again.values(test), detector.values(test))
+
+
+def test_the_loss_of_the_projection_by_hand():
+    embedded = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0], [-5.0, 0.0]])  # unit vectors: right, up, left, left
+    label, group = torch.tensor([True, True, False, False]), torch.tensor([0, 0, 1, 1])
+    within = (2**0.5 + 0.0) / 2  # right to up, left to left
+    between = 0.0  # right to left is 2, up to left the root of 2: all over the margin of 1
+    centres = np.linalg.norm(np.array([0.5, 0.5]) - np.array([-1.0, 0.0]))
+    labels = (2 - centres) + np.linalg.norm([0.5, 0.5]) + 0.0
+    assert float(contrast(embedded, label, group)) == pytest.approx(within + between + 5 * labels, abs=1e-5)
+    one = torch.tensor([0, 0, 0, 0])
+    assert float(contrast(embedded, label, one)) == pytest.approx(5 * labels, abs=1e-5)
+    near = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+    apart = float(contrast(near, torch.tensor([True, True]), torch.tensor([0, 1])))
+    assert apart == pytest.approx(1 - np.hypot(0.2, 0.6), abs=1e-5)
 
 
 def test_wide_regressions_reach_the_optimum_that_scikit_learn_reaches():
@@ -237,7 +254,7 @@ def test_a_judge_may_read_the_reply_too(monkeypatch):
     assert asked == [f"{prompt.text} / i cannot"]
 
 
-STORED = ("one-head-random", "one-head-fused", "first-token", "rcs-kcd", "rcs-mcd", "gradsafe", "direction")
+STORED = ("one-head-random", "last-layer", "rcs-mcd", "gradsafe", "direction")
 
 
 @pytest.mark.parametrize("name", STORED)

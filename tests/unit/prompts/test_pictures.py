@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import logging
 import pickle
 import tarfile
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import workbench as wb
+from tests.builders.models import tiny
 from workbench.errors import PromptError
 from workbench.prompts import load_prompts, pictures
 from workbench.prompts.pictures import Picture, image_hash, open_picture
 from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.splits import check_splits
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
 
@@ -39,9 +43,8 @@ def decoded(monkeypatch) -> list:
     names: list[str] = []
     decode = Picture._decode
     monkeypatch.setattr(Picture, "_decode", lambda self: (names.append(self.name), decode(self))[1])
-    monkeypatch.setattr(
-        pictures, "RECENT", pictures.Recent(4 * 48 * 3, pictures.RECENT.size)
-    )  # room for three pictures of 8 x 6
+    room = pictures.Recent(4 * 48 * 3, pictures.RECENT.size)  # for three pictures of 8 x 6
+    monkeypatch.setattr(pictures, "RECENT", room)
     return names
 
 
@@ -255,3 +258,21 @@ def test_two_thousand_pictures_cost_names(tmp_path):
 def test_a_set_of_one_prompt_is_a_set():
     prompt = Prompt("p", "what")
     assert list(PromptSet(prompt)) == [prompt]
+
+
+def test_a_picture_that_is_gone_or_broken_is_a_matter_of_its_prompt(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(3).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+    for name in ("a.png", "gone.png"):
+        noise.save(tmp_path / name)
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[100:400] = bytes(300)  # the header says the size, the end says that it is whole
+    (tmp_path / "broken.png").write_bytes(bytes(content))
+    rows = rows_of(["a.png", "gone.png", "broken.png", "broken.png"])
+    prompts = load_prompts([row | {"split": "test", "id": f"p{k}"} for k, row in enumerate(rows)], images=tmp_path)
+    check_splits([prompts[2], replace(prompts[0], split="selection", image=None)])  # looks for flat pictures
+    (tmp_path / "gone.png").unlink()
+    run = wb.sweep(tiny("llava"), prompts, heads=[(0, 0)], on_error="skip", progress=False)
+    assert list(json.loads(run.attrs["skipped"])) == ["p1", "p2", "p3"]
+    assert np.isfinite(run.deflection.values[0, 0, 0, 0])
+    with pytest.raises(PromptError, match=r"Prompt 'p1' cannot be swept.*gone\.png"):
+        wb.sweep(tiny("llava"), prompts, heads=[(0, 0)], progress=False)

@@ -70,7 +70,7 @@ def test_a_model_that_knows_no_refusal_has_no_refusal_change(model, states, monk
     assert measure(model, base, model.unembed(base), masked)["refusal_change"].isnan().all()
 
 
-@pytest.mark.parametrize("engine", ["exact", "prefix", "naive", "sketch"])
+@pytest.mark.parametrize("engine", ["exact", "prefix", "naive", "find"])
 @pytest.mark.parametrize("damage", ["zeroed norm", "weights x 1e20"])
 def test_states_without_a_direction_are_no_measurement(engine, damage):
     model = build_tiny("llava")

@@ -31,12 +31,12 @@ def material(name: str) -> Material:
     """Beside planted stand null and itself, beside null only itself."""
     planted, null = planted_parts.model("planted"), planted_parts.model("null")
     model, others = (planted, (null, planted)) if name == "planted" else (null, (null,))
-    return Material(model, planted_parts.prompts(), others, progress=False)
+    return Material(model, planted_parts.prompts(96 if name == "planted" else 72), others, progress=False)
 
 
 @cache
 def many() -> Material:
-    return Material(planted_parts.model(), draw_planted_prompts(n=420), progress=False)
+    return Material(planted_parts.model(), draw_planted_prompts(n=300), progress=False)
 
 
 @cache
@@ -60,7 +60,7 @@ def one(study: Study, **keys: object) -> float:
 
 @pytest.fixture(autouse=True)
 def _fewer_masked_sets(monkeypatch):
-    monkeypatch.setattr(masked_success, "SIZES", (1, 3))
+    monkeypatch.setattr(masked_success, "SIZES", (1,))
     monkeypatch.setattr(masked_success, "CONTROLS", 2)
 
 
@@ -189,6 +189,25 @@ def test_a_model_shares_its_safety_head_with_itself_and_not_with_null():
     assert same["value"].iloc[0] == pytest.approx(1.0)
 
 
+def test_one_head_detects_all_at_no_false_alarm_and_ships_head_falls_for_the_decoy():
+    study = made("detection")
+    everything = {"source": "all", "family": "all"}
+    assert one(study, detector="one-head", measure="detection_rate_kde", **everything) == 1
+    assert one(study, detector="one-head", measure="fpr_kde", **everything) == 0
+    assert one(study, detector="ships", measure="auroc", **everything) < 0.6
+    assert "one-head" in study.found
+    assert "ships" not in study.found
+
+
+def test_the_guards_of_a_model_that_refuses_already_cost_nothing():
+    study = made("defence")
+    everything = {"source": "all", "family": "all"}
+    for guard in ("no guard", "one-head", "safety-prompt"):
+        assert one(study, detector=guard, measure="asr_guarded", **everything) == 0
+        assert one(study, detector=guard, measure="benign_refusal", **everything) == 0
+    assert one(study, detector="one-head", measure="benign_quality_forced", **everything) == 0  # all are refused
+
+
 def test_a_flagged_benign_prompt_is_refused_and_a_step_without_length_changes_nothing():
     study = made("benign-cost")
     assert one(study, answer="recipe", group="benign", measure="refused") == 1
@@ -259,11 +278,11 @@ def test_the_group_search_takes_the_head_of_the_largest_angle_first():
 
 def test_time_counts_passes_and_keeps_milliseconds_apart():
     study = made("time")
-    passes = rows(study, measure="forward_passes").set_index("detector")["value"]
+    passes = rows(study, measure="passes").set_index("detector")["value"]
     assert passes["hidden-detect"] == pytest.approx(1.0)
     assert 1.0 < passes["one-head"] < passes["ships"] < 2.0  # the planted head lies in the last layer, the decoy first
-    assert not any("ms" in column for column in study.table.columns)
-    assert (study.findings.apart["times"]["detect_ms"] > 0).all()
+    assert set(study.table["measure"]) == {"passes"}
+    assert (study.findings.apart["times"]["value"] > 0).all()
 
 
 def test_scores_are_those_of_the_package():

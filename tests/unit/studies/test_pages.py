@@ -58,8 +58,9 @@ def test_every_study_says_what_it_asks_runs_and_how_it_fails():
         assert record.asks.endswith("?")
         assert all(getattr(record, name) for name in ("source", "runs", "fails"))
     wanted = (
-        "maps projections masked-success measures time head-count graded categories reselect selection-set modality "
-        "read-out probe-curves transfer degradation shared-heads benign-cost published-split sahara"
+        "maps projections masked-success measures time detection defence head-count graded categories reselect "
+        "selection-set modality read-out probe-curves transfer degradation shared-heads benign-cost published-split "
+        "sahara"
     )
     assert set(wanted.split()) <= {record.name for record in list_studies()}
 
@@ -89,11 +90,11 @@ def test_a_stopped_call_goes_on_and_a_second_folder_has_the_same_bytes(monkeypat
 
 
 def test_other_material_is_made_again(tmp_path):
-    material = Material(planted_parts.model(), planted_parts.prompts(), progress=False)
+    material = Material(planted_parts.model(), planted_parts.prompts(48), progress=False)
     store(make_study("maps", material), tmp_path, material.key)
     assert stored(STUDIES["maps"], tmp_path, material.key) is not None
     assert stored(STUDIES["maps"], tmp_path, "another") is None
-    fewer = Material(planted_parts.model(), planted_parts.prompts(48), progress=False)
+    fewer = Material(planted_parts.model(), planted_parts.prompts(36), progress=False)
     assert fewer.key != material.key
     (tmp_path / "maps.json").write_text("[]")
     with pytest.raises(StudyError, match=r"maps\.json does not hold a study"):
@@ -101,7 +102,7 @@ def test_other_material_is_made_again(tmp_path):
 
 
 def test_what_is_stored_is_what_was_found(tmp_path):
-    material = Material(planted_parts.model(), planted_parts.prompts(), progress=False)
+    material = Material(planted_parts.model(), planted_parts.prompts(48), progress=False)
     study = make_study("selection-set", material)
     again = store(study, tmp_path, material.key)
     assert again.says == study.says
@@ -126,7 +127,7 @@ def test_words_of_others_are_data_on_the_page_and_in_the_caption(tmp_path):
         return figures.dots(findings.table, rows="family", x="$share$")
 
     record = StudyRecord("evil", "Is it?", "tests", "nothing", "always", find, draw)
-    material = Material(planted_parts.model(), planted_parts.prompts(), progress=False)
+    material = Material(planted_parts.model(), planted_parts.prompts(48), progress=False)
     try:
         study = store(make_study(register_study(record).name, material), tmp_path, "key")
     finally:

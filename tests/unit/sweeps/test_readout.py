@@ -114,8 +114,7 @@ def test_the_final_read_out_is_scored_unless_another_is_chosen(double, run):
         ({"readout": ("final", "top")}, "readout names 'top'"),
         ({"readout": (1, "1")}, "each place once"),
         ({"readout": (1,), "groups": [[(0, 1)]]}, "head sets"),
-        ({"readout": (1,), "engine": "sketch"}, "'sketch' reads the final state only"),
-        ({"readout": (1,), "engine": "race"}, "'race' reads the final state only"),
+        ({"readout": (1,), "engine": "find"}, "'find' reads the final state only"),
     ],
 )
 def test_what_cannot_be_read_is_refused(double, options, said):

@@ -1,18 +1,29 @@
 """How much work a sweep does, counted: the counts do not depend on the machine's mood."""
 
+import dataclasses
+import io
 import json
+import re
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from scipy.stats import spearmanr
 
 import workbench as wb
 from tests.builders.models import tiny
 from tests.builders.prompts import WORDS, asked, pictures
-from workbench.cli.sweep import sweep_command
+from workbench.cli.prompts import Asked
+from workbench.cli.sweep import plan_command, sweep_command
 from workbench.errors import PromptError, WorkbenchError
+from workbench.runs.job import Partition
 from workbench.runs.opening import open_run
+from workbench.sweeps import forecast
+from workbench.sweeps.engines.exact import layer_cells
 from workbench.sweeps.execution import work_line
+from workbench.sweeps.operations import Counts
+from workbench.sweeps.peak import peak_bytes, reset_peak
 
 TEXTS = WORDS[:4]
 
@@ -63,6 +74,74 @@ def test_one_line_says_what_was_saved(model, capsys):
     printed = " ".join(capsys.readouterr().err.split())
     assert f"{share:.1%} of the naive count" in printed
     assert "4 image passes, not 196" in printed
+    assert "192 read-outs" in printed
+
+
+def test_the_vocabulary_counts_in_the_work(model):
+    run = wb.sweep(model, prompts(), progress=False)
+    attrs = dict(run.attrs)
+    assert attrs["readouts"] == attrs["naive_readouts"] == run.deflection.size
+    assert attrs["readout_operations"] == 2 * model.d_model * model.d_vocab
+    share = attrs["layer_tokens"] / attrs["naive_layer_tokens"]
+    attrs["readout_operations"] = 10**12  # a vocabulary beside which layers are nothing saves nothing
+    assert "100.0% of the naive operations" in work_line(attrs)
+    without = wb.sweep(model, prompts(), measures="deflection", progress=False).attrs
+    assert without["readouts"] == without["naive_readouts"] == 0
+    assert f"{share:.1%} of the naive operations" in work_line(without)
+
+
+def test_planned_memory_is_what_is_used(model):
+    run = wb.sweep(model, prompts(), progress=False)
+    assert 0.75 < run.attrs["used_bytes"] / run.attrs["planned_bytes"] < 1.25
+
+
+def test_the_peak_of_memory_is_of_what_was_run():
+    device = torch.device("cpu")
+    reset_peak(device)
+    before = peak_bytes(device)
+    block = np.ones(2**26, np.uint8)
+    del block
+    assert 2**25 < peak_bytes(device) - before < 2**27
+    reset_peak(device)
+    assert peak_bytes(device) < before + 2**25
+
+
+def test_a_plan_counts_what_the_sweep_will_do(model, monkeypatch):
+    """With a clock that gives every operation the same time, the forecast is the count of operations."""
+    counts, asked = Counts(model), prompts()
+    encoded, rate = [model.encode(prompt) for prompt in asked], 1e9
+
+    def clocked(call, device):
+        return spent_on(call) / rate, call()
+
+    def spent_on(call):
+        if call.func is layer_cells:
+            base, layer, job = call.args[1:4]
+            return len(job.cells[layer]) * base.n_prompts * counts.cell(base.n_pos, layer)
+        return sum(map(counts.forward, call.args[1]))
+
+    monkeypatch.setattr(forecast, "timed", clocked)
+    before = dataclasses.replace(model.work)
+    found = wb.plan(model, asked)
+    assert found.seconds == pytest.approx(counts.exact_map(encoded) / rate)
+    assert found.share == pytest.approx(counts.exact_map(encoded) / counts.naive_map(encoded))
+    assert (found.prompts, found.cells) == (len(asked), 2 * model.n_layers * model.n_heads)
+    assert found.tokens == sum(e.n_tokens for e in encoded)
+    assert model.work == before
+    run = wb.sweep(model, asked, progress=False, keep_states=False)
+    assert found.disk_bytes == sum(run[name].nbytes for name in run.data_vars if name != "write_root")
+    assert found.partition == Partition.parse(run.attrs["partition"])
+    some = wb.plan(model, asked, heads=[(0, 1)], projections="query", measures="deflection")
+    assert some.cells == 1
+    assert some.seconds < found.seconds / 5
+
+
+def test_the_command_line_plans_in_a_sentence(tmp_path):
+    said = io.StringIO()
+    options = {"model": "planted", "prompts": Asked(["planted"], n=12), "projections": ["query"]}
+    table = plan_command(Console(file=said, width=400), **options)
+    assert table[["prompts", "cells"]].values.tolist() == [[12, 16]]
+    assert re.search(r"12 prompts .* x 16 cells: about 0:00:\d\d, .* of memory .* on disk", said.getvalue())
 
 
 @pytest.mark.parametrize(("positions", "most"), [("last", 0.12), ("after_image", 0.6)])
@@ -93,8 +172,9 @@ def test_agreement_of_positions_is_reported(model, capsys):
 def test_the_command_stores_a_run(tmp_path):
     console = Console(record=True, width=400)
     out = str(tmp_path / "run.zarr")
-    options = {"projections": ["value"], "split": "selection", "n": 6, "mask": wb.Mask(form="scale", factor=0.5)}
-    sweep_command(console, model="planted", prompts="planted", out=out, **options)
+    options = {"projections": ["value"], "mask": wb.Mask(form="scale", factor=0.5)}
+    asked = Asked(["planted"], split="selection", n=6)
+    sweep_command(console, model="planted", prompts=asked, out=out, **options)
     said = console.export_text()
     assert "6 prompts" in said
     assert f"workbench score {out}" in said
@@ -107,12 +187,12 @@ def test_the_command_stores_a_run(tmp_path):
         progress=False,
     )
     assert run.attrs["mask_factor"] == 0.5
-    options |= {"engine": "sketch", "options": ["best=2", "rule=sensitivity", "sample=0"], "out": f"{out}-sketch"}
-    sweep_command(console, model="planted", prompts="planted", **options)
-    stored = json.loads(open_run(f"{out}-sketch").attrs["engine_options"])
-    assert (stored["best"], stored["rule"], stored["sample"]) == (2, "sensitivity", 0)
+    options |= {"engine": "find", "options": ["k=2", "rule=sensitivity", "directions=1"], "out": f"{out}-find"}
+    sweep_command(console, model="planted", prompts=asked, **options)
+    stored = json.loads(open_run(f"{out}-find").attrs["engine_options"])
+    assert (stored["k"], stored["rule"], stored["directions"]) == (2, "sensitivity", 1)
     for wrong in ("best", "best=", "=2"):
         with pytest.raises(WorkbenchError, match=f"NAME=VALUE, such as best=16; got '{wrong}'"):
-            sweep_command(console, model="planted", prompts="planted", **(options | {"options": [wrong]}))
+            sweep_command(console, model="planted", prompts=asked, **(options | {"options": [wrong]}))
     with pytest.raises(PromptError):
         sweep_command(console, model="planted", prompts="nothing", out=out, projections=["value"])

@@ -35,7 +35,11 @@ import matplotlib
 matplotlib.use("agg")
 wb.plot.maps(scores, criterion="deflection", projection="query")
 wb.plot.roc(run, criterion="deflection", projection="query", heads=["L3H1"])
+wb.save_report(run, "report.html", scores=scores)
+assert wb.explore(run, scores=scores).head == (3, 1)
 wb.plot.screen.selectivity(scores, criterion="deflection", projection="query")
+wb.explore(run, scores=scores)
+assert wb.save_report(run, "report.html", scores=scores).stat().st_size
 from workbench.cli import main
 sys.argv = ["workbench", "score", sys.argv[1]]
 try: main()

@@ -15,6 +15,7 @@ from workbench.models.conformance import checks  # noqa: F401  # registers them
 from workbench.models.conformance.probe import CHECKS, Failed, NotApplicable, Probe
 from workbench.models.hooked import HookedLVLM
 from workbench.models.precision import double_kept
+from workbench.plain import plain
 
 MARKS = {"ok": "green", "failed": "bold red", "n/a": "dim"}
 
@@ -56,18 +57,23 @@ class Report:
         """One sentence."""
         passed = sum(f.verdict == "ok" for f in self.findings)
         if self.ok:
-            return f"{self.model} ({self.family}, {self.dtype}): conforms, {passed} checks passed"
+            return f"{self._which}: conforms, {passed} checks passed"
         failed = ", ".join(f.check for f in self.failures)
-        which = f"{self.model} ({self.family}, {self.dtype})"
-        return f"{which}: DOES NOT CONFORM, {len(self.failures)} checks failed: {failed}"
+        return f"{self._which}: DOES NOT CONFORM, {len(self.failures)} checks failed: {failed}"
+
+    @property
+    def _which(self) -> str:
+        return plain(f"{self.model} ({self.family}, {self.dtype})")
 
     def table(self) -> Table:
-        table = Table(title=f"{self.model} ({self.family}, {self.dtype})", title_justify="left")
+        table = Table(title=Text(self._which), title_justify="left")
         for name in ("check", "verdict", "detail"):
             table.add_column(name, overflow="fold")
         for finding in self.findings:
             # Text, not markup: a message may quote a prompt or a token in square brackets.
-            table.add_row(finding.check, Text(finding.verdict, style=MARKS[finding.verdict]), Text(finding.detail))
+            table.add_row(
+                finding.check, Text(finding.verdict, style=MARKS[finding.verdict]), Text(plain(finding.detail))
+            )
         return table
 
 

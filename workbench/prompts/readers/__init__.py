@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 def readers() -> dict[str, Reader]:
     """Every reader by its name, in order."""
     modules = (import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
-    found = [record for module in modules for record in getattr(module, "READERS", (getattr(module, "READER", None),))]
-    return {reader.name: reader for reader in sorted(filter(None, found), key=lambda reader: reader.name)}
+    found = filter(None, (getattr(module, "READER", None) for module in modules))
+    return {reader.name: reader for reader in sorted(found, key=lambda reader: reader.name)}
 
 
 def get_reader(name: str) -> Reader:

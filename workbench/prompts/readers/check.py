@@ -1,7 +1,6 @@
 """What lies in a folder that should hold a published set: counts, what repeats, what differs from the published."""
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from workbench.errors import PromptError
+from workbench.prompts.caveats import few_texts, text_hash
 from workbench.prompts.pictures import image_hash
 from workbench.prompts.places import NoPictureError
-from workbench.prompts.prompt import Prompt, PromptSet, text_key
+from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.readers import get_reader, pictures_of, rows_of
 from workbench.prompts.readers.layout import Layout
 
 SHOWN = 5
-FEW_TEXTS = 30  # different texts of a label: fewer, and a rate on them says how one template fares
 
 
 @dataclass(frozen=True)
@@ -80,25 +79,6 @@ def check_set(
     return found
 
 
-def overlaps(sets: Sequence[PromptSet]) -> list[str]:
-    """Sentences about pictures and texts that two sets share; a text counts without case and punctuation."""
-    known = [
-        (p.name, {image_hash(q.image) for q in p} - {""}, {_hash(text_key(q.text)) for q in p if q.text.strip()})
-        for p in sets
-    ]
-    told = []
-    for place, (name, pictures, texts) in enumerate(known):
-        for other, their_pictures, their_texts in known[place + 1 :]:
-            shared = [
-                f"{len(mine & theirs)} {what}"
-                for what, mine, theirs in (("pictures", pictures, their_pictures), ("texts", texts, their_texts))
-                if mine & theirs
-            ]
-            if shared:
-                told.append(f"{name} and {other} share {' and '.join(shared)}")
-    return told
-
-
 def _differences(published: Mapping[str, int], prompts: PromptSet, missing: int) -> list[str]:
     there = {
         "prompts": len(prompts),
@@ -121,7 +101,7 @@ def _repeats(prompts: PromptSet, rows: Sequence[str]) -> list[str]:
         if prompt.image is not None:
             by_picture[image_hash(prompt.image)].append(place)
         if prompt.text.strip():
-            by_text[_hash(text_key(prompt.text))].append(place)
+            by_text[text_hash(prompt.text)].append(place)
     for what, groups in (("pictures", by_picture), ("texts", by_text)):
         several = {value: places for value, places in groups.items() if len(places) > 1}
         if several:
@@ -130,12 +110,4 @@ def _repeats(prompts: PromptSet, rows: Sequence[str]) -> list[str]:
                 for value, places in list(several.items())[:SHOWN]
             )
             told.append(f"{len(several)} {what} stand in {sum(map(len, several.values()))} rows ({first})")
-    for label, count in Counter(p.label for p in prompts).items():
-        different = len({text_key(p.text) for p in prompts if p.label == label})
-        if different < min(FEW_TEXTS, count):
-            told.append(f"the {count} {label} rows ask {different} different texts: a rate on them tests few questions")
-    return told
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return [*told, *few_texts(prompts, "rows")]

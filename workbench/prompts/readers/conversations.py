@@ -1,4 +1,4 @@
-"""Ordinary questions about pictures, in LLaVA's layout of conversations: LLaVA-Instruct, ShareGPT4V."""
+"""Ordinary questions about pictures in LLaVA's layout of conversations, which several sets share."""
 
 from collections.abc import Iterator
 
@@ -32,13 +32,26 @@ def _row(row: Row, part: str, id_: str, text: str, image: str) -> Row:
     return row._replace(cells=cells | {"image": names, "category": image.split("/")[0] if "/" in image else ""})
 
 
-def _reader(
-    name: str, title: str, published: str, n: int, release: str, folder: str, where: str, source: str
+def conversations(
+    name: str, title: str, licence: str, published: str, n: int, release: str, folder: str, where: str, source: str
 ) -> Reader:
+    """The record of a set in this layout.
+
+    Args:
+        name: As `load_prompts` takes it.
+        title: The set's own name.
+        licence: Under which it is published.
+        published: Its file.
+        n: How many conversations that holds.
+        release: The file of 500 rows that One Head's release has, in `folder` there.
+        folder: Likewise.
+        where: Where to get it.
+        source: Where it is described.
+    """
     return Reader(
         name=name,
         title=title,
-        licence="see there",
+        licence=licence,
         where=where,
         files={"full": (published, f"*/{published}"), "release": (f"{folder}/{release}", release)},
         columns="full: id, image, conversations; release: id, jailbreak_query, image_path",
@@ -51,27 +64,3 @@ def _reader(
         read=read,
         images=(".", "images", folder, f"{folder}/images", "train2017.zip"),
     )
-
-
-READERS = (
-    _reader(
-        "llava-instruct",
-        "LLaVA-Instruct-80k",
-        "llava_instruct_80k.json",
-        80000,
-        "max_safe.csv",
-        "LLaVA-Instruct-80K",
-        "huggingface.co/datasets/liuhaotian/LLaVA-Instruct-150K; pictures: COCO train2017",
-        "Liu et al., Visual instruction tuning (arXiv 2304.08485)",
-    ),
-    _reader(
-        "sharegpt4v",
-        "ShareGPT4V",
-        "sharegpt4v_instruct_gpt4-vision_cap100k.json",
-        102025,
-        "sharegpt4v.csv",
-        "ShareGPT4V",
-        "huggingface.co/datasets/Lin-Chen/ShareGPT4V",
-        "Chen et al., ShareGPT4V (arXiv 2311.12793)",
-    ),
-)

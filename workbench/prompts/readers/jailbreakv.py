@@ -60,7 +60,7 @@ def _files(name: str) -> tuple[str, ...]:
 READER = Reader(
     name="jailbreakv",
     title="JailBreakV-28K",
-    licence="see there",
+    licence="MIT",
     where="huggingface.co/datasets/JailbreakV-28K/JailBreakV-28k",
     files={
         "full": _files("JailBreakV_28K.csv"),

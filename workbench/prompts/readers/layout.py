@@ -23,7 +23,7 @@ class Reader:
     Attributes:
         name: As `load_prompts` takes it.
         title: The set's own name.
-        licence: Under which it is published; "see there" where its files do not say.
+        licence: Under which it is published, as far as it says.
         where: Where to get it.
         files: By part, the names under which its file is published, relative to the folder; the main part first.
         columns: What its files hold, in a sentence.
@@ -150,6 +150,35 @@ class Layout:
                 f"{_some([plainly(name) for name in there])}; wanted {', '.join(needed)}. Read a file of your own "
                 "making with load_prompts(FILE, columns={...})."
             )
+
+
+def request_rows(
+    text: str, *columns: str, optional: tuple[str, ...] = (), label: str = "unsafe", category: str = ""
+) -> Callable[[Layout, str], Iterator[Row]]:
+    """How a set of requests in words is read: a CSV or JSON lines with these columns, or a request a line of text.
+
+    Args:
+        text: The column with the request.
+        *columns: Those that must be there besides.
+        optional: Those that may be.
+        label: Of every part but one called benign.
+        category: The column with the topic.
+    """
+
+    def read(layout: Layout, part: str) -> Iterator[Row]:
+        path = layout.file(part)
+        named = path.suffix != ".txt"
+        for row in layout.rows(path, text, *columns, optional=optional) if named else layout.lines(path):
+            cells = {
+                "id": f"{part}-{row.number}",
+                "text": row.cells[text if named else "text"],
+                "label": "safe" if part == "benign" else label,
+                "family": "text",
+                "category": (row.cells.get(category) or "") if category else "",
+            }
+            yield row._replace(cells=cells)
+
+    return read
 
 
 def _some(names: Sequence[str]) -> str:

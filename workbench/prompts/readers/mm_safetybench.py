@@ -55,7 +55,7 @@ def _cells(part: str, scenario: str, number: Any, text: str) -> dict[str, Any]:
 READER = Reader(
     name="mm-safetybench",
     title="MM-SafetyBench",
-    licence="see there",
+    licence="CC-BY-NC-4.0 (the Hub's copy)",
     where="github.com/isXinLiu/MM-SafetyBench, or huggingface.co/datasets/PKU-Alignment/MM-SafetyBench",
     files={
         part: (*(f"{folder}/*.json" for folder in ORIGINAL), f"data/*/{part}.parquet", f"*/{part}.parquet")

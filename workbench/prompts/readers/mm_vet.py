@@ -34,7 +34,7 @@ def _row(row: Row, part: str, id_: str, text: str, image: str | None, category: 
 READER = Reader(
     name="mm-vet",
     title="MM-Vet",
-    licence="see there",
+    licence="CC-BY-NC-4.0",
     where="github.com/yuweihao/MM-Vet",
     files={
         "questions": ("mm-vet/mm-vet.json", "mm-vet.json"),

@@ -43,7 +43,7 @@ def read(layout: Layout, part: str) -> Iterator[Row]:
 READER = Reader(
     name="vlguard",
     title="VLGuard",
-    licence="see there",
+    licence="research use only, as its page on the Hub says",
     where="huggingface.co/datasets/ys-zong/VLGuard",
     files={part: (f"{part}.json", f"data/{part}.json") for part in ("test", "train")},
     columns="id, image, safe, instr-resp; of unsafe pictures harmful_category, harmful_subcategory too",

@@ -37,7 +37,7 @@ def read(layout: Layout, part: str) -> Iterator[Row]:
 READER = Reader(
     name="vlsafe",
     title="VLSafe",
-    licence="see there; the pictures are COCO's",
+    licence="not found; the pictures are COCO's",
     where="github.com/Yangyi-Chen/DRESS; pictures: COCO train2017",
     files={
         "examine": ("VLSafe/harmlessness_examine.jsonl", "harmlessness_examine.jsonl", "*/harmlessness_examine.jsonl"),

@@ -47,8 +47,7 @@ class EcsoGuard(Guard):
         progress: bool = False,
     ) -> list[str]:
         judge = OwnVerdict(model, self.questions)
-        asks = first_writable(model, [c.replace("{text}", "") for c in self.captions], "the caption's question")
-        asks = next(c for c in self.captions if c.replace("{text}", "") == asks)
+        asks = first_writable(model, self.captions, "the question for a caption")
         unsafe = [
             i
             for i, (prompt, reply) in enumerate(zip(prompts, plain, strict=True))

@@ -68,14 +68,19 @@ class GuardRecord:
 
 
 def first_writable(model: HookedLVLM, texts: Sequence[str], what: str) -> str:
-    """The first text whose words the model knows.
+    """The first text whose words the model knows; `{text}` and `{reply}` stand for others and are not looked at.
 
     Raises:
         DetectorError: If it knows none of them.
     """
     for text in texts:
-        if can_write(model, text):
+        if can_write(model, without_places(text)):
             return text
     raise DetectorError(
         f"{model.name!r} does not know the words of {what}: {texts[0][:60]!r}. Give {what} in the model's own words."
     )
+
+
+def without_places(text: str) -> str:
+    """A text without the places that prompts and replies are put in."""
+    return text.replace("{text}", "").replace("{reply}", "")

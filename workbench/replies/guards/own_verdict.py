@@ -10,6 +10,7 @@ from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
 from workbench.replies.batches import can_write
+from workbench.replies.guards.guard import without_places
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class OwnVerdict:
 
     def __init__(self, model: HookedLVLM, questions: tuple[Question, ...] = QUESTIONS) -> None:
         self.model = model
-        known = (q for q in questions if all(can_write(model, t) for t in (q.unsafe, q.safe, _words(q.asks))))
+        known = (q for q in questions if all(can_write(model, t) for t in (q.unsafe, q.safe, without_places(q.asks))))
         question = next(known, None)
         if question is None:
             raise DetectorError(
@@ -71,7 +72,3 @@ class OwnVerdict:
     def similarity(self, image: Image.Image, text: str) -> float:
         """The probability that it finds the picture unsafe, 0 to 1; the text is not compared."""
         return 1 - self.reward(Prompt(id="picture", text=text, image=image), "")
-
-
-def _words(asks: str) -> str:
-    return asks.replace("{text}", "").replace("{reply}", "")

@@ -43,7 +43,7 @@ class Engine:
     block: int = BLOCK
     groups: bool = False
     readout: bool = False
-    order: Callable[[PromptSet, int], list[int]] | None = None
+    order: Callable[[PromptSet, int, Mapping[str, Any]], list[int]] | None = None
     settle: Callable[[dict[str, Any]], dict[str, Any]] = lambda options: options
     report: Callable[[Mapping[str, Any]], str] = lambda attrs: ""
 
@@ -73,8 +73,7 @@ _HOMES = {
     "exact": "workbench.sweeps.engines.exact",
     "naive": "workbench.sweeps.engines.naive",
     "prefix": "workbench.sweeps.engines.shared_prefix",
-    "sketch": "workbench.finding.sketch",
-    "race": "workbench.finding.race",
+    "find": "workbench.finding.engine",
 }
 
 

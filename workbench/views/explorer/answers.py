@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.axes import as_head, as_heads
 from workbench.errors import WorkbenchError
-from workbench.models.masks import Mask
 from workbench.views.explorer.desk import Desk, Overtaken, Question
-from workbench.views.explorer.inspector import Inspector, altered
 from workbench.views.explorer.packing import Packed
 from workbench.views.explorer.stored import Stored
+
+if TYPE_CHECKING:  # looking at stored data takes no torch
+    from workbench.models.masks import Mask
+    from workbench.views.explorer.inspector import Inspector
 
 # The most urgent first: what stands beside the maps, then what was asked for by name, and replies last.
 ORDER = ("look", "box", "pattern", "score", "try")
@@ -26,20 +28,20 @@ class Answers:
         desk: Where questions wait.
     """
 
-    def __init__(self, runs: Sequence[Stored], inspectors: Sequence[Inspector | None], send: Send) -> None:
+    def __init__(self, runs: Sequence[Stored], inspectors: "Sequence[Inspector | None]", send: Send) -> None:
         self._runs, self._inspectors, self._send = runs, inspectors, send
         self.desk = Desk(self._answer, ORDER)
 
     def __repr__(self) -> str:
         return f"Answers({len(self._runs)} runs)"
 
-    def heard(self, message: Any) -> None:
+    def heard(self, message: Any, buffers: Sequence[Any] = ()) -> None:
         """A message of the browser; what is no question of ours is passed over."""
         kind = message.get("ask") if isinstance(message, dict) else None
         if kind == "stop":
             self.desk.stop("try")
         elif kind in ORDER:
-            self.desk.ask(kind, message)
+            self.desk.ask(kind, message | {"files": [bytes(part) for part in buffers]})
 
     def _answer(self, kind: str, question: Question) -> None:
         try:
@@ -84,8 +86,8 @@ class Answers:
 
     def _say_stored(self, question: Question, side: dict[str, Any]) -> None:
         run, packed = self._runs[side["run"]], Packed()
-        for head in map(as_head, question.get("values") or ()):
-            run.pack_values(packed, side["run"], side["criterion"], head)
+        for place, *head in question.get("values") or ():
+            self._runs[place].pack_values(packed, place, side["criterion"], as_head(head))
         if question.get("stable"):
             rule, k = question["stable"]
             shown = [
@@ -109,7 +111,7 @@ class Answers:
         steps = np.rint(65535 * cells).astype(np.uint16)
         self._say(question, "pattern", steps.tobytes(), key=f"{question['prompt']}/{head[0]},{head[1]}")
 
-    def _inspector(self, question: Question) -> Inspector:
+    def _inspector(self, question: Question) -> "Inspector":
         """Of the first run that has a model, and the prompt among its prompts."""
         wanted = question.get("prompt")
         for inspector in self._inspectors:
@@ -128,10 +130,18 @@ class Answers:
 
     def _try(self, question: Question) -> None:
         """The next tokens, then both replies as they are decoded, each piece as it comes."""
+        from workbench.views.explorer.inspector import altered
+
         inspector = self._inspector(question)
         serial = question["serial"]
         text, heads = str(question.get("text") or ""), as_heads(question["heads"])
-        prompt = altered(inspector.prompts[question["prompt"]], text, str(question.get("picture")))
+        prompt = altered(
+            inspector.prompts[question["prompt"]],
+            text,
+            str(question.get("picture")),
+            box=question.get("box"),
+            files=question["files"],
+        )
         mask = _mask(inspector.mask, question)
 
         def send(piece: str | None = None, **what: Any) -> None:
@@ -150,10 +160,12 @@ class Answers:
                 inspector.reply(prompt, masked, question["projection"], mask=mask, say=say, stop=stop)
 
 
-def _mask(mask: Mask, question: Question) -> Mask:
+def _mask(mask: "Mask", question: Question) -> "Mask":
     """The run's mask, or the one that was chosen in the browser; at the run's grain."""
     form = question.get("form")
     if not form:
         return mask
+    from workbench.models.masks import Mask
+
     factor = {"factor": float(question.get("factor") or 0)} if form == "scale" else {}
     return Mask(form=form, grain=mask.grain, positions=question.get("positions") or "all", **factor)

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anywidget
 import traitlets
@@ -15,13 +15,13 @@ from workbench.views import theme
 from workbench.views.explorer import assets
 from workbench.views.explorer.answers import Answers
 from workbench.views.explorer.gathering import manifest_of
-from workbench.views.explorer.inspector import Inspector
 from workbench.views.explorer.packing import Packed
 from workbench.views.explorer.stored import Stored
 
-SENT_AT_ONCE = (
-    16 * 2**20
-)  # bytes of values that go with the widget; where there are more, those of a head when it is chosen
+if TYPE_CHECKING:  # looking at stored data takes no torch
+    from workbench.views.explorer.inspector import Inspector
+
+SENT_AT_ONCE = 16 * 2**20  # bytes of values that go with the widget; of more, those of a head when it is chosen
 TEXT_SHOWN = 160  # letters of each prompt in the list; the chosen one is sent whole
 
 
@@ -57,7 +57,7 @@ class Board(anywidget.AnyWidget):
     _manifest = traitlets.Dict().tag(sync=True)
     _data = traitlets.Bytes().tag(sync=True)
 
-    def __init__(self, runs: Sequence[Stored], inspectors: Sequence[Inspector | None]) -> None:
+    def __init__(self, runs: Sequence[Stored], inspectors: "Sequence[Inspector | None]") -> None:
         packed = Packed()
         self._runs = list(runs)
         for place, stored in enumerate(runs):
@@ -75,7 +75,7 @@ class Board(anywidget.AnyWidget):
             _manifest=manifest | {"asks": asks, "lacking": lacking}, _data=packed.data, **manifest["first"]
         )
         self._answers = Answers(runs, inspectors, lambda message, data: self.send(message, [data]))
-        self.on_msg(lambda widget, message, buffers: self._answers.heard(message))
+        self.on_msg(lambda widget, message, buffers: self._answers.heard(message, buffers))
 
     def __repr__(self) -> str:
         names = " and ".join(plain(run.label) for run in self._runs)
@@ -160,7 +160,7 @@ class Board(anywidget.AnyWidget):
         return list(dict.fromkeys(value for run in self._runs for value in of(run)))
 
 
-def _lacking(inspectors: Sequence[Inspector | None]) -> str:
+def _lacking(inspectors: "Sequence[Inspector | None]") -> str:
     if any(inspector is not None for inspector in inspectors):
         return (
             "The run keeps prompt ids, not the prompts. Give them too, wb.explore(run, model=model, prompts=prompts), "

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench.criteria import score
-from workbench.criteria.registry import list_rules
+from workbench.criteria.registry import get_criterion, list_rules
 from workbench.errors import ArgumentError, PromptError
 from workbench.plain import plain
 from workbench.prompts.prompt import Prompt, as_prompts
@@ -20,6 +20,7 @@ from workbench.views.explorer.packing import Packed, colours
 from workbench.views.explorer.stored import Stored
 
 REDRAWS = 500
+DEFAULT = ("deflection", "ships", "probe")  # as `score` has it
 FIRST_RULE = "selectivity"
 
 
@@ -54,13 +55,21 @@ def gathered(
         except PromptError as error:  # what is stored can be explored without them
             known.append({})
             refused.append(error)
+        except ImportError:  # a viewer has not what draws the prompts of an embedded world again
+            known.append({})
     if prompts is not None and len(refused) == len(parts):
         raise refused[0]
     labels = _labels(parts)
     return [
-        Stored(run, score(run) if table is None else table, label, of_run)
+        Stored(run, _scored(run) if table is None else table, label, of_run)
         for (run, _), table, label, of_run in zip(parts, tables, labels, known, strict=True)
     ]
+
+
+def _scored(run: xr.Dataset) -> pd.DataFrame:
+    """The criteria scored by default, as far as the run has what they need (groups of heads have no probes)."""
+    there = [name for name in DEFAULT if set(get_criterion(name).needs) <= set(run.data_vars)]
+    return score(run, there or DEFAULT)
 
 
 def _readouts(run: xr.Dataset) -> list[tuple[xr.Dataset, str]]:

@@ -14,6 +14,7 @@ from PIL import Image
 from workbench.models.attention import attention_pattern
 from workbench.models.masks import Mask
 from workbench.plain import plain
+from workbench.prompts.pictures import picture_of_bytes
 from workbench.prompts.prompt import Prompt
 from workbench.runs.effects import measure
 from workbench.runs.origin import check_model, mask_of
@@ -28,6 +29,7 @@ LONGEST_PATTERN = 2048  # positions of which a whole pattern is shown
 _SEEN = 5e-4  # a probability that still shows with three digits
 _KEPT = 2  # base passes, which hold every layer's queries and keys
 _SHOWN_PIXELS = 512
+_GREY = (127, 127, 127)
 
 
 class Inspector:
@@ -180,13 +182,28 @@ class Inspector:
         )
 
 
-def altered(prompt: Prompt, text: str, picture: str) -> Prompt:
-    """The prompt with another text (where there is one), and its picture kept, blanked or left out."""
-    image = prompt.image
+def altered(
+    prompt: Prompt, text: str, picture: str, *, box: Sequence[float] | None = None, files: Sequence[bytes] = ()
+) -> Prompt:
+    """The prompt with another text (where there is one) and another picture.
+
+    Args:
+        prompt: To begin with.
+        text: In place of its own; empty to keep that.
+        picture: `"keep"`, `"blank"` (all of it grey), `"box"` (the box grey), `"none"`, or `"own"` (the file given).
+        box: (left, top, right, bottom) in shares of the picture's size.
+        files: The bytes of a picture.
+    """
+    image: Any = prompt.image
     if picture == "none":
         image = None
-    elif picture == "blank" and image is not None:
-        image = Image.new("RGB", image.size, (127, 127, 127))
+    elif picture == "own" and files:
+        image = picture_of_bytes(files[0], "the picture given")
+    elif picture in ("blank", "box") and image is not None:
+        width, height = image.size
+        left, top, right, bottom = (0, 0, 1, 1) if picture == "blank" or box is None else box
+        image = image.convert("RGB")
+        image.paste(_GREY, (round(left * width), round(top * height), round(right * width), round(bottom * height)))
     return dataclasses.replace(prompt, text=text or prompt.text, image=image)
 
 

@@ -13,7 +13,7 @@ from workbench.errors import FigureError
 from workbench.plain import write_table
 from workbench.views.theme import DOUBLE_INCHES, LABEL_COLOURS
 
-COLOURS = {"exact": LABEL_COLOURS["unsafe"], "sketch": LABEL_COLOURS["safe"]}
+COLOURS = {"exact": LABEL_COLOURS["unsafe"], "estimates": LABEL_COLOURS["safe"]}
 WORDS = {"heads": "heads in all", "layers": "layers", "prompts": "prompts", "tokens": "tokens a prompt"}
 
 

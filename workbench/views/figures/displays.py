@@ -135,15 +135,15 @@ def agreement(scores: pd.DataFrame, *, chart: rankings.Agreement | None = None, 
         CriterionError: If the table has fewer than two rankings.
     """
     chart = chart or rankings.agreement(scores)
-    between = ",\n" if chart.few else ", "
-    words = [literal(between.join(part for part in name if part)) for name in chart.names]
+    words = [literal(", ".join(part for part in name if part)) for name in chart.names]
+    lines = [word.replace(", ", ",\n") if chart.few else word for word in words]
     ax = _axes(ax)
     mesh = heat_map(ax, chart.cells, scale=charts.Scale(-1.0, 1.0, theme.DIVERGING))
     ax.set_aspect("auto")  # leaves the room to the words
     ax.invert_yaxis()
     turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if chart.few else {"rotation": 90}
     ax.set_xticks(range(len(words)), labels=words, **turned, **_LITERAL)
-    ax.set_yticks(range(len(words)), labels=words, **_LITERAL)
+    ax.set_yticks(range(len(words)), labels=lines, **_LITERAL)
     for (row, col), value in np.ndenumerate(chart.cells if chart.few else chart.cells[:0]):
         if np.isfinite(value):
             ink = "white" if abs(value) > 0.6 else theme.INK

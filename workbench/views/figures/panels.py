@@ -105,7 +105,7 @@ def name_points(
     names = []
     for (head, colour), place in zip(heads.items(), places, strict=True):
         ax.scatter(*place, s=24, facecolors="none", edgecolors=colour, linewidths=0.8, zorder=3)
-        names.append(ax.text(*place, head_name(*head), fontsize=size, color=colour, zorder=4))
+        names.append(ax.text(*place, head_name(*head), fontsize=size, color=theme.INK, zorder=4))
     dots = np.vstack([cloud.get_offsets() for cloud in ax.collections if len(cloud.get_offsets()) > 1] + [places])
     ax.figure.figure.draw_without_rendering()  # places in pixels are known only after a layout
     adjust_text(
@@ -118,5 +118,6 @@ def name_points(
         ax=ax,
         expand=(1.3, 1.5),
         iter_lim=200,  # steps, not seconds: the same words lie in the same places on every machine
-        arrowprops={"arrowstyle": "-", "color": theme.INK, "linewidth": 0.4, "shrinkB": 4},
+        min_arrow_len=9,
+        arrowprops={"arrowstyle": "-", "color": theme.INK, "linewidth": 0.4, "shrinkA": 4, "shrinkB": 4},
     )

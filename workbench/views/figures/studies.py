@@ -20,7 +20,7 @@ from workbench.views.figures.style import house_style
 # Okabe and Ito's palette, dark ones first, and a marker each, so that series stay apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#333333", "#E69F00", "#56B4E9", "#6F7D8A")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
-MOST_NUMBERS = 12  # rows and columns up to which a matrix shows its numbers
+MOST_NUMBERS = 24  # rows, and columns of all panels, up to which a matrix shows its numbers
 WRAP = 4  # panels side by side
 LITERAL = {"parse_math": False}  # names of families, models and policies are shown as they are
 
@@ -187,7 +187,7 @@ def matrix(
             ax.set_yticks(range(len(down)), labels=[str(d) for d in down], **LITERAL)
             ax.set_xlabel(words["columns"])
             ax.set_title(str(panel) if panels else "", **LITERAL)
-            if max(cells.shape) <= MOST_NUMBERS:
+            if max(len(down), len(across) * len(shown)) <= MOST_NUMBERS:
                 _numbers(ax, cells, scale)
         axes[0].set_ylabel(words["rows"])
         colour_bar(figure, mesh, list(axes), label=words["value"])

@@ -1,6 +1,7 @@
 """The explorer without a browser: what it is told at the start, what Python answers, what may be chosen."""
 
 import dataclasses
+import io
 import json
 import sys
 import threading
@@ -8,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import xarray as xr
+from PIL import Image
 
 import workbench as wb
 from tests.unit.synthetic_run import synthetic_run
@@ -25,7 +27,7 @@ from workbench.views.explorer.page import save_report
 from workbench.views.explorer.stored import quantised
 
 HOSTILE = '</script><img src=x onerror="alert(1)">'
-PLANTED = (3, 1)
+PLANTED, RED, GREY = (3, 1), (255, 0, 0), (127, 127, 127)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,7 @@ def test_values_of_every_prompt_come_within_a_step_of_their_range(board, run):
 
 def test_a_look_says_where_a_head_looks_and_what_it_does(board, model, run, prompts):
     prompt = unsafe_prompt(run)
-    said = {record["kind"]: (record, data) for record, data in look(board, prompt, [3, 1], values=[[3, 1]])}
+    said = {record["kind"]: (record, data) for record, data in look(board, prompt, [3, 1], values=[[0, 3, 1]])}
     values = np.frombuffer(said["values"][1], np.float32, count=24)
     np.testing.assert_allclose(values, run["deflection"].sel(projection="query", layer=3, head=1), rtol=1e-6)
     asked = next(p for p in prompts if p.id == prompt)
@@ -160,13 +162,19 @@ def test_a_set_is_masked_together_and_replies_come_in_pieces(board, model, run):
 
 
 def test_a_typed_prompt_and_a_blank_picture():
-    from PIL import Image
-
     prompt = wb.Prompt(id="p", text="a", image=Image.new("RGB", (8, 4), "red"))
     assert altered(prompt, "b", "keep").text == "b"
-    assert altered(prompt, "", "blank").image.getpixel((0, 0)) == (127, 127, 127)
+    assert altered(prompt, "", "blank").image.getpixel((0, 0)) == GREY
     assert altered(prompt, "", "blank").image.size == (8, 4)
     assert altered(prompt, "", "none").image is None
+    boxed = altered(prompt, "", "box", box=[0.5, 0, 1, 0.5]).image
+    assert [boxed.getpixel(at) for at in ((3, 0), (4, 0), (7, 1), (7, 2))] == [RED, GREY, GREY, RED]
+    assert prompt.image.getpixel((7, 0)) == RED
+    file = io.BytesIO()
+    Image.new("RGB", (3, 5), "blue").save(file, format="PNG")
+    assert altered(prompt, "", "own", files=[file.getvalue()]).image.size == (3, 5)
+    with pytest.raises(PromptError, match="the picture given"):
+        altered(prompt, "", "own", files=[b"no picture"])
 
 
 def test_a_criterion_is_scored_when_it_is_asked_for(board, run):
@@ -297,7 +305,7 @@ def test_values_too_many_to_send_at_once_are_sent_when_a_head_is_chosen(run, sco
     monkeypatch.setattr(module, "SENT_AT_ONCE", 100)
     board = explore(run, scores=scores)
     assert not [name for name in board._manifest["packed"]["arrays"] if "values" in name]
-    said = look(board, unsafe_prompt(run), [1, 0], values=[[1, 0]])
+    said = look(board, unsafe_prompt(run), [1, 0], values=[[0, 1, 0]])
     assert [r["kind"] for r, _ in said] == ["error", "values"]
     assert "0/deflection/query/values/1/0" in said[1][0]["packed"]["arrays"]
 

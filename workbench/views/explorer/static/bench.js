@@ -1,6 +1,6 @@
 // The live bench: a prompt of the run, or one that is typed, with heads masked together; the next tokens, then both
 // replies as they are decoded. A new question, or Stop, ends the one before.
-import { button, choice, fill, headName, labelled, make, number, percent } from "./dom.js";
+import { button, choice, fill, headName, labelled, make, number, offer, percent } from "./dom.js";
 
 export function createBench({ store, data, ask }) {
   const { state } = store;
@@ -9,7 +9,8 @@ export function createBench({ store, data, ask }) {
   const form = choice([["", "as the run did"], ["limit", "limit"], ["scale", "scale"], ["as_published", "as published"]], "", () => { factor.disabled = form.value !== "scale"; });
   const factor = make("input", { type: "number", value: "0.5", step: "0.1", disabled: true, "aria-label": "factor" });
   const positions = choice([["all", "all positions"], ["after_image", "after the picture"], ["last", "the last position"]], "all", () => {});
-  const picture = choice([["keep", "with its picture"], ["blank", "picture blanked"], ["none", "without it"]], "keep", () => {});
+  const picture = choice([], "keep", () => {});
+  const file = make("input", { type: "file", accept: "image/*", "aria-label": "another picture", onchange: () => file.files[0] && take(file.files[0]) });
   const go = button("Ask with and without", () => start(), { className: "wbx-main" });
   const stop = button("Stop", () => ask("stop", {}), { disabled: true });
   const masked = make("span", { className: "wbx-quiet" });
@@ -17,10 +18,32 @@ export function createBench({ store, data, ask }) {
   const replies = make("div", { className: "wbx-replies" });
   const note = make("div", { className: "wbx-quiet", role: "status" });
   const root = make("section", { className: "wbx-block" }, make("h3", {}, "Ask the model"), typed,
-    make("div", { className: "wbx-row" }, labelled("mask", which), labelled("form", form), labelled("factor", factor), labelled("at", positions), labelled("picture", picture)),
+    make("div", { className: "wbx-row" }, labelled("mask", which), labelled("form", form), labelled("factor", factor), labelled("at", positions), labelled("picture", picture), file),
     make("div", { className: "wbx-row" }, go, stop, masked), note, tokens, replies);
   let serial = 0;
   let parts = {};
+  let own = null; // bytes of a picture that was dropped
+
+  // A picture can be dropped anywhere on the bench.
+  root.addEventListener("dragover", (event) => event.preventDefault());
+  root.addEventListener("drop", (event) => {
+    event.preventDefault();
+    const dropped = [...event.dataTransfer.files].find((one) => one.type.startsWith("image/"));
+    if (dropped) take(dropped);
+  });
+
+  async function take(one) {
+    own = await one.arrayBuffer();
+    offerPictures("own");
+    note.textContent = `${one.name} is the picture now.`;
+  }
+
+  function offerPictures(value) {
+    const options = [["keep", "with its picture"], ["blank", "picture blanked"], ["none", "without it"]];
+    if (state.box) options.push(["box", "the box blanked"]);
+    if (own) options.push(["own", "the picture given"]);
+    offer(picture, options, options.some(([key]) => key === value) ? value : "keep");
+  }
 
   const heads = () => (which.value === "none" ? [] : which.value === "set" ? state.heads : [state.head]);
 
@@ -40,7 +63,8 @@ export function createBench({ store, data, ask }) {
     ask("try", {
       serial, prompt: state.prompt, text: typed.value.trim(), heads: heads(), projection: state.projection,
       form: form.value, factor: Number(factor.value), positions: positions.value, picture: picture.value,
-    });
+      box: picture.value === "box" ? state.box : null,
+    }, picture.value === "own" ? [own] : []);
   }
 
   function heard(reply) {
@@ -68,7 +92,8 @@ export function createBench({ store, data, ask }) {
   }
 
   function show() {
-    root.hidden = !ask.live;
+    root.hidden = !data.manifest.asks;
+    offerPictures(picture.value);
     describe();
   }
   return { root, show, heard };

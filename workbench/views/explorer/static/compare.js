@@ -11,6 +11,16 @@ export function sidesOf(data) {
   })));
 }
 
+// Two maps of one unit on one scale, so that like colours are like values.
+function oneScale(sources) {
+  const [a, b] = sources.map((source) => source.scale);
+  if (!a || !b || a.colours !== b.colours || a.unit !== b.unit) return sources;
+  const [low, high] = [Math.min(a.low, b.low), Math.max(a.high, b.high)];
+  const wider = a.high - a.low >= b.high - b.low ? a : b;
+  const scale = { ...wider, low, high, log: a.log && b.log, ticks: a.log && b.log ? [...new Set([...a.ticks, ...b.ticks])].sort((x, y) => x - y) : ticks(low, high, 4) };
+  return sources.map((source) => ({ ...source, scale }));
+}
+
 // One map less the other, head by head, around zero.
 export function differenceSource(data, left, right, column, sources) {
   const shape = data.shape(left.run);
@@ -50,7 +60,7 @@ export function createCompare({ store, data, ground, counts }) {
       const source = criterionSource(data, side, state.column, state.rule, state.k);
       return { ...source, title: side.label, side, about: source.title };
     });
-    return [...both, differenceSource(data, ...both.map((one) => one.side), state.column, both)];
+    return [...oneScale(both), differenceSource(data, ...both.map((one) => one.side), state.column, both)];
   }
 
   function ranked(side) {

@@ -4,7 +4,8 @@ import { button, choice, fill, headName, labelled, make, number } from "./dom.js
 
 const COLUMNS = [["unsafe", "unsafe"], ["safe", "safe"], ["difference", "unsafe − safe"], ["auroc", "AUROC"]];
 
-export function createHeadCard({ store, data, ask, counts, ground, of }) {
+// `of` names the head, `sideOf` the run and projection that it is shown for.
+export function createHeadCard({ store, data, ask, counts, ground, of, sideOf }) {
   const { state } = store;
   const title = make("h2", {});
   const table = make("table", { className: "wbx-scores" });
@@ -12,14 +13,14 @@ export function createHeadCard({ store, data, ask, counts, ground, of }) {
   const criterion = make("span", {});
   const chart = createDistribution({
     ground,
-    onPrompt: (i) => store.set({ prompt: data.run(state.run).prompts.id[i] }),
+    onPrompt: (i) => store.set({ prompt: data.run(side().run).prompts.id[i] }),
     onThreshold: (bound) => store.set({ threshold: { of: thresholdKey(), bound } }),
   });
   const root = make("section", { className: "wbx-card" }, title, make("div", { className: "wbx-scroll", tabIndex: 0, role: "region", "aria-label": `scores of the ${of === "locked" ? "locked" : "chosen"} head` }, table), make("div", { className: "wbx-row" }, criterion, labelled("by", by)), chart.root);
 
   const head = () => state[of];
-  const side = () => ({ run: state.run, criterion: state.criterion, projection: state.projection });
-  const thresholdKey = () => `${state.run}/${state.criterion}/${state.projection}/${head()}`;
+  const side = () => ({ criterion: state.criterion, ...sideOf() });
+  const thresholdKey = () => `${side().run}/${state.criterion}/${side().projection}/${head()}`;
 
   function row(record) {
     const one = { ...side(), criterion: record.name };
@@ -43,8 +44,9 @@ export function createHeadCard({ store, data, ask, counts, ground, of }) {
   function show() {
     if (!head()) return;
     counts.cards += 1;
-    const run = data.run(state.run);
-    fill(title, make("span", { className: `wbx-name wbx-name-${of}` }, headName(head())), make("span", { className: "wbx-quiet" }, of === "locked" ? "locked" : `${state.projection} masked${data.manifest.runs.length > 1 ? `, ${run.label}` : ""}`));
+    const { run: at, projection, label } = side();
+    const run = data.run(at);
+    fill(title, make("span", { className: `wbx-name wbx-name-${of}` }, headName(head())), make("span", { className: "wbx-quiet" }, [of === "locked" ? "locked" : "", label ?? `${projection} masked`].filter(Boolean).join(", ")));
     const scored = run.criteria.filter((one) => one.scored);
     fill(table, make("thead", {}, make("tr", {}, make("td", {}), make("th", { scope: "col" }, `by ${state.rule}`), COLUMNS.map(([, words]) => make("th", { scope: "col" }, words)))), make("tbody", {}, scored.map(row)));
     showChart();
@@ -52,8 +54,8 @@ export function createHeadCard({ store, data, ask, counts, ground, of }) {
 
   function showChart() {
     if (!head()) return;
-    const run = data.run(state.run);
-    const record = data.criterion(state.run, state.criterion);
+    const run = data.run(side().run);
+    const record = data.criterion(side().run, state.criterion);
     criterion.textContent = `${record?.title ?? state.criterion} on every prompt`;
     const values = data.values(side(), head());
     const which = state.locked && of === "locked" ? null : state.threshold;

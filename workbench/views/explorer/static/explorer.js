@@ -21,7 +21,7 @@ function mount(el, host) {
   const counts = { messages: 0, bytes: 0, cells: 0, frames: 0, cards: 0, compared: 0, stale: 0 };
   const answers = { prompts: new Map(), rows: new Map(), patterns: new Map(), sinks: new Map(), next: new Map(), lacking: manifest.lacking ?? "" };
   const store = createStore({
-    k: 5, ...host.first, marks: true, by: "label", filters: {}, position: null, hover: null, brush: null, threshold: null,
+    k: 5, ...host.first, marks: true, by: "label", filters: {}, position: null, box: null, hover: null, brush: null, threshold: null,
     view: null, tab: manifest.runs.length > 1 ? "compare" : "maps", maps: null, sides: manifest.runs.length > 1 ? [0, manifest.runs[0].projections.length] : [0, Math.min(1, manifest.runs[0].projections.length - 1)],
   });
   const { state } = store;
@@ -31,8 +31,8 @@ function mount(el, host) {
 
   const ground = () => root;
   const asked = new Map();
-  const ask = (kind, body) => {
-    if (host.live) asked.set(kind, host.ask(kind, body, counts));
+  const ask = (kind, body, buffers) => {
+    if (host.live) asked.set(kind, host.ask(kind, body, counts, buffers));
   };
   ask.live = host.live;
 
@@ -44,7 +44,9 @@ function mount(el, host) {
   const shared = { store, data, ask, counts, ground, answers, roving, keys };
   const compare = createCompare(shared);
   const grid = createMapGrid({ ...shared, sources: () => (state.tab === "compare" ? compare.sources() : mapSources()) });
-  const cards = { head: createHeadCard({ ...shared, of: "head" }), locked: createHeadCard({ ...shared, of: "locked" }) };
+  const sides = () => (state.tab === "compare" ? state.sides.map((at) => compare.sides[at]) : [{ run: state.run, projection: state.projection, label: manifest.runs.length > 1 ? `${state.projection} masked, ${data.run(state.run).label}` : undefined }]);
+  const card = (of, at) => createHeadCard({ ...shared, of, sideOf: () => sides()[at] });
+  const cards = { head: card("head", 0), other: card("head", 1), locked: card("locked", 0) };
   const prompts = createPrompts(shared);
   const looking = createLooking(shared);
   const bench = createBench(shared);
@@ -53,14 +55,14 @@ function mount(el, host) {
 
   const left = make("div", { className: "wbx-left" }, controls.row, grid.root, legend(), compare.root, provenance());
   const bar = make("div", { className: "wbx-split", role: "separator", "aria-orientation": "vertical", "aria-label": "width of the maps", tabIndex: 0, "aria-valuemin": 25, "aria-valuemax": 75, "aria-valuenow": 50 });
-  const right = make("div", { className: "wbx-right" }, make("div", { className: "wbx-row wbx-acts" }, controls.acts), status, make("div", { className: "wbx-cards" }, cards.head.root, cards.locked.root), prompts.root, looking.root, next, bench.root);
+  const right = make("div", { className: "wbx-right" }, make("div", { className: "wbx-row wbx-acts" }, controls.acts), status, make("div", { className: "wbx-cards" }, Object.values(cards).map((one) => one.root)), prompts.root, looking.root, next, bench.root);
   const root = make("div", { className: "wbx", "data-lm-suppress-shortcuts": "true" }, heading(), make("div", { className: "wbx-body" }, left, bar, right), live, toast);
   fill(el, root);
   splitter();
 
   function heading() {
     const run = data.run(state.run);
-    return make("header", {}, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about));
+    return make("div", { className: "wbx-header" }, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about));
   }
 
   // Where the numbers come from, to be read by who gets the page.
@@ -93,7 +95,7 @@ function mount(el, host) {
     const set = button("Add to set", () => toggleSet(state.head));
     const undo = button("↶", () => store.undo(), { title: "Undo (Ctrl+Z)", "aria-label": "undo" });
     const redo = button("↷", () => store.redo(), { title: "Redo (Ctrl+Shift+Z)", "aria-label": "redo" });
-    const save = choice([["", "Save or copy …"], ["python", "copy the Python that shows this"], ...(host.live ? [] : [["link", "copy the link to this"]]), ["png", "this view as PNG"], ["svg", "this view as SVG"], ["csv", "these maps as CSV"], ["heads", "the set as heads.json"]], "", (kind) => {
+    const save = choice([["", "Save or copy …"], ["python", "copy the Python that shows this"], ...(host.live ? [] : [["link", "copy the link to this"]]), ["png", "this view as PNG"], ["svg", "this view as SVG"], ["csv", "these maps as CSV"], ["heads", "the set as heads.json"], ["guard", "copy the Python of the threshold as a detector"]], "", (kind) => {
       save.value = "";
       if (kind) saveView(kind, { maps: grid.panels, data, state, element: root, say });
     }, { "aria-label": "save or copy" });
@@ -197,7 +199,9 @@ function mount(el, host) {
     const side = { run: state.run, criterion: state.criterion, projection: state.projection };
     const heads = [state.head, state.locked].filter(Boolean);
     const wanted = {
-      values: heads.filter((head) => data.criterion(state.run, state.criterion)?.kind === "per prompt" && !data.values(side, head)),
+      values: sides().flatMap(({ run, projection }) => heads
+        .filter((head) => data.criterion(run, state.criterion)?.kind === "per prompt" && !data.values({ run, projection, criterion: state.criterion }, head))
+        .map((head) => [run, ...head])),
       prompt: answers.prompts.has(state.prompt) ? null : state.prompt,
       rows: heads.filter((head) => !answers.rows.has(rowKey(head))),
       next: answers.next.has(nextKey()) ? null : state.head,
@@ -234,8 +238,7 @@ function mount(el, host) {
       data.merge(reply, bytes);
       if (reply.kind === "scores") rebuild();
       else {
-        cards.head.show();
-        cards.locked.show();
+        showCards();
         grid.frames();
       }
     } else if (reply.kind === "prompt") {
@@ -261,10 +264,14 @@ function mount(el, host) {
     if (manifest.asks) fill(next, make("h3", {}, `Next token, with ${headName(state.head)} masked`), rows ? nextTable(rows) : make("p", { className: "wbx-quiet" }, "Masking the head …"));
   }
 
-  function details() {
+  function showCards() {
     cards.locked.root.hidden = !state.locked;
-    cards.head.show();
-    cards.locked.show();
+    cards.other.root.hidden = state.tab !== "compare";
+    for (const one of Object.values(cards)) if (!one.root.hidden) one.show();
+  }
+
+  function details() {
+    showCards();
     looking.show();
     showNext();
     bench.show();
@@ -279,13 +286,15 @@ function mount(el, host) {
 
   const detailsSoon = nextFrame(details);
   store.on(["head", "locked", "heads", "hover", "brush"], () => grid.frames());
+  store.on(["box"], () => bench.show());
   store.on(["head", "locked", "heads"], () => { controls.show(); detailsSoon(); });
   store.on(["hover", "head", "locked"], () => state.tab === "compare" && compare.frames());
   store.on(["projection", "column", "rule", "k", "maps", "tab", "run", "sides"], rebuild);
   store.on(["marks", "view"], () => grid.redraw());
   store.on(["criterion", "by"], () => { details(); if (state.tab === "compare") { grid.rebuild(); compare.show(); } });
   store.on(["prompt", "filters"], () => prompts.show());
-  store.on(["prompt", "position"], () => { cards.head.showChart(); cards.locked.showChart(); looking.show(); showNext(); });
+  store.on(["prompt"], () => store.set({ box: null }));
+  store.on(["prompt", "position"], () => { showCards(); looking.show(); showNext(); });
   store.on(["run"], () => { checked(data, store); store.set({ view: wholeWindow(data.shape(state.run)) }); prompts.show(); });
   store.on([...CHOSEN, "position", "k"], () => settle());
   host.listen(heard, (patch) => {

@@ -24,12 +24,12 @@ export function notebookHost(model) {
       counts.bytes += JSON.stringify(chosen).length;
       model.save_changes();
     },
-    ask(kind, body, counts) {
+    ask(kind, body, counts, buffers = []) {
       serial += 1;
       const message = { ask: kind, id: serial, ...body };
       counts.messages += 1;
       counts.bytes += JSON.stringify(message).length;
-      model.send(message);
+      model.send(message, undefined, buffers);
       return serial;
     },
     listen(onReply, onChoice) {

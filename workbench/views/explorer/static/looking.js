@@ -132,6 +132,7 @@ export function createLooking({ store, data, ask, ground, answers }) {
     const at = prompt();
     if (!at?.boxes) return;
     const box = [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
+    store.set({ box });
     const keys = tokensInside(at.boxes, box).map((token) => at.image[token]);
     if (keys.length) ask("box", { prompt: state.prompt, position: state.position, keys });
   }
@@ -139,7 +140,10 @@ export function createLooking({ store, data, ask, ground, answers }) {
   function showBox({ heads, shares, tokens }) {
     fill(boxed, make("div", { className: "wbx-row" }, make("span", {}, `Most attention to the box (${tokens} tokens):`),
       heads.map((head, i) => button(`${headName(head)} ${percent(shares[i])}`, () => store.set({ head }), { className: "wbx-small" })),
-      button("clear", () => fill(boxed), { className: "wbx-small" })));
+      button("clear", () => {
+        store.set({ box: null });
+        fill(boxed);
+      }, { className: "wbx-small" })));
   }
 
   function picture(at, then) {

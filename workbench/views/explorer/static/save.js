@@ -87,11 +87,18 @@ export function pythonOf(data, state) {
   return `import workbench as wb\n\n${lines.join("\n")}\n`;
 }
 
+// The head and the threshold under its distribution as a detector, which needs no model to be fitted.
+export function guardOf(data, state) {
+  const { of, bound } = state.threshold ?? {};
+  const chosen = of === `${state.run}/${state.criterion}/${state.projection}/${state.head}` ? bound : '"kde"';
+  return `from workbench.detectors import OneHeadDetector\n\nguard = OneHeadDetector(head=${pythonHead(state.head)}, criterion=${quote(state.criterion)}, projection=${quote(state.projection)}, threshold=${chosen}).fit_run(run)\nguard.save("guard")\n`;
+}
+
 export function saveView(kind, { maps, data, state, element, say }) {
   if (kind === "csv") saveFile("heads.csv", mapsCsv(maps, state), "text/csv");
   else if (kind === "heads") saveFile("heads.json", headsJson(data, state), "application/json");
-  else if (kind === "python") {
-    const text = pythonOf(data, state);
+  else if (kind === "python" || kind === "guard") {
+    const text = kind === "python" ? pythonOf(data, state) : guardOf(data, state);
     (navigator.clipboard?.writeText(text) ?? Promise.reject(new Error("no clipboard"))).then(() => say("The Python is in the clipboard."), () => say(text));
   } else if (kind === "link") {
     const address = location.href;

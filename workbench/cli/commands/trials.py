@@ -1,0 +1,123 @@
+"""What heads are good for: detectors, guarded replies, studies; and the sets they are tried on."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from workbench.cli.app import app, check_there, console, data_app
+from workbench.cli.arena import Contest, arena
+from workbench.cli.options import (
+    Heads,
+    Json,
+    Masked,
+    ModelName,
+    OtherModels,
+    OtherPrompts,
+    OwnPrompts,
+    Quiet,
+    Registered,
+    RunsFolder,
+    Seed,
+    Template,
+)
+from workbench.cli.printing import tell
+from workbench.cli.prompts import with_prompts
+
+
+@app.command(cls=Registered)
+@with_prompts
+def detect(
+    source: Annotated[str, typer.Argument(help="A stored run, a stored detector, or a detector to fit, by name.")],
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Where SOURCE is no run.")] = None,
+    prompts: Any = None,
+    projection: Annotated[Literal["query", "value"], typer.Option(help="The projection masked.")] = "query",
+    criterion: Annotated[str, typer.Option(help="Whose value is thresholded: {criteria}.")] = "deflection",
+    rule: Annotated[str, typer.Option(help="How the head is chosen: {rules}.")] = "selectivity",
+    k: Annotated[int, typer.Option(help="Candidate heads, one of which is drawn.")] = 1,
+    save: Annotated[Path | None, typer.Option(help="Store the fitted detector in this folder.")] = None,
+    template: Template = "chat",
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Test a detector by family and category, with graded scores.
+
+    MODEL and PROMPTS are for a SOURCE that is no run.
+    """
+    given = dict(locals())
+    if model is None:
+        check_there(source)
+    from workbench.cli.detect import detect_command
+
+    tell(detect_command, console, **given)
+
+
+@app.command()
+def generate(
+    text: Annotated[str, typer.Argument(help="What to ask.")],
+    model: ModelName = "pocket",
+    image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
+    heads: Heads = None,
+    projection: Masked = "query",
+    guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
+    template: Template = "chat",
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
+    on_error: Annotated[Literal["raise", "refuse"], typer.Option(help="When detection itself fails.")] = "raise",
+    show_unguarded: Annotated[bool, typer.Option("--show-unguarded", help="The plain reply beside it.")] = False,
+) -> None:
+    """Print a model's reply to one prompt, guarded by a detector if you give one."""
+    given = dict(locals())
+    from workbench.cli.detect import generate_command
+
+    generate_command(console, **given)
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A study's name, all, or list.")],
+    model: ModelName = "pocket",
+    prompts: OwnPrompts = None,
+    other: OtherModels = [],  # noqa: B006
+    other_prompts: OtherPrompts = [],  # noqa: B006
+    out: Annotated[Path, typer.Option(help="Folder for tables, figures, captions and the page.")] = Path("studies"),
+    runs: RunsFolder = None,
+    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
+    template: Template = "chat",
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Answer a question of the papers or their reviewers: a table, a figure, a caption, and one page over all.
+
+    [bold]workbench study list[/bold] says which there are. Stopped at any moment, the same command goes on.
+    """
+    given = dict(locals())
+    from workbench.cli.study import study_command
+
+    study_command(console, **given)
+
+
+@data_app.callback(invoke_without_command=True)
+def data(context: typer.Context, json: Json = False) -> None:
+    """List the published prompt sets that are read by name from a folder; check what lies in one."""
+    if context.invoked_subcommand is None:
+        from workbench.cli.data import show_readers
+
+        tell(show_readers, console, json=json)
+
+
+@data_app.command("check")
+def data_check(
+    name: Annotated[str, typer.Argument(help="Of the set, as workbench data lists it.")],
+    root: Annotated[str, typer.Argument(help="The folder it was unpacked in.")],
+    part: Annotated[str | None, typer.Option(help="Only this part of it.")] = None,
+    images: Annotated[list[Path], typer.Option(help="More folders, .zip or .tar with its pictures.")] = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """Count what a folder holds of a set: labels, families, missing and repeated rows, what differs as published."""
+    from workbench.cli.data import check_command
+
+    tell(check_command, console, name=name, root=root, part=part, images=images, json=json)
+
+
+app.command(cls=Contest)(arena)

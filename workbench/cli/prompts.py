@@ -1,0 +1,140 @@
+"""Which prompts a command is about: one set or several, with the options that `load_prompts` and `mix` take."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from workbench.errors import WorkbenchError
+from workbench.plain import plain
+
+if TYPE_CHECKING:
+    from workbench.prompts.prompt import PromptSet
+
+OPTIONS: dict[str, tuple[Any, Any]] = {  # by the name of the parameter: its annotation and its default
+    "part": (
+        Annotated[
+            list[str],
+            typer.Option(help="Which part of a published set; NAME=PART where several are given. See workbench data."),
+        ],
+        [],
+    ),
+    "columns": (
+        Annotated[
+            list[str],
+            typer.Option(help="OURS=THEIRS, such as image=image_path: a column of a table under another name."),
+        ],
+        [],
+    ),
+    "images": (
+        Annotated[
+            list[Path], typer.Option(help="A folder, .zip or .tar of pictures that do not lie beside the prompts.")
+        ],
+        [],
+    ),
+    "missing": (
+        Annotated[Literal["raise", "drop"], typer.Option(help="drop leaves out prompts whose picture is not there.")],
+        "raise",
+    ),
+    "split": (
+        Annotated[str | None, typer.Option(help="selection, threshold or test; all of them by default.")],
+        None,
+    ),
+    "per_source": (
+        Annotated[int | None, typer.Option(help="Most prompts of one source; pairs stay together, drawn by --seed.")],
+        None,
+    ),
+    "n": (Annotated[int | None, typer.Option("--n", "-n", help="How many prompts, even over the labels.")], None),
+}
+NAMES = "pocket or planted; a .jsonl, .csv or .parquet file; NAME:DIR of a published set. Repeat it to mix sets."
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts that a command line names; the attributes are its options, see `OPTIONS`."""
+
+    names: Sequence[str]
+    part: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    images: Sequence[Path] = ()
+    missing: Literal["raise", "drop"] = "raise"
+    split: str | None = None
+    per_source: int | None = None
+    n: int | None = None
+
+    def load(self, seed: int = 0) -> "PromptSet":
+        """The prompts; several sets as one, in which each prompt keeps its source."""
+        from workbench.prompts import load_prompts, mix
+        from workbench.prompts.splits import sample_prompts
+
+        how: dict[str, Any] = {
+            "columns": column_map(self.columns),
+            "images": self.images,
+            "missing": self.missing,
+            "split": self.split,
+        }
+        mixed = len(self.names) > 1 or self.per_source is not None
+        size = None if mixed else self.n
+        sets = [load_prompts(name, part=self._part(name), seed=seed, n=size, **how) for name in self.names]
+        if not mixed:
+            return sets[0]
+        prompts = mix(*sets, per_source=self.per_source, seed=seed)
+        return prompts if self.n is None else sample_prompts(prompts, self.n, seed=seed)
+
+    def _part(self, name: str) -> str | None:
+        """The part that is meant for a set: what was given for it by name, or for all."""
+        of = dict((text.partition("=")[::2] if "=" in text else ("", text)) for text in self.part)
+        return of.get(name.partition(":")[0], of.get(""))
+
+
+def chosen(prompts: "str | Asked", seed: int = 0) -> "PromptSet":
+    """The prompts that a command is about, named or asked for with options."""
+    return (Asked([prompts]) if isinstance(prompts, str) else prompts).load(seed)
+
+
+def with_prompts(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command whose parameter `prompts` is a set or several with their options, and comes as `Asked`; or as None.
+
+    Options that the command has by itself stay its own.
+    """
+    own = dict(inspect.signature(command).parameters)
+    before = own.pop("prompts")
+    added = {name: option for name, option in OPTIONS.items() if name not in own}
+
+    @wraps(command)
+    def run(**given: Any) -> Any:
+        options = {name: given.pop(name) for name in added}
+        names = given.pop("prompts")
+        return command(prompts=Asked(names, **options) if names else None, **given)
+
+    needed = before.default is inspect.Parameter.empty
+    default = inspect.Parameter.empty if needed else [] if before.default is None else [before.default]
+    hint = Annotated[list[str], typer.Option("--prompts", "-p", help=NAMES)]
+    options = [("prompts", hint, default), *((name, *option) for name, option in added.items())]
+    place, kind = list(inspect.signature(command).parameters).index("prompts"), inspect.Parameter.KEYWORD_ONLY
+    rest = [parameter.replace(kind=kind) for parameter in own.values()]
+    new = [inspect.Parameter(name, kind, default=value, annotation=hint) for name, hint, value in options]
+    parameters = [*rest[:place], *new, *rest[place:]]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def column_map(columns: Sequence[str]) -> dict[str, str | None]:
+    """`OURS=THEIRS` as `load_prompts` takes it; nothing after the sign says that no column is meant."""
+    pairs = [text.partition("=") for text in columns]
+    if wrong := [ours + equals + theirs for ours, equals, theirs in pairs if not (ours and equals)]:
+        raise WorkbenchError(f"--columns takes OURS=THEIRS, such as image=image_path; got {wrong[0]!r}.")
+    return {ours.strip(): theirs.strip() or None for ours, _, theirs in pairs}
+
+
+def say_caveats(console: Console, caveats: Sequence[str]) -> None:
+    """Print, at the head of tables, what their prompts share and how few questions they ask."""
+    for sentence in caveats:
+        console.print(Text(f"Mind: {plain(sentence)}", style="yellow"), soft_wrap=True)

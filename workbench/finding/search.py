@@ -1,0 +1,204 @@
+"""The search for the first k heads: which cells to compute next, and what all of them say so far.
+
+It knows nothing of models: it asks for cells, is told what came, and decides. The engine `find` computes them; a replay
+(`workbench.bench.replay`) looks them up in a stored map.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import numpy as np
+
+from workbench.finding.bounds import FEWEST, Fit
+from workbench.finding.decisions import DRAWS, first_of_draws, sets, with_safe
+
+GROWTH = 0.35  # prompts of a later round, as a share of those before
+STRONG, STRONG_SHARE = 1.3, 0.2  # an estimate stands out by this factor, on at most this share of the prompts
+RISK_OF_DRAWS = 0.25  # of certain and of excluded heads each; half is left for what was never seen, and so never drawn
+EXCLUDED, POSSIBLE, CERTAIN = 0, 1, 2
+STATUSES = ("excluded", "possible", "certain")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked.
+
+    Attributes:
+        k: How many heads.
+        rule: "selectivity" or "sensitivity".
+        level: Chance that every status is right.
+        budget: Share of the exact map's work that may be spent; the first round is run in any case.
+        seed: Of what is drawn.
+    """
+
+    k: int
+    rule: str
+    level: float
+    budget: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """Costs in layer-tokens.
+
+    Attributes:
+        cell: Of one cell, `[prompt, layer]`.
+        block: Of coming back to a prompt for exact cells, `[prompt]`.
+        spent: On estimates.
+        whole: Of the exact map.
+    """
+
+    cell: np.ndarray
+    block: np.ndarray
+    spent: float
+    whole: float
+
+    def of(self, wanted: np.ndarray) -> float:
+        """Of computing the cells `wanted[prompt, projection, layer, head]`."""
+        rows = wanted.sum((1, 3))
+        return float((rows * self.cell[: len(rows)]).sum() + self.block[: len(rows)][rows.any(1)].sum())
+
+
+@dataclass
+class Findings:
+    """What is known of each head, `[projection, layer, head]`.
+
+    Attributes:
+        value: Of the rule; NaN for heads that it leaves out or that were not asked for.
+        low, high: Ends of the interval of each value at the level asked for.
+        status: Index into `STATUSES`.
+        used: On how many prompts the head was scored exactly.
+        spent: Share of the exact map's work.
+    """
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    status: np.ndarray
+    used: np.ndarray
+    spent: float = 0.0
+
+
+def search(
+    ask: Question,
+    unsafe: np.ndarray,
+    asked: np.ndarray,
+    work: Work,
+    estimate: np.ndarray,
+    read: Callable[[], np.ndarray],
+) -> Generator[np.ndarray, None, Findings]:
+    """Cells to compute, `[prompt, projection, layer, head]`, one round after the other; returns what they say.
+
+    Args:
+        ask: The question.
+        unsafe: Of the prompts that the rule reads, in random order, which are unsafe; `[prompt]`.
+        asked: Heads that are searched, `[projection, layer, head]`.
+        work: What everything costs.
+        estimate: Of the strength of every cell; 0 where there is none.
+        read: Gives exact strengths as far as they were asked for, NaN elsewhere.
+    """
+    random = np.random.default_rng(ask.seed)
+    sides = _sides(ask.rule, unsafe)
+    sure, places = strong_cells(estimate, sides) & asked, _places(sides)
+    spent, reached, first = work.spent, 0, max(min(FEWEST, side.sum()) for side in sides)
+    done, open_ = np.zeros(estimate.shape, dtype=bool), asked
+    while True:
+        upto = first if not reached else max(reached + 1, int((1 + GROWTH) * reached))
+        wanted = ((places < upto)[:, None, None, None] | sure) & open_ & ~done
+        while reached and upto > reached + 1 and spent + work.of(wanted) > ask.budget * work.whole:
+            upto -= 1
+            wanted = ((places < upto)[:, None, None, None] | sure) & open_ & ~done
+        if reached and spent + work.of(wanted) > ask.budget * work.whole:
+            break
+        spent += work.of(wanted)
+        yield wanted
+        done |= wanted
+        most = max(side.sum() for side in sides)
+        risk = (1 - ask.level) / len(asked) * (min(upto, most) - reached) / most
+        reached = upto
+        found = _judge(ask, sides, ~open_, sure, risk, random, read(), estimate)
+        open_ = found.status != EXCLUDED
+        if reached >= most or not (found.status == POSSIBLE).any():
+            break
+    # The first heads on the prompts that are left, so that their values are exact.
+    wanted = np.broadcast_to(_first(found, ask.k), done.shape) & ~done
+    if wanted.any() and spent + work.of(wanted) <= ask.budget * work.whole:
+        spent += work.of(wanted)
+        yield wanted
+        found = _judge(ask, sides, ~open_, sure, 0.0, random, read(), estimate)
+    found.spent = spent / work.whole
+    return found
+
+
+def strong_cells(estimate: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
+    """Cells whose estimate stands out from that of the head on most prompts of the class.
+
+    Masks that upset a prompt altogether do so far beyond what is linear, but are seldom estimated to do little. These
+    cells are computed for certain; only of the others is there a draw.
+    """
+    strong = np.zeros(estimate.shape, dtype=bool)
+    for side in sides:
+        size = np.abs(estimate[side])
+        bound = np.maximum(STRONG * np.median(size, 0), np.quantile(size, 1 - STRONG_SHARE, axis=0))
+        strong[side] = size > bound
+    return strong
+
+
+def _places(sides: list[np.ndarray]) -> np.ndarray:
+    """How many prompts of its class come before each in the random order."""
+    places = np.zeros(len(sides[0]), dtype=int)
+    for side in sides:
+        places[side] = np.arange(side.sum())
+    return places
+
+
+def pays(ask: Question, unsafe: np.ndarray, asked: np.ndarray, work: Work) -> bool:
+    """Whether the least a search does, estimates and all heads on the fewest prompts, is less than the exact map."""
+    places = _places(_sides(ask.rule, unsafe))
+    every = work.of(np.broadcast_to(asked, (len(unsafe), *asked.shape)))
+    least = work.spent + work.of((places < FEWEST)[:, None, None, None] & asked) + STRONG_SHARE * every
+    return bool(least < every)
+
+
+def _sides(rule: str, unsafe: np.ndarray) -> list[np.ndarray]:
+    return [unsafe] if rule == "sensitivity" else [unsafe, ~unsafe]
+
+
+def _first(found: Findings, k: int) -> np.ndarray:
+    """Certain heads, and the first k by value of those that are not excluded."""
+    values = np.where(found.status == EXCLUDED, -np.inf, np.nan_to_num(found.value, nan=-np.inf))
+    flat = values.reshape(len(values), -1)
+    chosen = np.zeros(flat.shape, dtype=bool)
+    np.put_along_axis(chosen, np.argsort(-flat, axis=1, kind="stable")[:, :k], True, axis=1)
+    return (chosen & np.isfinite(flat)).reshape(values.shape) | (found.status == CERTAIN)
+
+
+def _judge(
+    ask: Question,
+    sides: list[np.ndarray],
+    excluded: np.ndarray,
+    sure: np.ndarray,
+    risk: float,
+    random: np.random.Generator,
+    cells: np.ndarray,
+    estimate: np.ndarray,
+) -> Findings:
+    """What the cells say, where the heads in `excluded` are out already and this look may go wrong by `risk`."""
+    fits = [Fit.of(cells[side], estimate[side], sure[side]) for side in sides]
+    known = fits[0].means() if len(fits) == 1 else fits[0].means().minus(fits[1].means())
+    half = known.reach((1 - ask.level) / 2)
+    values, left_out = fits[0].draws(random, DRAWS, ~excluded), np.zeros(excluded.shape, dtype=bool)
+    if len(fits) > 1:
+        safe = fits[1].draws(random, DRAWS, ~np.isnan(fits[1].mean))
+        values = np.where(with_safe(safe), values - safe, -np.inf)
+        left_out = ~with_safe(fits[1].mean[None])[0]
+    values = np.where(np.isnan(sum(fit.mean for fit in fits)), np.inf, values)  # of which nothing is known yet
+    status = np.full(excluded.shape, EXCLUDED)
+    for number, out in enumerate(excluded):
+        certain, gone = sets(first_of_draws(values[:, number][:, ~out], ask.k), RISK_OF_DRAWS * risk)
+        status[number][~out] = np.where(gone, EXCLUDED, np.where(certain, CERTAIN, POSSIBLE))
+    used = sum((~np.isnan(cells[side])).sum(0) for side in sides)
+    no_value = left_out & (status == EXCLUDED)
+    value = np.where(no_value, np.nan, known.mean)
+    return Findings(value, value - half, value + half, status, np.where(used > 0, used, np.nan).astype(float))
