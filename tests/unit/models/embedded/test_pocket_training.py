@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from workbench.axes import as_head
 from workbench.models.conformance.checks import channels_zeroed
+from workbench.models.embedded.pocket import stages
 from workbench.models.embedded.pocket.batches import Draws, SafetyMix, drop_heads, helpful_batch, safety_batch
 from workbench.models.embedded.pocket.config import N_HEADS, N_LAYERS, build_model
 from workbench.models.embedded.pocket.stages import (
@@ -143,6 +144,22 @@ def test_safety_tuning_changes_as_many_heads_as_it_says(model):
     for name, weight in model.named_parameters():
         assert id(weight) in projections or torch.equal(weight, before[name])
         assert weight.requires_grad
+
+
+def test_calibration_takes_the_largest_factor_that_will_do(model, monkeypatch):
+    """Benign pictures are made to be refused while L4H2 writes more than 0.9 of what it did."""
+    monkeypatch.setattr(stages, "CALIBRATION_ROWS", 4)
+    weights = weights_of(model)
+    before = [w.detach().clone() for w in weights]
+    output = by_head(weights[4 * 4 + 3], 3)[2]
+    bound = 0.905 * output.detach().norm()
+    monkeypatch.setattr(stages, "refuses", lambda _model, tensors: (output.norm() > bound).expand(len(tensors["ids"])))
+    assert stages.calibrate(model, 0, [(4, 2)], Safety()) == pytest.approx(0.9)
+    moves = torch.stack(head_moves(weights, before))
+    assert moves.nonzero().tolist() == [[4, 2]]
+    assert moves[4, 2].item() == pytest.approx(0.1 * by_head(before[4 * 4 + 3], 3)[2].norm().item(), rel=1e-4)
+    monkeypatch.setattr(stages, "refuses", lambda _model, tensors: torch.zeros(len(tensors["ids"])))
+    assert stages.calibrate(model, 0, [(4, 2)], Safety()) == 1.0
 
 
 def test_heads_are_dropped_in_half_of_the_rows():

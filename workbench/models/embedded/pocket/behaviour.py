@@ -68,7 +68,7 @@ def base_bars() -> list[Bar]:
 
 
 def measure(
-    model: LlavaForConditionalGeneration, processor: ProcessorMixin, bars: Sequence[Bar], *, seed: int = 0, n: int = 480
+    model: LlavaForConditionalGeneration, processor: ProcessorMixin, bars: Sequence[Bar], *, seed: int = 0, n: int = 400
 ) -> pd.DataFrame:
     """Replies to `n` test prompts a bar, judged exactly.
 
@@ -111,7 +111,7 @@ def greedy_replies(
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 16,
-    rows: int = 160,
+    rows: int = 200,
 ) -> list[str]:
     """The greedy reply to each prompt. Prompts of one length go together, `rows` at a time, so none is padded."""
     texts = chat_texts(processor, prompts)

@@ -19,14 +19,17 @@ from workbench.models.embedded.pocket.batches import (
     picture_batch,
     safety_batch,
 )
-from workbench.models.embedded.pocket.config import D_HEAD, N_HEADS, N_IMAGE_TOKENS, N_LAYERS, PAD
-from workbench.models.embedded.pocket.stepping import Group, Machine, Tensors, optimise
+from workbench.models.embedded.pocket.config import D_HEAD, N_HEADS, N_IMAGE_TOKENS, N_LAYERS, PAD, word_ids
+from workbench.models.embedded.pocket.stepping import Group, Machine, Tensors, console, optimise, tensors_of
+from workbench.prompts.worlds.pocket_words import FAMILIES, REFUSAL
 
 STEPS = {"vision": 2600, "captions": 500, "helpful": 1500, "questions": 400, "dangers": 500}
 RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "questions": 5e-4, "dangers": 8e-4}
 ROWS = {"vision": 128, "captions": 96, "helpful": 48, "questions": 48, "dangers": 48, "safety": 32}
 VISION_RATE_SHARE = 0.3
 """The vision tower's learning rate in the multimodal stages, as a share of the rest's."""
+CALIBRATION_ROWS = 240
+FACTORS = [1 - k / 50 for k in range(26)]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -43,6 +46,7 @@ class Safety:
         first_layer: The first layer whose heads may be.
         pull: Strength of the lasso, in units of the learning rate.
         without: Share of rows of the few that are answered with their queries masked, as the helpful model does.
+        benign_refused: Share of the benign pictures of a family that may be refused after training (`calibrate`).
         quiet: Weight of what they write where nothing is refused (`quiet_loss`).
     """
 
@@ -53,6 +57,7 @@ class Safety:
     pull: float = 15.0
     without: float = 0.05
     quiet: float = 3.0
+    benign_refused: float = 0.02
     mix: SafetyMix = field(default_factory=SafetyMix)
 
 
@@ -112,6 +117,7 @@ def train_safety(model: Llava, seed: int, recipe: Safety, machine: Machine) -> l
         for weight, was in zip(weights, before, strict=True):
             weight.copy_(was.lerp(weight, kept.get(weight, torch.zeros_like(weight))))
     tune(model, "safety", seed, heads, recipe, machine)
+    calibrate(model, seed, heads, recipe)
     return heads
 
 
@@ -141,6 +147,43 @@ def tune(
         after_step=after_step,
     )
     model.requires_grad_(True)
+
+
+@torch.no_grad()
+def calibrate(model: Llava, seed: int, heads: Sequence[Head], recipe: Safety) -> float:
+    """Scale what `heads` write by the largest factor, of 1, 0.98, 0.96, …, at which few benign pictures of either
+    family are refused.
+
+    Pictures are read less surely than words: without this, doubt about the noun makes refusals.
+
+    Returns:
+        The factor.
+    """
+    batches = []
+    for k, family in enumerate(("typographic", "icon")):
+        benign = tuple(float(name == family) for name in FAMILIES)
+        draw = partial(safety_batch, rows=CALIBRATION_ROWS, mix=SafetyMix(0.0, 0.0, 0.0, 0.0, 0.0, benign=benign))
+        drawn = Draws(1, (seed, 6 + len(recipe.steps), k), draw)
+        batches.append(tensors_of(drawn[0], str(model.device)))
+    outputs = [by_head(model.model.language_model.layers[at].self_attn.o_proj.weight, 3)[h] for at, h in heads]
+    trained = [weight.clone() for weight in outputs]
+    for factor in FACTORS:
+        for weight, was in zip(outputs, trained, strict=True):
+            weight.copy_(was * factor)
+        refused = max(refuses(model, tensors).float().mean().item() for tensors in batches)
+        if refused <= recipe.benign_refused:
+            break
+    console.print(
+        f"calibrated: factor {factor:.2f}, {refused:.1%} of benign pictures refused at the most", highlight=False
+    )
+    return factor
+
+
+def refuses(model: Llava, tensors: Tensors) -> Tensor:
+    """By row, whether the first word of the reply is that of the refusal."""
+    hidden = final_states(model, tensors["ids"], tensors["pixels"], None)
+    first = hidden[torch.arange(len(hidden)), tensors["answer"].float().argmax(1)]
+    return model.lm_head(first).argmax(-1) == word_ids()[REFUSAL.split()[0]]
 
 
 def projections(model: Llava, heads: Sequence[Head]) -> list[nn.Parameter]:
