@@ -34,13 +34,20 @@ def rule_names() -> list[str]:
     return [rule.name for rule in list_rules()]
 
 
+def model_names() -> list[str]:
+    """Of the embedded models."""
+    from workbench.models.loading import EMBEDDED, PLANTED
+
+    return [*EMBEDDED, *PLANTED]
+
+
 ModelName = Annotated[
     str,
     typer.Option(
         "--model",
         "-m",
-        help="pocket, pocket-base, planted, planted-pair; a checkpoint directory; a Hub id.",
-        autocompletion=completed(lambda: ("pocket", "pocket-base", "planted", "planted-pair", "null")),
+        help="pocket, pocket-1, pocket-2, their pocket-base…, planted, planted-pair; a checkpoint directory; a Hub id.",
+        autocompletion=completed(model_names),
     ),
 ]
 Template = Annotated[

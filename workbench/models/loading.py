@@ -19,7 +19,8 @@ from workbench.models.held import around
 from workbench.models.hooked import HookedLVLM
 from workbench.models.templates import read_template
 
-EMBEDDED = {"pocket": "embedded/pocket/pocket", "pocket-base": "embedded/pocket/pocket-base"}
+POCKETS = [f"pocket{base}{seed}" for seed in ("", "-1", "-2") for base in ("", "-base")]
+EMBEDDED = {name: f"embedded/pocket/{name}" for name in POCKETS}
 PLANTED = ("planted", "planted-pair", "null")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HUB_SECONDS = 3.0  # the Hub's time to answer at all, before what is cached here is taken
@@ -46,11 +47,12 @@ def load_model(
     """Load a model and let it prove that masks act on it and that looking changes nothing.
 
     Args:
-        name: "pocket", "pocket-base", "planted", "planted-pair", "null" (Planted without its planted head, on which
-            nothing may be found); a local directory written by `save_pretrained` (weights and processor or tokenizer
-            together); a `.gguf` file; a Hub id; or a model that is loaded already: transformers', one that peft wraps
-            in adapters, or a TransformerLens bridge. It is taken over as it is: set to evaluation, without gradients,
-            with our attention function.
+        name: "pocket" and "pocket-base" (the same before its safety tuning), trained from two more seeds as "pocket-1",
+            "pocket-base-1", "pocket-2" and "pocket-base-2"; "planted", "planted-pair", "null" (Planted without its
+            planted head, on which nothing may be found); a local directory written by `save_pretrained` (weights and
+            processor or tokenizer together); a `.gguf` file; a Hub id; or a model that is loaded already:
+            transformers', one that peft wraps in adapters, or a TransformerLens bridge. It is taken over as it is: set
+            to evaluation, without gradients, with our attention function.
         processor: With a model that is loaded already: its processor; of a text-only model, its tokenizer. A bridge
             may bring its own.
         template: How a prompt is put to the model: "chat", by its own chat template; "raw", the picture's placeholder

@@ -18,7 +18,7 @@ from workbench.prompts.tables import READERS, table_of
 
 __all__ = ["Prompt", "PromptSet", "check_splits", "load_prompts", "mix", "read_prompts", "split_prompts"]
 
-WORLDS = ("pocket", "planted")
+WORLDS = ("pocket", "pocket-pooled", "planted")
 MOST_PROMPTS = 1_000_000  # a mistyped n of a world would be drawn for days
 
 
@@ -38,8 +38,9 @@ def load_prompts(
     """Prompts drawn from an embedded model's world, read from a file, or taken from what is held already.
 
     Args:
-        name_or_path: `"pocket"` or `"planted"`, whose prompts are drawn; the path of a `.jsonl`, `.csv` or `.parquet`
-            file (its columns: `workbench.prompts.files.read_prompts`); a DataFrame, a list of dicts or a
+        name_or_path: `"pocket"` or `"planted"`, whose prompts are drawn; `"pocket-pooled"`, whose splits share nouns
+            and sentences and differ in pictures only, as Pocket's did at first; the path of a `.jsonl`, `.csv` or
+            `.parquet` file (its columns: `workbench.prompts.files.read_prompts`); a DataFrame, a list of dicts or a
             `datasets.Dataset` with the same columns, pictures in its cells or under `images`; or a published set by
             name (`workbench data` lists them), with `root=` or as `"NAME:DIR"`.
         root: The folder of a published set.
@@ -130,10 +131,10 @@ def _read(source: Any, *, images: Sequence[str | Path], **how: Any) -> PromptSet
 
 
 def _world(name: str) -> Callable[..., PromptSet]:
-    if name == "pocket":
-        from workbench.prompts.worlds.pocket import draw_prompts
+    if name.startswith("pocket"):
+        from workbench.prompts.worlds.pocket import draw_pooled_prompts, draw_prompts
 
-        return draw_prompts
+        return draw_prompts if name == "pocket" else draw_pooled_prompts
     from workbench.prompts.worlds.planted import draw_planted_prompts
 
     return draw_planted_prompts
@@ -143,6 +144,6 @@ def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name.partition(":")[0].lower(), (*WORLDS, *readers()), n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return (
-        f"No prompts are called {plainly(name)}.{hint} There are {' and '.join(map(repr, WORLDS))}, "
+        f"No prompts are called {plainly(name)}.{hint} There are {', '.join(map(repr, WORLDS))}, "
         f"files whose names end in {', '.join(READERS)}, and published sets as NAME:DIR: {', '.join(readers())}."
     )

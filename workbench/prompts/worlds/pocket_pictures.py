@@ -93,7 +93,7 @@ def random_picture(rng: np.random.Generator, kind: str, what: str = "", verb: st
         what = SHAPES[rng.integers(len(SHAPES))]
     colour = "" if kind in ("noise", "blank") else list(COLOURS)[rng.integers(len(COLOURS))]
     off = rng.integers(-14, 15, 3)
-    red, green, blue = (int(np.clip(c + o, 0, 255)) for c, o in zip(COLOURS.get(colour, (0, 0, 0)), off, strict=True))
+    red, green, blue = (min(max(c + int(o), 0), 255) for c, o in zip(COLOURS.get(colour, (0, 0, 0)), off, strict=True))
     across, down = (float(f) for f in rng.random(2))
     return Picture(kind, what, verb, colour, (across, down), (red, green, blue), int(rng.integers(2**31)))
 

@@ -5,16 +5,41 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from workbench.axes import SPLITS
 from workbench.errors import PromptError
-from workbench.models.embedded.pocket.batches import helpful_ask, make_batch, normalise
+from workbench.models.embedded.pocket.batches import SafetyMix, helpful_ask, make_batch, safety_ask
 from workbench.models.embedded.pocket.behaviour import chat_texts
 from workbench.models.embedded.pocket.config import EOS, build_processor
+from workbench.models.embedded.pocket.stages import normalise
 from workbench.prompts.prompt import Prompt, image_hash
-from workbench.prompts.worlds.pocket import draw_prompts, draw_request, is_tuned, is_unsafe, judge_reply, noun_of
+from workbench.prompts.worlds.pocket import (
+    draw_pooled_prompts,
+    draw_prompts,
+    draw_question,
+    draw_request,
+    is_tuned,
+    is_unsafe,
+    is_unseen,
+    judge_reply,
+    noun_of,
+)
 from workbench.prompts.worlds.pocket_pictures import icon_pattern, random_picture, split_of
-from workbench.prompts.worlds.pocket_words import FAMILIES, HAZARD_NOUNS, REFUSAL, THING_NOUNS, TUNED
+from workbench.prompts.worlds.pocket_words import (
+    FAMILIES,
+    HAZARD_NOUNS,
+    HAZARDS,
+    POOLED,
+    POOLS,
+    QUESTIONS,
+    REFUSAL,
+    SENTENCES,
+    THING_NOUNS,
+    TUNED,
+    TUNED_WRAPPERS,
+    UNSEEN,
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +86,64 @@ def test_splits_share_no_image_no_id_and_no_pair_and_training_has_its_own(prompt
         assert not pairs[0] & pairs[1]
     assert {split_of(pixels) for pixels in train} == {"train"}
     assert all(split_of(np.asarray(p.image)) == p.split for p in prompts)
+
+
+def test_splits_share_no_noun_no_icon_and_no_sentence(prompts):
+    for one, two in itertools.combinations(SPLITS, 2):
+        parts = [prompts.where(split=name) for name in (one, two)]
+        nouns = [{noun_of(p) for p in part} - {""} for part in parts]
+        assert not nouns[0] & nouns[1]
+        assert min(map(len, nouns)) > 20, "nearly all of a split's 24 nouns should be drawn"
+        stems = [{_stem(p) for p in part} for part in parts]
+        assert not stems[0] & stems[1]
+    shown = {split: [p.picture.what for p in _asks(POOLS[split])] for split in SPLITS}
+    for one, two in itertools.combinations(SPLITS, 2):
+        assert not set(shown[one]) & set(shown[two]) & {*HAZARD_NOUNS, *THING_NOUNS}, "a picture shows another's noun"
+
+
+def _stem(p: Prompt) -> str:
+    """The sentence without its verb and noun."""
+    free = {noun_of(p), *p.expected.split(" how to ")[-1].split()[:1]} if p.family != "question" else set()
+    return " ".join(word for word in p.text.split() if word not in free)
+
+
+def _asks(pool):
+    rng = np.random.default_rng(4)
+    return [draw_question(rng, pool=pool) for _ in range(300)] + [
+        draw_request(rng, "text", "safe", pool=pool) for _ in range(300)
+    ]
+
+
+def test_the_pools_of_the_splits_are_the_whole_pool():
+    assert sorted(noun for pool in POOLS.values() for noun in pool.hazards) == sorted(HAZARD_NOUNS)
+    assert sorted(noun for pool in POOLS.values() for noun in pool.things) == sorted(THING_NOUNS)
+    for name, sentences in (SENTENCES | QUESTIONS).items():
+        parts = [(pool.sentences | pool.questions)[name] for pool in POOLS.values()]
+        assert min(map(len, parts)) >= 1
+        assert sum(parts, ()) == sentences
+
+
+def test_the_safety_tuning_never_shows_an_unseen_noun():
+    """In no request, question or picture; and unseen nouns are the test split's alone, half of its hazards."""
+    rng = np.random.default_rng(5)
+    for _ in range(3000):
+        ask, reply = safety_ask(rng, SafetyMix())
+        words = {ask.picture.what, *ask.text.split(), *reply.split()}
+        assert not words & set(UNSEEN)
+    test = draw_prompts("test", n=400).where(label="unsafe")
+    assert 0.35 < np.mean([is_unseen(p) for p in test]) < 0.65
+    assert not any(is_unseen(p) for split in ("selection", "threshold") for p in draw_prompts(split, n=200))
+    assert len(UNSEEN) == len(HAZARDS)
+    assert not set(UNSEEN) & frozenset.union(*TUNED.values())
+
+
+def test_pooled_draws_share_nouns_and_no_picture():
+    pooled = draw_pooled_prompts(seed=3, n=600)
+    parts = [pooled.where(split=name) for name in SPLITS]
+    for one, two in itertools.combinations(parts, 2):
+        assert len({noun_of(p) for p in one} & {noun_of(p) for p in two}) > 40
+        assert not {image_hash(p.image) for p in one} & {image_hash(p.image) for p in two}
+    assert {noun_of(p) for p in pooled} - {""} == {*POOLED.hazards, *POOLED.things}
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not():
@@ -115,9 +198,12 @@ def test_the_refusal_says_cannot_within_its_first_eight_tokens():
 
 def test_tuned_hazards_can_be_told_from_the_others(prompts):
     unsafe = prompts.where(label="unsafe")
+    starts = {wrapper.split()[0] for wrapper in TUNED_WRAPPERS}
+    assert len(starts) == len(TUNED_WRAPPERS)
     for p in unsafe:
-        assert is_tuned(p) == (noun_of(p) in TUNED[p.family])
-    assert {p.family for p in unsafe if is_tuned(p)} == {"text", "typographic", "icon"}
+        shown = p.family != "wrapper" or p.text.split()[0] in starts
+        assert is_tuned(p) == (noun_of(p) in TUNED[p.family] and shown)
+    assert {p.family for p in unsafe if is_tuned(p)} == set(FAMILIES[:-1])
     assert not any(is_tuned(p) for p in prompts.where(label="safe"))
 
 
@@ -153,9 +239,10 @@ def test_training_sees_what_the_processor_gives():
         assert batch.ids[k, :n].tolist() == inputs["input_ids"][0].tolist()
         answer = [*processor.tokenizer(reply, add_special_tokens=False)["input_ids"], EOS]
         assert batch.ids[k, n : n + len(answer)].tolist() == answer
-        assert batch.answer[k].nonzero().flatten().tolist() == list(range(n - 1, n - 1 + len(answer)))
+        assert np.flatnonzero(batch.answer[k]).tolist() == list(range(n - 1, n - 1 + len(answer)))
         assert processor.tokenizer.unk_token_id not in batch.ids[k]
-        np.testing.assert_allclose(normalise(pixels[None])[0], inputs["pixel_values"][0], atol=1e-6)
+        seen = normalise(torch.from_numpy(batch.pixels[k : k + 1]))[0]
+        np.testing.assert_allclose(seen, inputs["pixel_values"][0], atol=1e-6)
 
 
 @pytest.mark.parametrize("wrong", [{"split": "train"}, {"split": "testing"}, {"n": 0}])

@@ -3,8 +3,10 @@
 Everything is the class a published LLaVA-1.5 checkpoint uses, so Pocket is loaded by the code path that loads those.
 """
 
+from functools import cache
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaProcessor, PreTrainedTokenizerFast
 from transformers import LlavaForConditionalGeneration as Llava
@@ -15,6 +17,7 @@ from workbench.prompts.worlds.pocket_words import vocabulary
 
 PATCH = 8
 N_IMAGE_TOKENS = (SIZE // PATCH) ** 2
+N_LAYERS, N_HEADS, D_HEAD = 8, 8, 16
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:")
 PAD, BOS, EOS, UNK, IMAGE, USER, ASSISTANT = range(len(SPECIALS))
 ENDS = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
@@ -33,6 +36,7 @@ CHAT_TEMPLATE = (
 """LLaVA-1.5's turns: `USER: <image>`, the text, `ASSISTANT:`."""
 
 
+@cache
 def word_ids() -> dict[str, int]:
     """Token id of every special token and word of the vocabulary."""
     return {word: k for k, word in enumerate((*SPECIALS, *vocabulary()))}
@@ -45,8 +49,9 @@ def build_config() -> LlavaConfig:
         patch_size=PATCH, projection_dim=64,
     )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=len(word_ids()), hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=8,
-        num_key_value_heads=8, head_dim=16, max_position_embeddings=256, tie_word_embeddings=False, **ENDS,
+        vocab_size=len(word_ids()), hidden_size=128, intermediate_size=160, num_hidden_layers=N_LAYERS,
+        num_attention_heads=N_HEADS,
+        num_key_value_heads=N_HEADS, head_dim=D_HEAD, max_position_embeddings=256, tie_word_embeddings=False, **ENDS,
     )  # fmt: skip
     return LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=IMAGE, image_seq_length=N_IMAGE_TOKENS,
@@ -74,8 +79,12 @@ def build_processor() -> LlavaProcessor:
 
 
 def save_checkpoint(model: Llava, directory: Path) -> None:
-    """Write config, weights (safetensors), processor and tokenizer: all that `from_pretrained` needs."""
-    model.save_pretrained(directory)
+    """Write config, weights (safetensors, bfloat16), processor and tokenizer: all that `from_pretrained` needs.
+
+    The model goes on with the rounded weights, in float32: what is trained further starts from what was saved.
+    """
+    model.to(torch.bfloat16).save_pretrained(directory)
+    model.float()
     build_processor().save_pretrained(directory)
 
 
