@@ -71,7 +71,7 @@ def test_no_command_prints_what_a_terminal_would_act_on(stored, tmp_path, capsys
     compare_command(shown, stored, out=tmp_path / "found.csv", **options)
     detect_command(shown, stored, bootstrap=0, save=tmp_path / "detector")
     asked = {"criteria": ("deflection",), "rule": "selectivity", "top": 2, "seed": 0}
-    score_command(shown, stored, **asked, out=tmp_path / "s.csv", json=False, quiet=False)
+    score_command(shown, stored, **asked, out=tmp_path / "s.csv")
     generate_command(shown, "hello \x1b[31m", model="planted", guard=str(tmp_path / "detector"), show_unguarded=True)
     printed = capsys.readouterr()
     text = shown.export_text() + printed.err

@@ -17,7 +17,7 @@ def twins(n: int) -> np.ndarray:
     return np.array([f"pair {i // 2}" for i in range(n)], dtype=object)
 
 
-def tested(values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, **how) -> np.ndarray:
+def p_values(values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, **how) -> np.ndarray:
     return statistics.permutation_p(values, unsafe, statistics.shuffled_labels(unsafe, pairs, **how))
 
 
@@ -88,7 +88,7 @@ def test_p_is_uniform_under_the_null(pairs: np.ndarray) -> None:
     rng = np.random.default_rng(3)
     unsafe = np.array([True, False] * 20)
     values = rng.exponential(size=(40, 1500))
-    p = tested(values, unsafe, pairs, permutations=999, seed=4)
+    p = p_values(values, unsafe, pairs, permutations=999, seed=4)
     assert kstest(p, "uniform").pvalue > 0.001
     for level in (0.01, 0.05, 0.2):
         assert (p <= level).mean() == pytest.approx(level, abs=3.5 * np.sqrt(level * (1 - level) / 1500))
@@ -97,11 +97,11 @@ def test_p_is_uniform_under_the_null(pairs: np.ndarray) -> None:
 def test_p_is_one_sided_exact_and_never_zero() -> None:
     unsafe = np.array([True] * 4 + [False] * 4)
     values = np.stack([unsafe.astype(float), -unsafe.astype(float), np.zeros(8), np.full(8, 0.1)], axis=1)
-    p = tested(values, unsafe, alone(8), permutations=20_000, seed=0)
+    p = p_values(values, unsafe, alone(8), permutations=20_000, seed=0)
     assert p[0] == pytest.approx(1 / 70, rel=0.2), "one split of eight into four and four in seventy"
     assert p[1] == 1.0
     assert p[2] == p[3] == 1.0, "ties count, rounding does not"
-    strong = tested(np.arange(400.0)[:, None], np.arange(400) > 199, alone(400), permutations=99, seed=0)
+    strong = p_values(np.arange(400.0)[:, None], np.arange(400) > 199, alone(400), permutations=99, seed=0)
     assert strong[0] == 1 / 100
 
 
@@ -110,8 +110,8 @@ def test_pairs_are_swapped_within_themselves() -> None:
     rng = np.random.default_rng(5)
     unsafe = np.array([True, False] * 20)
     values = np.repeat(rng.normal(scale=30, size=(20, 1)), 2, axis=0) + unsafe[:, None] + 0.1 * rng.normal(size=(40, 1))
-    within = tested(values, unsafe, twins(40), permutations=1999, seed=0)
-    across = tested(values, unsafe, alone(40), permutations=1999, seed=0)
+    within = p_values(values, unsafe, twins(40), permutations=1999, seed=0)
+    across = p_values(values, unsafe, alone(40), permutations=1999, seed=0)
     assert within[0] < 0.001 < 0.2 < across[0]
 
 

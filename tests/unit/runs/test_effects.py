@@ -1,5 +1,7 @@
 """Each measure re-derived in plain numpy from logits and states, and its exact ends."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -81,7 +83,7 @@ def test_states_without_a_direction_are_no_measurement(engine, damage):
             layer.mlp.down_proj.weight.data *= 1e20
     with pytest.raises(RunError, match=r"length zero, which have no direction|not finite") as told:
         wb.sweep(model, text_prompts(3), engine=engine, progress=False)
-    assert "'p0'" in str(told.value)
+    assert re.search(r"'p[012]'", str(told.value))  # the first that was asked, which is any of them in a search
 
 
 def test_a_masked_state_without_a_direction_names_prompt_and_head(model, states):

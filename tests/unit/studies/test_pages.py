@@ -102,7 +102,7 @@ def test_other_material_is_made_again(tmp_path):
 
 
 def test_what_is_stored_is_what_was_found(tmp_path):
-    material = Material(planted_parts.model(), planted_parts.prompts(48), progress=False)
+    material = Material(planted_parts.model(), planted_parts.prompts(144), progress=False)
     study = make_study("selection-set", material)
     again = store(study, tmp_path, material.key)
     assert again.says == study.says
