@@ -15,7 +15,10 @@ from workbench.sweeps import sweep as sweeping
 OPTIONS = {
     "find": {"k": 1, "directions": 1},
 }
-BOOKKEEPING = {"started", "wall_s", "sessions", "parts_agree", "layer_tokens", "vision_passes", "complete", "seal"}
+BOOKKEEPING = {
+    *("started", "wall_s", "sessions", "parts_agree", "layer_tokens", "vision_passes", "complete", "seal"),
+    *("planned_bytes", "used_bytes"),  # of the process, with all else that it holds
+}
 
 
 PLAN = sweeping.plan
