@@ -17,9 +17,22 @@ def outcomes() -> pd.DataFrame:
             *([("layer_matched", d) for d in (1, 2, 3)] if size else []),
         ]:
             for group in ("unsafe", "text", "benign", "question"):
+                heads = "L1H1" if size else ""
                 complied = size / 10 if masked in ("chosen", "nothing") else draw / 100
                 rows.append(
-                    (size, masked, draw, "L1H1", group, 50, complied, complied - 0.01, complied + 0.01, 0.0, 0.0)
+                    (
+                        size,
+                        masked,
+                        draw,
+                        "L1H1" if size else "",
+                        group,
+                        50,
+                        complied,
+                        complied - 0.01,
+                        complied + 0.01,
+                        0.0,
+                        0.0,
+                    )
                 )
     return pd.DataFrame(rows, columns=list(OUTCOME_COLUMNS))
 
