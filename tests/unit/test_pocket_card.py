@@ -24,7 +24,7 @@ def outcomes() -> pd.DataFrame:
                         size,
                         masked,
                         draw,
-                        "L1H1" if size else "",
+                        heads,
                         group,
                         50,
                         complied,
