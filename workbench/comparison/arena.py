@@ -19,19 +19,15 @@ from workbench.detectors.cost import cost_of_each, passes
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
-from workbench.prompts import load_prompts
-from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
+from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
 from workbench.replies.guards import Guard
+from workbench.sweeps.sweep import SomePrompts
 
 DETECTORS = ("one-head", "ships", "sahs", "hidden-detect")
 FRACTIONS = {"selection": 0.6, "test": 0.4}  # of prompts that declare no splits
 COSTED = 8  # test prompts on which passes and times are measured
 TIMED = "milliseconds"
-
-
-def _as_prompts(value: Any) -> PromptSet:
-    return as_prompts(load_prompts(value) if isinstance(value, str | Path) else value)
 
 
 def _several(value: Any) -> tuple[Any, ...]:
@@ -48,7 +44,7 @@ def _several(value: Any) -> tuple[Any, ...]:
 @checked
 def arena(
     model: SomeModel,
-    prompts: Annotated[Sequence[Prompt] | str | Path, Converted(_as_prompts)],
+    prompts: SomePrompts,
     detectors: Any = DETECTORS,
     guards: Annotated[Any, Converted(_several)] = (),
     *,

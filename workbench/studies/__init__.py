@@ -8,15 +8,13 @@ Examples:
     'Is one head enough, do more help or hurt, and how much hangs on which of them is drawn?'
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from workbench.checking import Converted, OneOf, Seed, checked
 from workbench.errors import StudyError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel, load_model
-from workbench.prompts import load_prompts
-from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
+from workbench.prompts.prompt import PromptSet, as_prompts
 from workbench.studies import (
     benign_cost,
     defence,
@@ -41,6 +39,7 @@ from workbench.studies import (
 )
 from workbench.studies.material import Material
 from workbench.studies.record import Beside, Findings, Need, Study, StudyRecord, tested
+from workbench.sweeps.sweep import SomePrompts
 
 __all__ = [
     "STUDIES",
@@ -109,10 +108,6 @@ def make_study(name: str, material: Material) -> Study:
     return Study(record, record.find(material), material.about)
 
 
-def _as_prompts(value: Any) -> PromptSet:
-    return as_prompts(load_prompts(value) if isinstance(value, str) else value)
-
-
 def _as_others(value: Any) -> tuple[HookedLVLM | PromptSet, ...]:
     given = [value] if isinstance(value, str | HookedLVLM | PromptSet) else list(value)
     return tuple(
@@ -125,7 +120,7 @@ def _as_others(value: Any) -> tuple[HookedLVLM | PromptSet, ...]:
 def study(
     name: Annotated[str, OneOf(lambda: STUDIES)],
     model: SomeModel,
-    prompts: Annotated[Sequence[Prompt] | str, Converted(_as_prompts)],
+    prompts: SomePrompts,
     *,
     others: Annotated[Any, Converted(_as_others)] = (),
     seed: Seed = 0,
