@@ -23,7 +23,7 @@ from workbench.models.embedded.pocket.config import D_HEAD, N_HEADS, N_IMAGE_TOK
 from workbench.models.embedded.pocket.stepping import Group, Machine, Tensors, console, optimise, tensors_of
 from workbench.prompts.worlds.pocket_words import FAMILIES, REFUSAL
 
-STEPS = {"vision": 2600, "captions": 500, "helpful": 1500, "questions": 400, "dangers": 500}
+STEPS = {"vision": 2600, "captions": 500, "helpful": 2600, "questions": 800, "dangers": 500}
 RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "questions": 5e-4, "dangers": 8e-4}
 ROWS = {"vision": 128, "captions": 96, "helpful": 48, "questions": 48, "dangers": 48, "safety": 32}
 VISION_RATE_SHARE = 0.3
@@ -57,7 +57,7 @@ class Safety:
     pull: float = 15.0
     without: float = 0.05
     quiet: float = 3.0
-    benign_refused: float = 0.02
+    benign_refused: float = 0.015
     mix: SafetyMix = field(default_factory=SafetyMix)
 
 
