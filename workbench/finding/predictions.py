@@ -21,6 +21,7 @@ import numpy as np
 from workbench.finding.bounds import LENT, around
 
 LEAST_SIZE = 0.2  # of the mean size of a head's estimates: what residuals are measured in is not less
+LEAST_OF_ALL = 1e-3  # of the mean size of all estimates; the same
 CLIPPED = 2.0  # standard deviations as far as a residual moves its head's factor (P. Huber, 1964)
 NORMAL_MEAN_DEVIATION = 1.25  # standard deviations a mean absolute deviation, where residuals are normal
 NO_SKEW, MOST_SKEW = 0.05, 3.0  # of draws
@@ -129,7 +130,8 @@ def predicted(
 
 def _line(y: np.ndarray, estimate: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the estimates of a layer say of its cells but for a factor a head, and the size of each cell's residual."""
-    mean, floor = estimate.mean(0), LEAST_SIZE * np.abs(estimate).mean(0)
+    mean, of_head = estimate.mean(0), np.abs(estimate).mean(0)
+    floor = np.maximum(LEAST_SIZE * of_head, LEAST_OF_ALL * of_head.mean())
     floor = np.where(floor > 0, floor, 1.0)
     weight = seen / np.maximum(np.abs(estimate), floor) ** 2
     ratio = (weight * y * estimate).sum(0) / np.maximum((weight * estimate**2).sum(0), SMALLEST)
@@ -143,19 +145,21 @@ def _line(y: np.ndarray, estimate: np.ndarray, seen: np.ndarray) -> tuple[np.nda
 
 def _factors(y: np.ndarray, x: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Factors of all heads by least squares in which far residuals are clipped, and the scatter of the near ones."""
-    square, n = (x**2).sum(0), seen.sum(0)
-    factor = np.where(n > 0, (y * x).sum(0) / square, np.divide(*around(np.stack([(y * x).sum(0), square]))))
+    square, along, n = (x**2).sum(0), (y * x).sum(0), np.maximum(seen.sum(0) - 1.0, 0)
+    # Of heads without cells the layer's, and of those whose estimates are all 0 any.
+    factor = np.nan_to_num(np.where(square > 0, along / square, np.divide(*around(np.stack([along, square])))))
     for _ in range(ROUNDS):
         off = np.where(seen, y - factor * x, 0)
-        scatter = NORMAL_MEAN_DEVIATION * np.divide(*around(np.stack([np.abs(off).sum(0), np.maximum(n - 1.0, 0)])))
+        sums, counts = around(np.stack([np.abs(off).sum(0), n]))
+        scatter = NORMAL_MEAN_DEVIATION * sums / np.maximum(counts, 1)
         near = np.clip(off, -CLIPPED * scatter, CLIPPED * scatter)
-        factor = factor + np.where(n > 0, (near * x).sum(0) / square, 0)
+        factor = factor + np.where(square > 0, (near * x).sum(0) / square, 0)
     return factor, scatter
 
 
 def _moments(off: np.ndarray, seen: np.ndarray, every: np.ndarray, known: np.ndarray) -> Iterator[np.ndarray]:
     """Mean, mean square and mean cube of residuals: of a head's own, and of those around that were `seen`."""
-    lent_n = around(np.maximum(seen.sum(0) - 1.0, 0)[None])[0]
+    lent_n = np.maximum(around(np.maximum(seen.sum(0) - 1.0, 0)[None])[0], 1)
     for power, (own, of) in enumerate(((off, seen), (every, known), (every, known)), 1):
         lent = around((off**power).sum(0)[None])[0] / lent_n
         yield ((own**power).sum(0) + LENT * lent) / (of.sum(0) + LENT)

@@ -134,6 +134,11 @@ def test_predictions_are_exact_where_cells_are_estimates_times_a_factor_of_the_h
     for side, middle in zip((unsafe, ~unsafe), found.middle, strict=True):
         np.testing.assert_allclose(middle, cells[side].mean(0), rtol=1e-9)
     assert max(found.apart.max(), found.own.max(), found.common.max()) < 1e-6
+    # Nor do heads whose masks change nothing, whole layers of them included.
+    still = np.where(np.arange(3)[:, None] < 1, 0.0, 1.0)
+    again = predicted(known * still, estimate * still, none, none, [unsafe, ~unsafe])
+    assert np.abs(again.middle[:, :, 0]).max() < 1e-12
+    np.testing.assert_allclose(again.middle[:, :, 1:], found.middle[:, :, 1:], rtol=1e-9)
     # Heads that were not asked for have none, and change nothing for the others.
     estimate[..., -1], known[..., -1] = np.nan, np.nan
     again = predicted(known, estimate, none, none, [unsafe, ~unsafe]).middle
