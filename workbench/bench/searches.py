@@ -70,7 +70,7 @@ def live(name: str, model: HookedLVLM, prompts: PromptSet, exact: np.ndarray, ea
     for draw, rule in zip(range(LIVE), cycle(ASKED), strict=False):
         part = draw_part(unsafe, each, draw)
         asked = PromptSet((prompts[i] for i in part), name=prompts.name)
-        options = {"rule": rule, "projection": jobs.PROJECTIONS, "budget": ASKED[rule], "seed": draw}
+        options: dict[str, Any] = {"rule": rule, "projection": jobs.PROJECTIONS, "budget": ASKED[rule], "seed": draw}
         table = find_heads(model, asked, progress=False, **options)
         of_both = judged(findings(table), exact[part].astype(float), unsafe[part], rule, k=5)
         found[rule] += [{"draw": draw, **row} for row in of_both]
@@ -89,7 +89,7 @@ def findings(table: pd.DataFrame) -> Findings:
 def beside_peer(name: str, model: HookedLVLM, prompts: PromptSet, *, part: int) -> Row:
     """The search for both projections by sensitivity, timed beside a TransformerLens loop over a part of the cells."""
     _, _, calls, scale = jobs.peers_on_a_part(model, prompts, ["transformer_lens"], part)
-    options = {"rule": "sensitivity", "projection": jobs.PROJECTIONS, "budget": ASKED["sensitivity"]}
+    options: dict[str, Any] = {"rule": "sensitivity", "projection": jobs.PROJECTIONS, "budget": ASKED["sensitivity"]}
     calls["find"] = partial(find_heads, model, prompts, progress=False, **options)
     timings, results = in_turn(calls, 1, model.device)
     found = rows("find_time", name, timings, "find", scale)

@@ -126,7 +126,7 @@ def look(
         seen = sweep(model, prompts, projections=wants.projections, **options)
     elif wants.outputs:
         last = (model.masked_layers[-1], 0)  # at the least cost: only what the unmasked pass shows is read
-        least = {"projections": ("value",), "heads": [last], "measures": CHEAPEST, "keep_states": False}
+        least: dict[str, Any] = {"projections": ("value",), "heads": [last], "measures": CHEAPEST, "keep_states": False}
         seen = sweep(model, prompts, progress=False, **least)
     return seen.assign(
         {name: (("prompt", *dims), values) for name, dims, values in _read(model, prompts, wants.reads, progress)}
