@@ -44,12 +44,13 @@ def stored(model: HookedLVLM, prompts: PromptSet, exact: np.ndarray) -> Stored:
     )
 
 
-def replayed(name: str, known: Stored, each: int, budgets: Sequence[float] = ()) -> Iterator[Row]:
-    """Rates over many draws of `each` prompts a class, rule by rule; for selectivity at other budgets besides."""
-    asked = [*ASKED.items(), *(("selectivity", budget) for budget in budgets)]
-    for rule, budget in asked:
-        draws = DRAWS if budget == ASKED[rule] else DRAWS // 4
-        found = replay(known, each=each, draws=draws, rule=rule, budget=budget)
+def replayed(
+    name: str, known: Stored, each: int, *, draws: int = DRAWS, budgets: Sequence[float] = ()
+) -> Iterator[Row]:
+    """Rates over draws of `each` prompts a class, rule by rule; of selectivity also over fewer draws at other budgets."""
+    asked = [*((*of, draws) for of in ASKED.items()), *(("selectivity", of, max(1, draws // 4)) for of in budgets)]
+    for rule, budget, times in asked:
+        found = replay(known, each=each, draws=times, rule=rule, budget=budget)
         yield _row("find", name, rule, budget, found)
 
 
