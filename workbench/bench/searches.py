@@ -47,7 +47,7 @@ def stored(model: HookedLVLM, prompts: PromptSet, exact: np.ndarray) -> Stored:
 def replayed(
     name: str, known: Stored, each: int, *, draws: int = DRAWS, budgets: Sequence[float] = ()
 ) -> Iterator[Row]:
-    """Rates over draws of `each` prompts a class, rule by rule; of selectivity also over fewer draws at other budgets."""
+    """Rates over draws of `each` prompts a class, rule by rule; of selectivity also at other budgets, over fewer."""
     asked = [*((*of, draws) for of in ASKED.items()), *(("selectivity", of, max(1, draws // 4)) for of in budgets)]
     for rule, budget, times in asked:
         found = replay(known, each=each, draws=times, rule=rule, budget=budget)
