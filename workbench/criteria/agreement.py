@@ -19,6 +19,7 @@ from workbench.errors import CriterionError
 from workbench.runs.pairs import unit_names
 from workbench.runs.reading import SomeRun, as_run, check_run, selection_part, unsafe_mask
 
+CLOSEST = 1 - 1e-12  # a correlation that Fisher's scale still has room for
 PERSISTENCE = 0.9  # of rank-biased overlap: the first ten ranks carry 86 % of the weight
 
 
@@ -35,10 +36,10 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: HowMany 
 
     Returns:
         One row a pair of rankings: criterion_a, projection_a, criterion_b, projection_b; `heads`, how many both rank;
-        `spearman` and `kendall` over those, −1 to 1; `spearman_low` and `spearman_high`, the middle 95 % of `spearman`
-        under redraws of the prompts, units such as pairs together and the same for both rankings (NaN where nothing was
-        drawn again: probes, criteria of a data set, a table from a file); `overlap`, the share of the first k that they
-        have in common, and `jaccard`, common over all of either's first k, 0-1; `rbo`, rank-biased overlap
+        `spearman` and `kendall` over those, −1 to 1; `spearman_low` and `spearman_high`, its 95 % interval by the
+        spread under redraws of the prompts, units such as pairs together and the same for both rankings (NaN where
+        nothing was drawn again: probes, criteria of a data set, a table from a file); `overlap`, the share of the first
+        k that they have in common, and `jaccard`, common over all of either's first k, 0-1; `rbo`, rank-biased overlap
         (extrapolated, p = 0.9), 0-1.
         Where a rule keeps fewer than k heads, its list is that short.
 
@@ -93,6 +94,9 @@ class Ranking(NamedTuple):
 def spearman_of(one: Ranking, other: Ranking) -> dict[str, float]:
     """Spearman's correlation of two rankings over the heads that both keep, with its interval under redraws.
 
+    The interval is the middle 95 % of the redraws' values, each as far from the value here as it lies from their median
+    on Fisher's scale (the inverse hyperbolic tangent).
+
     Returns:
         `spearman`, `spearman_low`, `spearman_high`, −1 to 1; NaN without spread, and the ends where a ranking was not
         drawn again.
@@ -106,7 +110,11 @@ def spearman_of(one: Ranking, other: Ranking) -> dict[str, float]:
         n = both.sum(1, keepdims=True)
         x, y = (np.where(both, ranks - np.nansum(ranks, 1, keepdims=True) / n, 0) for ranks in (x, y))
         found = (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    low, high = percentile_interval(found[1:][np.isfinite(found[1:])])
+    # A redraw adds noise of its own, which lowers the correlation of noisy ranks: what the redraws tell is the spread.
+    fisher = np.arctanh(found.clip(-CLOSEST, CLOSEST))
+    redrawn = fisher[1:][np.isfinite(fisher[1:])]
+    spread = percentile_interval(redrawn - np.median(redrawn)) if len(redrawn) else (np.nan, np.nan)
+    low, high = np.tanh(fisher[0] + np.array(spread))
     return dict(zip(("spearman", "spearman_low", "spearman_high"), map(float, (found[0], low, high)), strict=True))
 
 

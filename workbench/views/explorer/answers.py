@@ -145,7 +145,7 @@ class Answers:
         detector = OneHeadDetector(head=as_head(question["head"]), threshold=float(question["bound"]), **asked)
         self.detectors.append(detector.fit_run(self._runs[question["run"]].run))
         where = f"board.detectors[{len(self.detectors) - 1}]"
-        self._say(question, "kept", words=f"Kept as {where}; {where}.save(\"guard\") writes it.")
+        self._say(question, "kept", words=f'Kept as {where}; {where}.save("guard") writes it.')
 
     def _try(self, question: Question) -> None:
         """The next tokens, then both replies as they are decoded, each piece as it comes."""

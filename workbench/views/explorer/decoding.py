@@ -110,6 +110,4 @@ def _continued(encoded: Encoded, ids: Tensor, tokens: Sequence[str]) -> Encoded:
             value = torch.cat([value, ids[None].to(value) if name == "input_ids" else last], dim=1)
         inputs[name] = value
     where = torch.cat([encoded.image_positions, torch.zeros(len(ids), dtype=torch.bool)])
-    return dataclasses.replace(
-        encoded, model_inputs=inputs, tokens=[*encoded.tokens, *tokens], image_positions=where
-    )
+    return dataclasses.replace(encoded, model_inputs=inputs, tokens=[*encoded.tokens, *tokens], image_positions=where)

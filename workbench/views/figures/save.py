@@ -217,7 +217,8 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame, heads: Sequence[Head] | None) 
             partial(pages.query_against_value, scores, criterion=first, picks=chosen[first, "query"]),
             scores.loc[scores["criterion"] == first, _SHOWN],
             "**Masking the query against masking the value**: "
-            f"{captions.literal(theme.in_a_sentence(theme.title(first)))} in {unit}, two points a head (mean over safe and over unsafe prompts); on the grey line both do the same. "
+            f"{captions.literal(theme.in_a_sentence(theme.title(first)))} in {unit}, two points a head (mean over safe "
+            "and over unsafe prompts); on the grey line both do the same. "
             f"Named, at their unsafe mean: the heads {chosen[first, 'query'].why}. "
             f"{captions.over(run, scores)}",
         )

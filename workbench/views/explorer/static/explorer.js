@@ -100,8 +100,9 @@ function mount(el, host) {
       if (kind) saveView(kind, { maps: grid.panels, data, state, element: root, say });
     }, { "aria-label": "save or copy" });
     const sets = make("span", { className: "wbx-set" });
+    const alone = [manifest.runs.length > 1 && labelled("run", run), labelled("masked", projection)].filter(Boolean); // of one side; two name theirs
     return {
-      row: make("div", { className: "wbx-row" }, manifest.runs.length > 1 && labelled("run", run), tab, compare.tools, labelled("masked", projection), labelled("colour", column), labelled("number by", rule), labelled("first", k), criteria, labelled("marks", marks), button("+", () => grid.zoomBy(1 / 1.4), { "aria-label": "zoom in" }), button("−", () => grid.zoomBy(1.4), { "aria-label": "zoom out" })),
+      row: make("div", { className: "wbx-row" }, tab, compare.tools, alone, labelled("colour", column), labelled("number by", rule), labelled("first", k), criteria, labelled("marks", marks), button("+", () => grid.zoomBy(1 / 1.4), { "aria-label": "zoom in" }), button("−", () => grid.zoomBy(1.4), { "aria-label": "zoom out" })),
       acts: [undo, redo, lock, set, sets, save],
       show() {
         const about = data.run(state.run);
@@ -111,7 +112,7 @@ function mount(el, host) {
         tab.hidden = compare.sides.length < 2;
         tab.setAttribute("aria-pressed", String(state.tab === "compare"));
         compare.tools.hidden = compare.root.hidden = state.tab !== "compare";
-        criteria.hidden = state.tab === "compare";
+        for (const one of [criteria, ...alone]) one.hidden = state.tab === "compare";
         fill(criteria.lastChild, about.criteria.map((one) => criterionBox(one)));
         lock.textContent = state.locked ? `Unlock ${headName(state.locked)}` : `Lock ${headName(state.head)}`;
         set.textContent = state.heads.some((one) => sameHead(one, state.head)) ? "Take from set" : "Add to set";
