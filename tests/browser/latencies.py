@@ -1,4 +1,4 @@
-"""How long the explorer takes, at several sizes: python -m tests.browser.latencies. The best of several; no test reads it.
+"""How long the explorer takes, at several sizes: python -m tests.browser.latencies. The best of several; no test.
 
 What is measured is the browser's own work from a choice to the end of the drawing it asks for: JavaScript, layout and
 the strokes, without the screen's own refresh. A machine that does other things meanwhile shows larger numbers.
