@@ -51,7 +51,7 @@ export function createBench({ store, data, ask, answers, ground }) {
 
   function describe() {
     const chosen = heads();
-    masked.textContent = chosen.length ? `${chosen.map(headName).join(" ")} masked together, ${state.projection}` : which.value === "set" ? "the set is empty: shift-click heads" : "";
+    masked.textContent = chosen.length ? `${chosen.map(headName).join(" ")} masked${chosen.length > 1 ? " together" : ""}, ${state.projection}` : which.value === "set" ? "the set is empty: shift-click heads" : "";
     go.disabled = which.value === "set" && !chosen.length;
   }
 

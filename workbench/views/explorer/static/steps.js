@@ -53,7 +53,7 @@ export function createSteps({ store, data, answers, ground, nextTable }) {
     chart.hidden = !reply.measures;
     if (reply.measures) draw(reply, at);
     fill(now, at < 0 ? make("p", { className: "wbx-quiet" }, "Choose a step: the block “Where it looks” then shows the heads there.")
-      : [make("p", {}, `Step ${at + 1} of ${reply.tokens.length}: “${reply.tokens[at]}”`, reply.measures && `; masked here, ${said(reply.measures[at])}.`), nextTable(reply.next[at])]);
+      : [make("p", {}, `Step ${at + 1} of ${reply.tokens.length}: “${reply.tokens[at]}”`, reply.measures && `. What the mask changes here: ${said(reply.measures[at])}.`), nextTable(reply.next[at])]);
   }
 
   const titleOf = (name) => data.criterion(state.run, name)?.title ?? name;
