@@ -66,7 +66,10 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: HowMany 
         varied = len(common) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0
         rows.append(
             {
-                **dict(zip(("criterion_a", "projection_a", "criterion_b", "projection_b"), (*a, *b), strict=True)),
+                "criterion_a": a[0],
+                "projection_a": a[1],
+                "criterion_b": b[0],
+                "projection_b": b[1],
                 "heads": len(common),
                 **spearman_of(one, other),
                 "kendall": float(kendalltau(x, y).statistic) if varied else np.nan,

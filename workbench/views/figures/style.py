@@ -106,12 +106,12 @@ def settings(chosen: Style, *, latex: bool = False) -> dict[str, Any]:
             f"latex=True has LaTeX set the words of figures, and this machine has no {' and no '.join(absent)}. "
             "Install TeX Live with dvipng and the cm-super fonts, or leave latex out."
         )
-    # Faces that come with matplotlib, so that every machine draws the same letters; LaTeX brings its own.
-    faces = ["STIXGeneral"] if chosen.serif else [_latin(), "DejaVu Sans"]
-    fonts: dict[str, Any] = {"font.family": faces, "mathtext.fontset": "stix" if chosen.serif else "dejavusans"}
-    if latex:
-        family, faces = ("serif", "Times") if chosen.serif else ("sans-serif", "Helvetica")
-        fonts = {"text.usetex": True, "font.family": family, f"font.{family}": [faces]}
+    if latex:  # it brings its own faces
+        family, face = ("serif", "Times") if chosen.serif else ("sans-serif", "Helvetica")
+        fonts: dict[str, Any] = {"text.usetex": True, "font.family": family, f"font.{family}": [face]}
+    else:  # those that come with matplotlib, so that every machine draws the same letters
+        faces = ["STIXGeneral"] if chosen.serif else [_latin(), "DejaVu Sans"]
+        fonts = {"font.family": faces, "mathtext.fontset": "stix" if chosen.serif else "dejavusans"}
     return fonts | {
         **dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize"), chosen.letters),
         **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), chosen.letters - 1),
