@@ -17,7 +17,8 @@ from torch import Tensor
 from workbench.models.attention import allowed_keys, causal_mask
 from workbench.models.walk import BasePass, read_out
 from workbench.tracing.passes import TwinPass
-from workbench.tracing.twins import FLOWS, Twins
+from workbench.tracing.records import FLOWS
+from workbench.tracing.twins import Twins
 
 Window = tuple[int, ...]  # layers
 

@@ -13,11 +13,8 @@ from workbench.errors import ModelError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import BasePass, base_pass, walk
 from workbench.runs.effects import check_states, measure, refusal_log_odds, wide
+from workbench.tracing.records import MEASURES
 from workbench.tracing.twins import Twins
-
-# What is told of every patched or cut pass against the pass it was made from; see `workbench.tracing.records`.
-MEASURES = ("deflection", "kl", "refusal_change", "top1_change")
-TOWARDS = ("recovered", "left")
 
 
 class TwinPass:
@@ -68,9 +65,7 @@ class TwinPass:
         self, states: Float[Tensor, "prompt row d_model"], rows: list[str], *, towards: bool = True
     ) -> dict[str, Float[Tensor, "prompt row"]]:
         """How far states are from those of their own prompt and, with `towards`, from the other twin's."""
-        found = measure(
-            self.model, self.state, self.logits, states, measures=MEASURES, prompts=self.ids, rows=rows
-        )
+        found = measure(self.model, self.state, self.logits, states, measures=MEASURES, prompts=self.ids, rows=rows)
         if towards:
             own, goal, now = wide(self.state)[:, None], wide(self.state.flip(0))[:, None], wide(states)
             gap = goal - own
@@ -89,30 +84,42 @@ def mlp_of(model: HookedLVLM, layer: int) -> nn.Module:
     if (found := getattr(model.layers[layer], model.family.mlp, None)) is None:
         names = ", ".join(name for name, _ in model.layers[layer].named_children())
         raise ModelError(
-            f"Layer {layer} of {model.name!r} has no `{model.family.mlp}`; it has {names}. Say the name of its MLP in the "
-            f"family {model.family.name!r} (Family(mlp=…)), or trace other components."
+            f"Layer {layer} of {model.name!r} has no `{model.family.mlp}`; it has {names}. Say the name of its MLP in "
+            f"the family {model.family.name!r} (Family(mlp=…)), or trace other components."
         )
-    return found  # type: ignore[no-any-return]  # a module
+    return found
 
 
 @contextmanager
 def put_in(
     module: nn.Module,
     values: Float[Tensor, "prompt pos d_model"],
-    where: Bool[Tensor, "row pos"],
+    where: Bool[Tensor, "row pos ..."],
     *,
     at: Literal["input", "output"],
+    whole: bool = False,
 ) -> Iterator[None]:
     """For a block, what goes into a module or comes out of it is `values` where `where` says so; else as it was.
 
-    Lines are prompt-major, each prompt with the rows of `where`. A call on fewer positions is on the last ones.
+    Lines are prompt-major, each prompt with the rows of `where`. A call on fewer positions is on the last ones, or with
+    `whole` left as it is: a decoding step has a single position of its own.
+
+    Args:
+        module: Its first argument or its output is changed.
+        values: `[prompt, pos, channel]`.
+        where: `[row, pos]`, or `[row, pos, channel]`.
+        at: Which of the two.
+        whole: Act only on calls on all positions.
     """
     n_prompts, n_rows = values.shape[0], where.shape[0]
+    where = where if where.ndim == 3 else where[..., None]
 
     def put(now: Tensor) -> Tensor:
         split = now.reshape(n_prompts, n_rows, -1, now.shape[-1])
         n_pos = split.shape[2]
-        there = where[None, :, -n_pos:, None].to(now.device)
+        if whole and n_pos != values.shape[1]:
+            return now
+        there = where[None, :, -n_pos:].to(now.device)
         return torch.where(there, values[:, None, -n_pos:].to(now), split).view_as(now)
 
     def put_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,8 +1,11 @@
 """Patching: what one twin's pass has at a layer and a group of tokens, put into the other's, and everything above anew.
 
-`residual` is the residual stream after the layer, `attention` what its attention writes (after W_O), `mlp` what its MLP
-gives, and a head is its output z. All start from what is known of both passes: nothing below the layer and nothing
+`residual` is the residual stream after the layer, `attention` what its attention writes (after W_O), `mlp` what its
+MLP gives, and a head is its output z. All start from what is known of both passes: nothing below the layer and nothing
 before the first patched token runs again, and a patch that changes no number is not run at all: it did nothing, exactly.
+The stream is taken as the next layer reads it. All of it patched gives the twin's state, bit for bit, except where a
+family brings the picture in again further up (Qwen3-VL between its first layers, Llama 3.2 Vision by cross-attention):
+what comes in there is the own picture's.
 
 Sources: activation patching after Meng et al., arXiv 2202.05262 (causal tracing), and Zhang & Nanda, arXiv 2309.16042
 (denoising and noising); heads after "How Alignment Routes", arXiv 2604.04385 (interchange of z between twins).
@@ -22,10 +25,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import head_writes
 from workbench.models.walk import read_out
 from workbench.tracing.passes import TwinPass, mlp_of, put_in
-from workbench.tracing.twins import ALL
-
-COMPONENTS = ("residual", "attention", "mlp")
-HEADS = "heads"  # the fourth: z of single heads
+from workbench.tracing.records import ALL, HEADS
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,11 @@ def patched_states(
     """
     states = passes.state[:, None].repeat(1, len(rows), 1)
     acting = [i for i, row in enumerate(rows) if _differs(passes, layer, row)]
-    last = layer == max(passes.base.inputs)
     for of_residual in (True, False):
         several = [i for i in acting if (rows[i].component == "residual") == of_residual]
-        if of_residual and last:
-            # Nothing runs above the last layer but the final norm, at the last position.
-            states[:, several] = torch.where(
-                torch.tensor([bool(rows[i].where[-1]) for i in several], device=states.device)[:, None],
-                passes.state.flip(0)[:, None],
-                states[:, several],
-            )
+        if of_residual and layer == max(passes.base.inputs):
+            # Nothing runs above the last layer but the final norm, at the last position; `_differs` looked there alone.
+            states[:, several] = passes.state.flip(0)[:, None]
             continue
         for some in _batches(rows, several, passes.base.n_pos, most_tokens, of_residual=of_residual):
             run = _after if of_residual else _within

@@ -29,8 +29,7 @@ from workbench.models.precision import double_kept
 from workbench.models.walk import call_layer, last_attention_out, read_out
 from workbench.sweeps.engines.cells import refusal_gradient
 from workbench.tracing.passes import TwinPass, mlp_of, put_in
-
-EFFECTS = ("total", "direct", "indirect")
+from workbench.tracing.records import EFFECTS
 
 
 def head_paths(passes: TwinPass, layer: int, heads: Sequence[int]) -> Iterator[tuple[int, str, dict[str, Tensor]]]:

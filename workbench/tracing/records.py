@@ -1,30 +1,50 @@
 """The records of a trace: its variables with their units and dimensions, and where it came from."""
 
+from __future__ import annotations  # a stored trace is opened without torch, which the types below would bring
+
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from workbench.axes import Head, head_name
-from workbench.models.fingerprint import fingerprint
-from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
-from workbench.tracing.knock_out import Window
-from workbench.tracing.passes import MEASURES, TOWARDS
-from workbench.tracing.patching import COMPONENTS, HEADS
-from workbench.tracing.paths import EFFECTS
-from workbench.tracing.twins import ALL, FLOWS, SIDES, TOKEN_GROUPS
+
+if TYPE_CHECKING:
+    from workbench.models.hooked import HookedLVLM
 
 SCHEMA = "trace-1"
+COMPONENTS = ("residual", "attention", "mlp")
+HEADS = "heads"  # the fourth: z of single heads
+SIDES = ("unsafe", "safe")
+TOKEN_GROUPS = ("picture", "hazard", "words", "template", "last")
+ALL = "all"  # every position together
+# What the attention of which positions on which others may be cut: (keys, queries), in groups of positions.
+TEXT = ("hazard", "words")
+_OF_FLOW: dict[str, tuple[str, ...]] = {"picture": ("picture",), "text": TEXT} | {g: (g,) for g in TOKEN_GROUPS[3:]}
+FLOWS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    f"{keys} → {queries}": (_OF_FLOW[keys], _OF_FLOW[queries])
+    for keys, queries in (
+        ("picture", "text"), ("picture", "template"), ("picture", "last"), ("text", "template"), ("text", "last"),
+        ("template", "last"),
+    )
+}  # fmt: skip
+# What is told of every patched or cut pass against the pass it was made from, and of patched ones against the twin's.
+MEASURES = ("deflection", "kl", "refusal_change", "top1_change")
+TOWARDS = ("recovered", "left")
+EFFECTS = ("total", "direct", "indirect")
 DIRECTIONS = ("noise", "denoise")  # the unsafe prompt patched from the safe one, and the other way round
 _OF_MEASURE = {
     "deflection": ("degrees", "angle by which the final state turned, 0-180"),
     "kl": ("nats", "KL(before || after) of the next-token distribution"),
     "refusal_change": ("log-odds", "after - before, of opening a refusal; positive = towards refusing"),
     "top1_change": ("1", "1 where the first token of the reply changed"),
-    "recovered": ("1", "share of the way from the own final state to the twin's; 0 = none, 1 = all; NaN for equal twins"),
+    "recovered": (
+        "1",
+        "share of the way from the own final state to the twin's; 0 = none, 1 = all; NaN for equal twins",
+    ),
     "left": ("state units", "distance of the final state to the twin's; 0 = it is the twin's"),
 }
 _GROUPED = ("layer", "token_group")
@@ -65,6 +85,8 @@ def recipe(
     window: int,
 ) -> dict[str, Any]:
     """What a trace is of: traces with equal recipes hold the same numbers."""
+    from workbench.models.fingerprint import fingerprint
+
     return {
         "schema": SCHEMA,
         "weight_hash": model.weight_hash,
@@ -79,7 +101,7 @@ def recipe(
 
 
 def empty(
-    model: HookedLVLM, names: Sequence[str], components: Sequence[str], cuts: Sequence[Window], width: int
+    model: HookedLVLM, names: Sequence[str], components: Sequence[str], cuts: Sequence[tuple[int, ...]], width: int
 ) -> xr.Dataset:
     """A trace of some pairs in which nothing is known yet; variables of what was not asked for are left out.
 
@@ -109,7 +131,12 @@ def empty(
         if not any(out and name.startswith(prefix) for prefix, out in left_out.items())
     }
     used = {dim for dims, _ in found.values() for dim in dims}
-    kept = {n: v for n, v in coords.items() if n in used or (isinstance(v, tuple) and v[0] in used)}
+    kept = {
+        # Strings as objects: numpy's of fixed width have no place in the Zarr format.
+        name: np.array(values, dtype=object) if isinstance(values, list) else values
+        for name, values in coords.items()
+        if name in used or (isinstance(values, tuple) and values[0] in used)
+    }
     return described(xr.Dataset(found, coords=kept))
 
 

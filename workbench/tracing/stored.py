@@ -32,14 +32,14 @@ def open_trace(path: str | Path) -> xr.Dataset:
 
     Examples:
         >>> import workbench as wb
-        >>> pair = wb.load_prompts("planted", n=2)
+        >>> pair = wb.load_prompts("planted", split="test", n=2)
         >>> trace = wb.trace("planted", pair, components=["residual"], out="trace.zarr", progress=False)
         >>> wb.open_trace("trace.zarr").equals(trace)
         True
     """
-    backend, _ = backend_of(path, read_only=True)
+    backend, local = backend_of(path, read_only=True)
     where = plain(str(path))
-    if (document := read_root(backend, where)) is None:
+    if (local is not None and not local.exists()) or (document := read_root(backend, where)) is None:
         raise RunError(f"There is no trace at {where}. Make one: workbench trace --model M --prompts P --out {where}")
     attrs = document.get("attributes", {})
     if attrs.get("schema") != SCHEMA:

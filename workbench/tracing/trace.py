@@ -30,11 +30,11 @@ from workbench.sweeps.sweep import MOST_ROWS, SomePrompts
 from workbench.tracing.knock_out import Window, cut_window, windows
 from workbench.tracing.lens import projections, read_layers
 from workbench.tracing.passes import TwinPass
-from workbench.tracing.patching import COMPONENTS, HEADS, patched_heads, patched_layer
-from workbench.tracing.paths import EFFECTS, head_paths
-from workbench.tracing.records import empty, recipe
+from workbench.tracing.patching import patched_heads, patched_layer
+from workbench.tracing.paths import head_paths
+from workbench.tracing.records import ALL, COMPONENTS, EFFECTS, FLOWS, HEADS, empty, recipe
 from workbench.tracing.stored import check_is_trace, open_trace, save_trace
-from workbench.tracing.twins import ALL, FLOWS, Twins, lined_up
+from workbench.tracing.twins import Twins, lined_up
 
 EVERY = (*COMPONENTS, HEADS)
 SOURCES = 5  # heads whose paths are followed when none are named
@@ -113,7 +113,7 @@ def trace(
 
     Examples:
         >>> import workbench as wb
-        >>> trace = wb.trace("planted", wb.load_prompts("planted", n=4), progress=False)
+        >>> trace = wb.trace("planted", wb.load_prompts("planted", split="test", n=4), progress=False)
         >>> of_heads = trace["head_recovered"].sel(token_group="all").mean(["pair", "direction"])
         >>> [int(n) for n in np.unravel_index(of_heads.argmax(), of_heads.shape)]
         [3, 1]
@@ -323,7 +323,9 @@ def _stopped(parts: _Parts, attrs: Mapping[str, Any], out: str | Path | None) ->
     part = parts.joined(list(parts.of))
     part.attrs = dict(attrs)
     save_trace(part, out)
-    return f"The trace was interrupted. {out} holds {len(parts.of)} pairs; make the same call again to go on from there."
+    return (
+        f"The trace was interrupted. {out} holds {len(parts.of)} pairs; make the same call again to go on from there."
+    )
 
 
 def work_line(attrs: Mapping[str, Any]) -> str:
@@ -331,4 +333,3 @@ def work_line(attrs: Mapping[str, Any]) -> str:
     done, naive = attrs["layer_tokens"], attrs["naive_layer_tokens"]
     share = f" ({done / naive:.1%} of one full forward a patch, {naive:,})" if naive else ""
     return f"{attrs['patches']:,} patched passes: {done:,} layer-tokens{share} in {attrs['wall_s']:.1f} s."
-

@@ -16,20 +16,8 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import batch_key
 from workbench.prompts.prompt import Prompt
+from workbench.tracing.records import ALL, SIDES, TOKEN_GROUPS
 
-SIDES = ("unsafe", "safe")
-TOKEN_GROUPS = ("picture", "hazard", "words", "template", "last")
-ALL = "all"  # every position together
-# What the attention of which positions on which others may be cut: (keys, queries), in groups of positions.
-TEXT = ("hazard", "words")
-_OF_FLOW: dict[str, tuple[str, ...]] = {"picture": ("picture",), "text": TEXT} | {g: (g,) for g in TOKEN_GROUPS[3:]}
-FLOWS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    f"{keys} → {queries}": (_OF_FLOW[keys], _OF_FLOW[queries])
-    for keys, queries in (
-        ("picture", "text"), ("picture", "template"), ("picture", "last"), ("text", "template"), ("text", "last"),
-        ("template", "last"),
-    )
-}  # fmt: skip
 _OTHER_WORDS = ("0 x 0", "y 1 y")  # in place of a prompt's text, to see which tokens are not its own
 
 
@@ -78,7 +66,9 @@ def pairs_of(prompts: Sequence[Prompt]) -> tuple[dict[str, tuple[Prompt, Prompt]
             left[name] = f"prompt {members[0].id!r} has no twin: no other prompt shares its pair_id {pair_id!r}."
         else:
             labels = ", ".join(f"{p.id!r} ({p.label})" for p in members[:4])
-            left[name] = f"pair {name!r} has {len(members)} prompts, {labels}; a pair is one unsafe and one safe prompt."
+            left[name] = (
+                f"pair {name!r} has {len(members)} prompts, {labels}; a pair is one unsafe and one safe prompt."
+            )
     return found, left
 
 
@@ -101,8 +91,8 @@ def encoded_twins(model: HookedLVLM, name: str, pair: tuple[Prompt, Prompt]) -> 
     unsafe, safe = (model.encode(prompt) for prompt in pair)
     if why := _apart(unsafe, safe):
         raise PromptError(
-            f"The twins of pair {name!r} do not line up on {model.name!r}: {why}. What is patched must stand at the same "
-            "position in both. Write the twin with as many tokens and a picture of the same size, or leave such pairs "
+            f"The twins of pair {name!r} do not line up on {model.name!r}: {why}. What is patched must stand at the "
+            "same position in both. Write the twin with as many tokens and a picture of the same size, or leave such pairs "
             "out with on_error='skip'."
         )
     return unsafe, safe
@@ -187,8 +177,8 @@ def lined_up(
     pairs, left = pairs_of(prompts)
     if left and not skip:
         raise PromptError(
-            f"{len(left)} of the prompts cannot be traced; the first: {next(iter(left.values()))} Give pairs: prompts of "
-            "both labels with a common pair_id, or a tuple (unsafe, safe). on_error='skip' leaves the others out."
+            f"{len(left)} of the prompts cannot be traced; the first: {next(iter(left.values()))} Give pairs: prompts "
+            "of both labels with a common pair_id, or a tuple (unsafe, safe). on_error='skip' leaves the others out."
         )
     found: list[partial[Twins]] = []
     for name, pair in pairs.items():
