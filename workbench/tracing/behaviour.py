@@ -34,27 +34,32 @@ class Patch:
 
 
 def patched_replies(
-    model: HookedLVLM, twins: Twins, patches: Sequence[Patch], *, max_new_tokens: int = 32
-) -> tuple[str, str]:
-    """Greedy replies of both twins, each with the other's numbers at every patch while it reads the prompt.
+    model: HookedLVLM, twins: Twins, sets: Sequence[Sequence[Patch]], *, max_new_tokens: int = 32
+) -> list[tuple[str, str]]:
+    """Greedy replies of both twins, each with the other's numbers at some patches while it reads the prompt.
 
     Args:
         model: The model.
         twins: The pair.
-        patches: Held together. A group that the prompts lack is nothing.
+        sets: Patches that are held together; none for the replies as they are. A group that the prompts lack is
+            nothing.
         max_new_tokens: Length of a reply at most.
 
     Returns:
-        Of the unsafe prompt with the safe one's numbers, and of the safe prompt with the unsafe one's.
+        For each set: of the unsafe prompt with the safe one's numbers, and of the safe one with the unsafe one's.
     """
-    with model.lock, torch.no_grad(), ExitStack() as stack:
+    found = []
+    with model.lock, torch.no_grad():
         passes = TwinPass(model, twins)
-        for patch in patches:
-            _hold(stack, passes, patch)
-        out = model.generated(twins.encoded, max_new_tokens=max_new_tokens)
-    new = out.sequences[:, out.n_prompt_tokens :]
-    unsafe, safe = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-    return unsafe.strip(), safe.strip()
+        for patches in sets:
+            with ExitStack() as stack:
+                for patch in patches:
+                    _hold(stack, passes, patch)
+                out = model.generated(twins.encoded, max_new_tokens=max_new_tokens)
+            new = out.sequences[:, out.n_prompt_tokens :]
+            unsafe, safe = model.tokenizer.batch_decode(new, skip_special_tokens=True)
+            found.append((unsafe.strip(), safe.strip()))
+    return found
 
 
 def _hold(stack: ExitStack, passes: TwinPass, patch: Patch) -> None:

@@ -16,8 +16,8 @@ def read_layers(passes: TwinPass) -> dict[str, Tensor]:
 
     Returns:
         `residual` `[prompt, layer, d_model]`, `kl` (nats, from the final distribution to that of the layer), `refusal`
-        (log-odds) and `token` (the likeliest next one's id), `[prompt, layer]`. NaN (of tokens, −1) for layers that did
-        not run.
+        (log-odds) and `token` (the likeliest next one's id), `[prompt, layer]`. NaN (of tokens, −1) for layers that
+        did not run.
     """
     model, base = passes.model, passes.base
     ran = sorted(base.inputs)

@@ -2,10 +2,12 @@
 
 `residual` is the residual stream after the layer, `attention` what its attention writes (after W_O), `mlp` what its
 MLP gives, and a head is its output z. All start from what is known of both passes: nothing below the layer and nothing
-before the first patched token runs again, and a patch that changes no number is not run at all: it did nothing, exactly.
+before the first patched token runs again, and a patch that changes no number is not run at all: it did nothing,
+exactly.
+
 The stream is taken as the next layer reads it. All of it patched gives the twin's state, bit for bit, except where a
-family brings the picture in again further up (Qwen3-VL between its first layers, Llama 3.2 Vision by cross-attention):
-what comes in there is the own picture's.
+family brings the picture in again further up (Qwen3-VL between its first layers, Llama 3.2 Vision by
+cross-attention): what comes in there is the own picture's.
 
 Sources: activation patching after Meng et al., arXiv 2202.05262 (causal tracing), and Zhang & Nanda, arXiv 2309.16042
 (denoising and noising); heads after "How Alignment Routes", arXiv 2604.04385 (interchange of z between twins).

@@ -151,7 +151,7 @@ def trace(
                     job.most_tokens = _most_tokens(model, twins, rows)
                     parts.of[name] = job.traced(twins, lambda: shown.advance(line))
             found = parts.joined([pair.args[1] for pair in pairs])
-            followed = _first(found, sources) if isinstance(sources, int) else sources
+            followed = first_heads(found, sources) if isinstance(sources, int) else sources
             line = shown.add_task("paths, pairs x sources", total=len(pairs) * len(followed))
             if followed:
                 found = found.merge(job.paths([pair() for pair in pairs], followed, lambda n: shown.advance(line, n)))
@@ -280,7 +280,7 @@ def _most_tokens(model: HookedLVLM, twins: Twins, rows: int | None) -> int:
     return plan(model, longest, rows=rows).rows * longest
 
 
-def _first(found: xr.Dataset, k: int) -> list[Head]:
+def first_heads(found: xr.Dataset, k: int) -> list[Head]:
     """The heads whose z at all tokens brought the final state nearest to the twin's, on the mean; ties in order."""
     if not k:
         return []

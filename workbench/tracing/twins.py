@@ -92,8 +92,8 @@ def encoded_twins(model: HookedLVLM, name: str, pair: tuple[Prompt, Prompt]) -> 
     if why := _apart(unsafe, safe):
         raise PromptError(
             f"The twins of pair {name!r} do not line up on {model.name!r}: {why}. What is patched must stand at the "
-            "same position in both. Write the twin with as many tokens and a picture of the same size, or leave such pairs "
-            "out with on_error='skip'."
+            "same position in both. Write the twin with as many tokens and a picture of the same size, or leave such "
+            "pairs out with on_error='skip'."
         )
     return unsafe, safe
 

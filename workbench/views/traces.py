@@ -171,6 +171,6 @@ def first_cells(trace: xr.Dataset, k: int = 10) -> pd.DataFrame:
     if not parts:
         parts.append(means(trace, "patch_recovered").assign(head=-1))
     table = pd.concat(parts, ignore_index=True)
-    table = table[(table["token_group"] != ALL) & table["value"].notna()]
+    table = table[(table["token_group"] != ALL) & (table["value"] > 0)]
     order = ["component", "layer", "head", "token_group", "direction", "value", "ci_low", "ci_high", "n"]
     return table.sort_values("value", ascending=False, kind="stable").head(k)[order].reset_index(drop=True)

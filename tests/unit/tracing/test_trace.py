@@ -293,25 +293,24 @@ def test_replies_under_a_patch():
     model, (unsafe, safe) = wb.load_model("planted"), wb.load_prompts("planted", split="test", n=2)
     pair = line_up(model, "pair", (unsafe, safe))
     refuses, complies = "i cannot help with that", "sure here it is"
-    assert patched_replies(model, pair, []) == (refuses, complies)
-    assert patched_replies(model, pair, [Patch("heads", 3, "all", 1)]) == (complies, refuses)
-    assert patched_replies(model, pair, [Patch("residual", 2, "all")]) == (complies, refuses)
-    assert patched_replies(model, pair, [Patch("residual", 3, "hazard")]) == (refuses, complies)
-    assert patched_replies(model, pair, [Patch("heads", 0, "all", 2), Patch("mlp", 1, "all")]) == (refuses, complies)
+    does = ([Patch("heads", 3, "all", 1)], [Patch("residual", 2, "all")], [Patch("attention", 3, "last")])
+    does_not = ([], [Patch("residual", 3, "hazard")], [Patch("heads", 0, "all", 2), Patch("mlp", 1, "all")])
+    assert patched_replies(model, pair, does) == [(complies, refuses)] * 3
+    assert patched_replies(model, pair, does_not) == [(refuses, complies)] * 3
 
 
 def test_the_first_token_of_a_patched_reply_is_the_traced_one(double):
     model, (unsafe, safe) = double, twins(1)
     pair = line_up(model, "pair", (unsafe, safe))
     trace = wb.trace(model, [unsafe, safe], sources=0, window=0, progress=False)
-    plain = patched_replies(model, pair, [], max_new_tokens=1)
+    cells = [(c, layer) for c in ("residual", "attention", "mlp") for layer in range(model.n_layers)]
+    sets = [[], *([Patch(component, layer, "all")] for component, layer in cells)]
+    plain, *patched = patched_replies(model, pair, sets, max_new_tokens=1)
     changed = []
-    for component in ("residual", "attention", "mlp"):
-        for layer in range(model.n_layers):
-            said = patched_replies(model, pair, [Patch(component, layer, "all")], max_new_tokens=1)
-            at = {"component": component, "layer": layer, "token_group": "all"}
-            changed.append(trace["patch_top1_change"].sel(at).values[0].tolist())
-            assert [float(a != b) for a, b in zip(said, plain, strict=True)] == changed[-1]
+    for (component, layer), said in zip(cells, patched, strict=True):
+        at = {"component": component, "layer": layer, "token_group": "all"}
+        changed.append(trace["patch_top1_change"].sel(at).values[0].tolist())
+        assert [float(a != b) for a, b in zip(said, plain, strict=True)] == changed[-1]
     assert 0 < np.mean(changed) < 1, "all patches do the same: nothing is told apart"
 
 

@@ -79,17 +79,17 @@ def maps_page(found: xr.Dataset, *, value: str = "recovered", sheet: Sheet | Non
     parts = [c for c in COMPONENTS if "component" in found.coords and c in found["component"].values]
     parts += [HEADS] if f"head_{value}" in found else []
     with house_style():
-        figure = (sheet or Sheet()).figure("page" if len(parts) > 1 else "column", 0.62 if len(parts) > 1 else 1.3)
+        figure = (sheet or Sheet()).figure("page" if len(parts) > 1 else "column", 0.52 if len(parts) > 1 else 1.3)
         grid = figure.subplots(2, len(parts), squeeze=False, sharey=True)
-        for row, direction in zip(grid, DIRECTIONS, strict=True):
+        for place, (row, direction) in enumerate(zip(grid, DIRECTIONS, strict=True)):
             charts = [traces.flow_map(found, part, value=value, direction=direction) for part in parts]
             widest = max(charts, key=lambda chart: (chart.scale.high, chart.scale.signed))
             for ax, chart in zip(row, charts, strict=True):
                 mesh = _map(ax, traces.Map(**{**vars(chart), "scale": widest.scale}))
-                if row is grid[0]:
-                    ax.set_xlabel("")
-                else:
+                if place:
                     ax.set_title("")
+                else:
+                    ax.set(xlabel="", xticks=[])
             row[0].set_ylabel(f"layer\n({direction})")
             colour_bar(figure, mesh, list(row), label=value.replace("_", " "))
     return figure
