@@ -141,7 +141,7 @@ def test_equal_twins_give_exact_zeros(prompts):
 
 
 def test_the_groups_are_the_worlds_words(prompts):
-    from workbench.tracing.twins import line_up
+    from workbench.tracing.pairs import line_up
 
     model = wb.load_model("planted")
     unsafe, safe = next(

@@ -21,7 +21,7 @@ from workbench.studies.record import Beside, Findings, Need, StudyRecord, tested
 from workbench.tracing.behaviour import Patch, patched_replies
 from workbench.tracing.records import ALL, FLOWS, HEADS
 from workbench.tracing.trace import first_heads, trace
-from workbench.tracing.twins import encoded_twins, line_up, pairs_of
+from workbench.tracing.pairs import encoded_twins, line_up, pairs_of
 from workbench.views import traces
 from workbench.views.figures import studies as figures
 
@@ -223,7 +223,7 @@ STUDY = StudyRecord(
     source="this project; Cross-modal Information Flow (arXiv 2411.18620); How Alignment Routes (arXiv 2604.04385)",
     runs=f"traces of at most {MOST_PAIRS} pairs of the selection and of the test split; replies with z of the first "
     "heads swapped between twins, beside random heads",
-    fails="Twins differ in more than the hazard, or only in its surface; numbers put in from another pass may be ones "
+    fails="Pair differ in more than the hazard, or only in its surface; numbers put in from another pass may be ones "
     "that the model never has together.",
     find=find,
     draw=draw,

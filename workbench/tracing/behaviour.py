@@ -9,7 +9,7 @@ import torch
 from workbench.models.hooked import HookedLVLM
 from workbench.tracing.passes import TwinPass, mlp_of, put_in
 from workbench.tracing.records import ALL, COMPONENTS, HEADS
-from workbench.tracing.twins import Twins
+from workbench.tracing.pairs import Pair
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Patch:
 
 
 def patched_replies(
-    model: HookedLVLM, twins: Twins, sets: Sequence[Sequence[Patch]], *, max_new_tokens: int = 32
+    model: HookedLVLM, twins: Pair, sets: Sequence[Sequence[Patch]], *, max_new_tokens: int = 32
 ) -> list[tuple[str, str]]:
     """Greedy replies of both twins, each with the other's numbers at some patches while it reads the prompt.
 

@@ -18,7 +18,7 @@ from workbench.models.attention import allowed_keys, causal_mask
 from workbench.models.walk import BasePass, read_out
 from workbench.tracing.passes import TwinPass
 from workbench.tracing.records import FLOWS
-from workbench.tracing.twins import Twins
+from workbench.tracing.pairs import Pair
 
 Window = tuple[int, ...]  # layers
 
@@ -29,7 +29,7 @@ def windows(layers: Sequence[int], width: int) -> list[Window]:
     return [tuple(layers[first : first + width]) for first in range(len(layers) - width + 1)]
 
 
-def blocked(twins: Twins, flow: str) -> Bool[Tensor, "pos key"] | None:
+def blocked(twins: Pair, flow: str) -> Bool[Tensor, "pos key"] | None:
     """Which keys each position may no longer see; None where the prompts lack one of the two groups."""
     keys, queries = (twins.of(groups) for groups in FLOWS[flow])
     if not keys.any() or not queries.any():

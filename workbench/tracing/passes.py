@@ -14,7 +14,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import BasePass, base_pass, walk
 from workbench.runs.effects import check_states, measure, refusal_log_odds, wide
 from workbench.tracing.records import MEASURES
-from workbench.tracing.twins import Twins
+from workbench.tracing.pairs import Pair
 
 
 class TwinPass:
@@ -26,7 +26,7 @@ class TwinPass:
         state: Final states, read as a walk reads them, so that a walk that changes nothing gives them bit for bit.
     """
 
-    def __init__(self, model: HookedLVLM, twins: Twins) -> None:
+    def __init__(self, model: HookedLVLM, twins: Pair) -> None:
         self.model, self.twins = model, twins
         self.mlp_out: dict[int, Tensor] = {}
         with ExitStack() as stack:

@@ -34,7 +34,7 @@ from workbench.tracing.patching import patched_heads, patched_layer
 from workbench.tracing.paths import head_paths
 from workbench.tracing.records import ALL, COMPONENTS, EFFECTS, FLOWS, HEADS, empty, recipe
 from workbench.tracing.stored import check_is_trace, open_trace, save_trace
-from workbench.tracing.twins import Twins, lined_up
+from workbench.tracing.pairs import Pair, lined_up
 
 EVERY = (*COMPONENTS, HEADS)
 SOURCES = 5  # heads whose paths are followed when none are named
@@ -197,7 +197,7 @@ class _Job:
         self.patches += 2 * rows
         self.naive += 2 * rows * self.model.n_layers * passes.base.n_pos
 
-    def traced(self, twins: Twins, advance: Callable[[], None]) -> xr.Dataset:
+    def traced(self, twins: Pair, advance: Callable[[], None]) -> xr.Dataset:
         """Everything but the paths, of one pair."""
         passes = TwinPass(self.model, twins)
         part = empty(self.model, [twins.name], self.components, self.cuts, 0)
@@ -236,7 +236,7 @@ class _Job:
             rows += 1
         self.count(rows, passes)
 
-    def paths(self, pairs: Sequence[Twins], sources: Sequence[Head], advance: Callable[[int], None]) -> xr.Dataset:
+    def paths(self, pairs: Sequence[Pair], sources: Sequence[Head], advance: Callable[[int], None]) -> xr.Dataset:
         """Paths from the source heads to all later ones."""
         names = [head_name(*head) for head in sources]
         found = empty(self.model, [twins.name for twins in pairs], (), [], len(sources))
@@ -275,7 +275,7 @@ def _tokens(model: HookedLVLM, ids: torch.Tensor) -> np.ndarray:
     return np.array(words, dtype=object).reshape(ids.shape)
 
 
-def _most_tokens(model: HookedLVLM, twins: Twins, rows: int | None) -> int:
+def _most_tokens(model: HookedLVLM, twins: Pair, rows: int | None) -> int:
     longest = twins.encoded[0].n_tokens
     return plan(model, longest, rows=rows).rows * longest
 

@@ -21,7 +21,7 @@ from workbench.tracing.behaviour import Patch, patched_replies
 from workbench.tracing.lens import projections
 from workbench.tracing.passes import TwinPass, put_in
 from workbench.tracing.paths import head_paths
-from workbench.tracing.twins import line_up, pairs_of
+from workbench.tracing.pairs import line_up, pairs_of
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-9}  # float64
 

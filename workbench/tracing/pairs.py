@@ -1,4 +1,4 @@
-"""Twins: an unsafe prompt and its safe twin, lined up token by token, and the groups their tokens fall into."""
+"""Pairs: an unsafe prompt and its safe twin, lined up token by token, and the groups their tokens fall into."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ _OTHER_WORDS = ("0 x 0", "y 1 y")  # in place of a prompt's text, to see which t
 
 
 @dataclass(frozen=True, eq=False)
-class Twins:
+class Pair:
     """A pair whose prompts have a token at every position that the other has.
 
     Attributes:
@@ -72,14 +72,14 @@ def pairs_of(prompts: Sequence[Prompt]) -> tuple[dict[str, tuple[Prompt, Prompt]
     return found, left
 
 
-def line_up(model: HookedLVLM, name: str, pair: tuple[Prompt, Prompt]) -> Twins:
+def line_up(model: HookedLVLM, name: str, pair: tuple[Prompt, Prompt]) -> Pair:
     """Encode a pair, and see that what is patched from one to the other means the same position.
 
     Raises:
         PromptError: The twins do not line up, saying what differs.
     """
     unsafe, safe = encoded_twins(model, name, pair)
-    return Twins(name, pair, (unsafe, safe), token_groups(model, pair[0], unsafe, safe))
+    return Pair(name, pair, (unsafe, safe), token_groups(model, pair[0], unsafe, safe))
 
 
 def encoded_twins(model: HookedLVLM, name: str, pair: tuple[Prompt, Prompt]) -> tuple[Encoded, Encoded]:
@@ -165,7 +165,7 @@ def _template(model: HookedLVLM, prompt: Prompt, ids: Tensor) -> Bool[Tensor, " 
 
 def lined_up(
     model: HookedLVLM, prompts: Sequence[Prompt], *, skip: bool, advance: Callable[[], Any] = lambda: None
-) -> tuple[list[partial[Twins]], dict[str, str]]:
+) -> tuple[list[partial[Pair]], dict[str, str]]:
     """What lines up each pair again, for those that can be traced, and why the others cannot, by name.
 
     Pairs are encoded here to be checked before anything is computed, and again when their turn comes: the pictures of
@@ -180,7 +180,7 @@ def lined_up(
             f"{len(left)} of the prompts cannot be traced; the first: {next(iter(left.values()))} Give pairs: prompts "
             "of both labels with a common pair_id, or a tuple (unsafe, safe). on_error='skip' leaves the others out."
         )
-    found: list[partial[Twins]] = []
+    found: list[partial[Pair]] = []
     for name, pair in pairs.items():
         try:
             encoded_twins(model, name, pair)
