@@ -12,8 +12,8 @@ import workbench as wb
 from workbench.models.conformance.at_load import probe_prompt
 from workbench.models.families import FAMILIES
 from workbench.models.precision import double_kept
-from workbench.tracing.records import FLOWS
 from workbench.tracing.pairs import line_up
+from workbench.tracing.records import FLOWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
 # Two orders of summation in float64: relative to states of size about 10, and to angles in degrees.

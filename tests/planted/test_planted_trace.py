@@ -16,7 +16,7 @@ LAYER, HEAD = w.PLANTED_AT
 
 @pytest.fixture(scope="module")
 def prompts():
-    return wb.load_prompts("planted", split="test", n=16)
+    return wb.load_prompts("planted", split="test", n=8)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_of_the_pair_either_head_alone_leaves_the_answer(prompts):
 
 
 def test_the_null_model_is_flat(prompts):
-    trace = wb.trace("null", prompts[:8], progress=False)
+    trace = wb.trace("null", prompts[:4], progress=False)
     for name in ("patch_deflection", "head_deflection", "patch_left", "head_left", "path_write"):
         assert float(abs(trace[name]).max()) < ROUNDING, name
     for name in ("patch_top1_change", "head_top1_change"):

@@ -19,9 +19,9 @@ from workbench.studies.material import Material
 from workbench.studies.measuring import percent, rate
 from workbench.studies.record import Beside, Findings, Need, StudyRecord, tested
 from workbench.tracing.behaviour import Patch, patched_replies
+from workbench.tracing.pairs import encoded_twins, line_up, pairs_of
 from workbench.tracing.records import ALL, FLOWS, HEADS
 from workbench.tracing.trace import first_heads, trace
-from workbench.tracing.pairs import encoded_twins, line_up, pairs_of
 from workbench.views import traces
 from workbench.views.figures import studies as figures
 

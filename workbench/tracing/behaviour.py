@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from workbench.models.hooked import HookedLVLM
+from workbench.tracing.pairs import Pair
 from workbench.tracing.passes import TwinPass, mlp_of, put_in
 from workbench.tracing.records import ALL, COMPONENTS, HEADS
-from workbench.tracing.pairs import Pair
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from workbench.models.attention import allowed_keys, causal_mask
 from workbench.models.walk import BasePass, read_out
+from workbench.tracing.pairs import Pair
 from workbench.tracing.passes import TwinPass
 from workbench.tracing.records import FLOWS
-from workbench.tracing.pairs import Pair
 
 Window = tuple[int, ...]  # layers
 

@@ -29,12 +29,12 @@ from workbench.sweeps.plan import plan
 from workbench.sweeps.sweep import MOST_ROWS, SomePrompts
 from workbench.tracing.knock_out import Window, cut_window, windows
 from workbench.tracing.lens import projections, read_layers
+from workbench.tracing.pairs import Pair, lined_up
 from workbench.tracing.passes import TwinPass
 from workbench.tracing.patching import patched_heads, patched_layer
 from workbench.tracing.paths import head_paths
 from workbench.tracing.records import ALL, COMPONENTS, EFFECTS, FLOWS, HEADS, empty, recipe
 from workbench.tracing.stored import check_is_trace, open_trace, save_trace
-from workbench.tracing.pairs import Pair, lined_up
 
 EVERY = (*COMPONENTS, HEADS)
 SOURCES = 5  # heads whose paths are followed when none are named

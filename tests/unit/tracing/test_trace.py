@@ -19,9 +19,9 @@ from workbench.prompts.prompt import Prompt
 from workbench.tracing import trace as tracing
 from workbench.tracing.behaviour import Patch, patched_replies
 from workbench.tracing.lens import projections
+from workbench.tracing.pairs import line_up, pairs_of
 from workbench.tracing.passes import TwinPass, put_in
 from workbench.tracing.paths import head_paths
-from workbench.tracing.pairs import line_up, pairs_of
 
 CLOSE = {"rtol": 1e-8, "atol": 1e-9}  # float64
 
@@ -128,11 +128,11 @@ def test_where_the_later_heads_answer_linearly_the_effects_add_up():
 
 
 def test_batches_of_any_size_give_the_same_numbers(double, trace):
-    again = wb.trace(double, twins(3), rows=1, progress=False)
-    for name in map(str, trace.data_vars):
-        if trace[name].dtype.kind == "f":
-            np.testing.assert_allclose(again[name].values, trace[name].values, **CLOSE, err_msg=name)
-    assert trace.attrs["patches"] == again.attrs["patches"]
+    again = wb.trace(double, twins(1), rows=3, sources=0, progress=False)
+    one = trace.sel(pair=["pair 0"])
+    for name in map(str, again.data_vars):
+        if again[name].dtype.kind == "f" and name != "lens_projection":  # which is of the other pairs
+            np.testing.assert_allclose(again[name].values, one[name].values, **CLOSE, err_msg=name)
 
 
 def test_work_is_counted_as_the_layers_saw_it(double):
