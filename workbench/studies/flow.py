@@ -20,7 +20,7 @@ from workbench.studies.measuring import percent, rate
 from workbench.studies.record import Beside, Findings, Need, StudyRecord, tested
 from workbench.tracing.behaviour import Patch, patched_replies
 from workbench.tracing.pairs import encoded_twins, line_up, pairs_of
-from workbench.tracing.records import ALL, FLOWS, HEADS
+from workbench.tracing.records import ALL, COMPONENTS, FLOWS, HEADS
 from workbench.tracing.trace import first_heads, trace
 from workbench.views import traces
 from workbench.views.figures import studies as figures
@@ -48,7 +48,7 @@ def find(material: Material) -> Findings:
 def _traces(material: Material) -> tuple[xr.Dataset, xr.Dataset]:
     how: dict[str, Any] = {"on_error": "skip", "sources": 0, "progress": material.progress}
     first = trace(material.model, _pairs(material, "selection"), components=(HEADS,), **how)
-    return first, trace(material.model, _pairs(material, "test"), **how)
+    return first, trace(material.model, _pairs(material, "test"), components=COMPONENTS, **how)
 
 
 def _pairs(material: Material, split: str) -> PromptSet:

@@ -154,6 +154,14 @@ def test_work_is_counted_as_the_layers_saw_it(double):
     assert trace.attrs["patches"] == of_pair.sum()
 
 
+def test_of_equal_twins_nothing_runs_but_the_passes_themselves(double):
+    one = twins(1)[0]
+    pair = (one, dataclasses.replace(one, id="twin", label="safe"))
+    trace = wb.trace(double, pair, sources=0, window=0, progress=False)
+    n_pos = double.encode(one).n_tokens
+    assert trace.attrs["layer_tokens"] == 2 * (double.n_layers * n_pos + 1)  # and the last position once more
+
+
 def test_the_lens_ends_at_the_answer(trace):
     assert (trace["lens_kl"].isel(layer=-1) == 0).all()
     np.testing.assert_array_equal(trace["lens_refusal"].isel(layer=-1), trace["base_refusal"])
