@@ -20,6 +20,7 @@ from workbench.studies import (
     defence,
     degradation,
     detection,
+    flow,
     graded,
     head_count,
     maps,
@@ -79,6 +80,7 @@ STUDIES: dict[str, StudyRecord] = {
         benign_cost.STUDY,
         published_split.STUDY,
         sahara.STUDY,
+        flow.STUDY,
     )
 }
 
