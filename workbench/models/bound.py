@@ -201,7 +201,7 @@ class Bound:
 
 
 def biased_attention(module: nn.Module, seen: Recording, bias: Tensor) -> Tensor:
-    """z of every head with `bias`, `[row, key]` in the dtype of z, added to the scores before the softmax (and after a cap of scores)."""
+    """z of every head with `bias`, `[row, key]` in the dtype of z, added to the scores, after a cap."""
     scale = seen.query.shape[-1] ** -0.5 if seen.scaling is None else seen.scaling
     if seen.extras.get("softcap") is not None:
         mask = causal_mask(seen.query.shape[2], seen.key.shape[2], bias.device) if seen.mask is None else seen.mask

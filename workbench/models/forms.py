@@ -6,7 +6,7 @@
 | `scale` | query | queries x factor, after any query norm |
 | `as_published` | query | rows of W_q (and its bias) x 1e-5, before any query norm |
 | `limit`, `scale` | key | keys of the positions masked x factor (0 for limit), as this head sees them |
-| `limit`, `scale`, `as_published` | value | the head's own output: z x factor, per query head; factors above 1 amplify |
+| `limit`, `scale`, `as_published` | value | the head's own output: z x factor; factors above 1 amplify |
 | `scale` with `source` | value | z x a factor a channel |
 | `interchange` | value | z becomes that of the prompt's matched twin, place by place |
 | `mean` | value | z becomes the mean over the source's prompts, by kind of position (picture, text, last) |
@@ -138,16 +138,20 @@ class Mask:
         if self.bias and self.form not in ("direction", "redirect"):
             raise MaskError(f"bias belongs to the forms direction and redirect; got bias={self.bias} with {self.form}.")
         if self.form == "redirect" and not self.bias:
-            raise MaskError("redirect needs bias=…: what is added to the chosen keys' scores; above 0 = looked at more.")
+            raise MaskError(
+                "redirect needs bias=…: what is added to scores of the chosen keys; above 0 = looked at more."
+            )
         if self.seed and self.form != "resample":
             raise MaskError(f"seed belongs to the form resample, which draws; got seed={self.seed} with {self.form}.")
         if self.form == "interchange" and self.phase != "reading":
             raise MaskError(
-                f"interchange acts while the prompt is read: a reply's tokens have no counterpart in the twin's prompt. "
-                f"Leave phase={self.phase!r} out."
+                "interchange acts while the prompt is read, since a reply's tokens have no counterpart in the twin's "
+                f"prompt. Leave phase={self.phase!r} out."
             )
         if self.positions == "image" and self.phase == "decoding":
-            raise MaskError("positions='image' lie in the prompt, and phase='decoding' is after it: no position is left.")
+            raise MaskError(
+                "positions='image' lie in the prompt and phase='decoding' is after it, so no position is left."
+            )
 
     def _settled_source(self) -> Source:
         if self.form in FROM_PROMPTS:
@@ -170,8 +174,12 @@ class Mask:
     @property
     def projections(self) -> tuple[str, ...]:
         """What a sweep masks where nothing else is asked for."""
-        every = ("value",) if self.channels else PROJECTIONS_OF[self.form]
-        return tuple(p for p in every if p != "key")
+        return tuple(p for p in self.able if p != "key")
+
+    @property
+    def able(self) -> tuple[str, ...]:
+        """Every projection that it can mask."""
+        return ("value",) if self.channels else PROJECTIONS_OF[self.form]
 
     @property
     def channels(self) -> bool:
@@ -187,7 +195,7 @@ class Mask:
         """MaskError for a projection that this form does not mask."""
         if projection not in MASKABLE:
             raise MaskError(f"projection must be one of {', '.join(MASKABLE)}; got {projection!r}.")
-        able = ("value",) if self.channels else PROJECTIONS_OF[self.form]
+        able = self.able
         if projection not in able:
             others = ", ".join(f for f, of in PROJECTIONS_OF.items() if projection in of)
             raise MaskError(
@@ -261,7 +269,8 @@ class Mask:
 
     def describe(self) -> dict[str, str | float]:
         """The mask as run attributes; what has a usual value only where it is another."""
-        said: dict[str, Any] = {f"mask_{name}": getattr(self, name) for name in ("form", "factor", "grain", "positions")}
+        names = ("form", "factor", "grain", "positions")
+        said: dict[str, Any] = {f"mask_{name}": getattr(self, name) for name in names}
         if self.phase != ("reading" if self.form == "interchange" else "both"):
             said["mask_phase"] = self.phase
         if self.form in FROM_PROMPTS or self.source is not None:

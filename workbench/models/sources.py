@@ -205,7 +205,7 @@ def keys_at(encoded: Encoded, chosen: str | tuple[float, ...]) -> Tensor:
     """Which positions of a prompt are the chosen keys, `[pos]`.
 
     Raises:
-        PromptError: There are none.
+        PromptError: There are none, or no others.
     """
     there = encoded.image_positions if chosen != "text" else ~encoded.image_positions
     if isinstance(chosen, tuple) and encoded.patch_boxes is not None:
@@ -221,6 +221,11 @@ def keys_at(encoded: Encoded, chosen: str | tuple[float, ...]) -> Tensor:
         )
     if not there.any():
         raise PromptError(f"Prompt {encoded.prompt_id!r} has no keys of the mask's source {chosen!r}.")
+    if there.all():
+        raise PromptError(
+            f"All tokens of prompt {encoded.prompt_id!r} are keys of the mask's source {chosen!r}, and a bias on every "
+            "score changes none of the weights. Leave such prompts out."
+        )
     return there
 
 
@@ -232,8 +237,8 @@ def _apart(one: Prompt, other: Prompt) -> bool:
 def unlike_lengths(ids: tuple[str, str], acts: tuple[int, int], lengths: tuple[int, int]) -> PromptError:
     """That a prompt and its twin, by their ids, differ in how many of their tokens a mask acts on."""
     return PromptError(
-        f"Prompt {ids[0]!r} and its twin {ids[1]!r} cannot be aligned: the mask acts on {acts[0]} of {lengths[0]} tokens "
-        f"in the one and on {acts[1]} of {lengths[1]} in the other. {ADVICE}"
+        f"Prompt {ids[0]!r} and its twin {ids[1]!r} cannot be aligned: the mask acts on {acts[0]} of {lengths[0]} "
+        f"tokens in the one and on {acts[1]} of {lengths[1]} in the other. {ADVICE}"
     )
 
 

@@ -177,8 +177,8 @@ def check_projections(mask: Mask, projections: Sequence[str] | str | None) -> tu
     """The projections that are masked, by default those of the mask; a MaskError for what it does not mask."""
     if mask.phase == "decoding":
         raise MaskError(
-            "phase='decoding' masks tokens of a reply, and a sweep reads the last position of the prompt, which is there "
-            "before any: no cell could change. Use phase='reading', or look at replies (generate, compare)."
+            "phase='decoding' masks tokens of a reply, and a sweep reads the last position of the prompt, which is "
+            "there before any: no cell could change. Use phase='reading', or look at replies (generate, compare)."
         )
     if projections is None:
         return mask.projections

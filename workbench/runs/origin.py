@@ -119,15 +119,16 @@ def mask_of(run: xr.Dataset) -> Mask:
             f"The run does not record {', '.join(missing)}, so the model cannot be masked as it was. "
             "Use stored values only (no model=), or sweep again with this version."
         )
-    more = {name: run.attrs[name] for name in ("mask_phase", "mask_bias", "mask_seed") if name in run.attrs}
+    found = {name: run.attrs[name] for name in names}
+    found |= {name: run.attrs[name] for name in ("mask_phase", "mask_bias", "mask_seed") if name in run.attrs}
     key: Any = run.attrs.get("mask_source")
     if "mask_vectors" in run:
-        more["mask_source"] = Vectors(run["mask_vectors"].values, str(key))
+        found["mask_source"] = Vectors(run["mask_vectors"].values, str(key))
     elif run.attrs["mask_form"] == "redirect":
-        more["mask_source"] = tuple(json.loads(key)) if str(key).startswith("[") else key
+        found["mask_source"] = tuple(json.loads(key)) if str(key).startswith("[") else key
     elif key is not None and not str(key).startswith(OF_THE_CALL):
         raise RunError(
             f"The run's mask took z from other prompts than its own (their hash is {key}), and a run does not hold "
             "those. Use stored values only (no model=)."
         )
-    return Mask(**{name.removeprefix("mask_"): value for name, value in ({n: run.attrs[n] for n in names} | more).items()})
+    return Mask(**{name.removeprefix("mask_"): value for name, value in found.items()})

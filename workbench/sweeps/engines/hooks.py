@@ -1,7 +1,7 @@
 """Masks through TransformerLens' hooks, and what a full forward under them gives: the reference's road.
 
-Nothing here comes from the walk: queries and z are scaled where a hook hands them over, scores of keys are changed before
-the softmax, and what a twin or another prompt gives is taken from a run of its own under the same hooks.
+Nothing here comes from the walk: queries and z are scaled where a hook hands them over, scores of keys are changed
+before the softmax, and what a twin or another prompt gives is taken from a run of its own under the same hooks.
 """
 
 from collections.abc import Callable, Sequence
@@ -133,7 +133,8 @@ def scores_edit(model: HookedLVLM, heads: Sequence[int], mask: Mask, encoded: En
         stop = mask.stop(encoded)
     else:
         keys = torch.zeros(encoded.n_tokens, dtype=torch.bool)
-        keys[mask.first(encoded) : encoded.image_span[1] if mask.positions == "image" and encoded.image_span else None] = True
+        end = encoded.image_span[1] if mask.positions == "image" and encoded.image_span else None
+        keys[mask.first(encoded) : end] = True
         capped = getattr(model.decoder.config, "attn_logit_softcapping", None)
         if capped and mask.factor:
             raise MaskError(

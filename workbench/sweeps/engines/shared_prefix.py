@@ -30,7 +30,6 @@ from workbench.sweeps.engines.trie import Node, build_trie
 from workbench.sweeps.plan import BLOCK, row_bytes
 from workbench.sweeps.tasks import Arrays
 
-
 UNSHARED = ("as_published", "interchange", "resample")
 
 
