@@ -4,7 +4,9 @@ Nothing here comes from the walk: queries and z are scaled where a hook hands th
 before the softmax, and what a twin or another prompt gives is taken from a run of its own under the same hooks.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -46,7 +48,7 @@ def states_read(
     # What leaves a layer, whatever is added to it between layers, is what the next one is given.
     above = [] if set(read) <= {last} else range(min(read) + 1, model.n_layers)
     seen = [(f"blocks.{n}.hook_in", partial(keep, n - 1)) for n in above] + [("ln_final.hook_out", partial(keep, last))]
-    with torch.no_grad(), double_kept(model.dtype):
+    with torch.no_grad(), double_kept(model.dtype), edits_kept(model):
         fwd_hooks = [*((name, counted(name, edit)) for name, edit in hooks), *seen]
         model.bridge.run_with_hooks(ids, fwd_hooks=fwd_hooks, **inputs)
     if silent := {name for name, _ in hooks} - set(calls):
@@ -55,6 +57,20 @@ def states_read(
         )
     nearest = {at: min(n for n in kept if n >= at) for at in read}  # a layer may be left out without a picture
     return {at: kept[n] if n == last else model.normed(kept[n]) for at, n in nearest.items()}
+
+
+@contextmanager
+def edits_kept(model: HookedLVLM) -> Iterator[None]:
+    """MaskError where TransformerLens throws an edit away, which it does with a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="A hook on .*delegates its computation")
+        try:
+            yield
+        except UserWarning as said:
+            raise MaskError(
+                f"{model.name!r}: of family {model.family.name!r} TransformerLens shows scores and takes no edits of "
+                "them, so the naive engine can mask no keys here. Use engine='exact', which does not need it."
+            ) from said
 
 
 def head_hook(
