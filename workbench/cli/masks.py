@@ -5,7 +5,8 @@ from typing import Any
 
 from workbench.cli.prompts import NAMES, chosen
 from workbench.errors import MaskError
-from workbench.models.forms import FROM_PROMPTS, KEYS, Mask
+from workbench.models.forms import FROM_PROMPTS, Mask
+from workbench.models.sources import KEYS
 from workbench.prompts.prompt import Prompt
 
 

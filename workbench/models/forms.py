@@ -94,7 +94,7 @@ class Mask:
     grain: Grain = "query_head"
     positions: Positions = "all"
     phase: Phase | None = None
-    source: Source = None
+    source: Any = None  # what it is made of once it is here: `Source`
     bias: float = 0.0
     seed: int = 0
 

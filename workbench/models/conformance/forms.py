@@ -1,40 +1,37 @@
-"""The checks of `workbench check` on forms that put something into heads; each by hand, and on two roads to the state."""
+"""The checks of `workbench check` on forms that put something into heads: by hand, and on two roads to the state."""
 
 import dataclasses
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from workbench.axes import Head
 from workbench.models.attention import allowed_keys, causal_mask
 from workbench.models.conformance.probe import Failed, Probe, check
 from workbench.models.masks import Mask, head_writes, masked_z
-from workbench.models.sources import Others, kinds_of
-from workbench.models.walk import base_pass, read_out
+from workbench.models.sources import KINDS, kinds_of
+from workbench.models.walk import BasePass, base_pass, read_out
 from workbench.prompts.prompt import PromptSet
 
-BY_CHANNEL = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 FACTOR, BIAS = 0.25, 1.5
 
 
 @check("forms that put something in")
 def check_forms(probe: Probe) -> Any:
     """z under each form is what its formula gives, written out; and going on from it equals the whole forward."""
-    model, layer, heads = probe.model, probe.layers[len(probe.layers) // 2], (0, model_last(probe))
-    count = 0
-    for mask, projection in forms(probe):
-        base = base_pass(model, [probe.encoded])
-        start = mask.start(probe.encoded)
+    model, base, layer = probe.model, probe.base, probe.layers[len(probe.layers) // 2]
+    twin, count = base_pass(model, [model.encode(twin_of(probe))]), 0
+    for count, (mask, projection) in enumerate(forms(probe), 1):
+        head, start = (0, model.n_heads - 1)[count % 2], mask.start(probe.encoded)
         z = masked_z(model, base, layer, projection, mask)
-        what = f"{mask.form}, {projection}, {mask.positions}"
-        yield f"z under {what}", z[:, start:], by_hand(probe, layer, mask, projection)[:, start:]
-        writes = head_writes(model, layer, (z - base.recordings[layer].z)[:, start:], [(head,) for head in heads])
-        rows = read_out(model, base, layer, len(heads), writes=writes, start=start)[model.n_layers - 1][0]
-        for row, head in zip(rows, heads, strict=True):
-            whole = model.state(probe.prompt, heads=[(layer, head)], projection=projection, mask=mask)
-            yield f"{what}, L{layer}H{head}", row, whole
-        count += 1
+        what = f"{mask.form}, {projection}, {mask.positions}, L{layer}H{head}"
+        yield f"z under {what}", z[0, start:, head], by_hand(probe, twin, (layer, head), mask, projection)[start:]
+        writes = head_writes(model, layer, (z - base.recordings[layer].z)[:, start:], [(head,)])
+        state = read_out(model, base, layer, 1, writes=writes, start=start)[model.n_layers - 1][0, 0]
+        yield what, state, model.state(probe.prompt, heads=[(layer, head)], projection=projection, mask=mask)
     return f"{count} masks, "
 
 
@@ -58,10 +55,6 @@ def check_full_patch(probe: Probe) -> str:
     return "bit-identical" if torch.equal(patched, wanted) else f"largest difference {difference:.1e}"
 
 
-def model_last(probe: Probe) -> int:
-    return probe.model.n_heads - 1
-
-
 def twin_of(probe: Probe) -> Any:
     """The probe's other prompt, as the twin of its prompt."""
     return dataclasses.replace(probe.other_prompt, label="unsafe")
@@ -70,10 +63,8 @@ def twin_of(probe: Probe) -> Any:
 def forms(probe: Probe) -> Iterator[tuple[Mask, str]]:
     """The forms that put something in, with the projection that they mask."""
     model, twin, image = probe.model, twin_of(probe), probe.encoded.image_span is not None
-    table = BY_CHANNEL.repeat(model.n_layers * model.n_heads * model.d_head)[
-        : -2 * model.n_layers * model.n_heads * model.d_head
-    ]
-    table = table.view(model.n_layers, model.n_heads, model.d_head)
+    shape = model.n_layers, model.n_heads, model.d_head
+    table = torch.arange(prod(shape), dtype=torch.float64).cos().view(shape)
     both = PromptSet([probe.prompt, twin])
     yield Mask(form="interchange", source=twin), "value"
     yield Mask(form="interchange", source=twin, positions="last"), "value"
@@ -89,57 +80,50 @@ def forms(probe: Probe) -> Iterator[tuple[Mask, str]]:
         yield Mask(positions="image"), "query"
 
 
-def by_hand(probe: Probe, layer: int, mask: Mask, projection: str) -> Tensor:
-    """z of every head of a layer under a mask, from its definition."""
-    model, seen = probe.model, probe.base.recordings[layer]
-    n, twin = probe.base.n_pos, model.encode(twin_of(probe))
-    theirs = base_pass(model, [twin]).recordings[layer].z
-    kinds, their_kinds = kinds_of(probe.encoded), kinds_of(twin)
+def by_hand(probe: Probe, twin: BasePass, at: Head, mask: Mask, projection: str) -> Tensor:
+    """z of one head under a mask, from its definition, `[pos, d_head]`."""
+    layer, head = at
+    own, theirs = (base.recordings[layer].z[0, :, head] for base in (probe.base, twin))
+    kinds, their_kinds = kinds_of(probe.encoded), kinds_of(twin.encoded[0])
     if mask.form == "interchange":
         return theirs
     if mask.form == "mean":
-        found = torch.empty_like(seen.z)
-        for kind in kinds.unique():
-            parts = [seen.z[0, kinds == kind].mean(0), theirs[0, their_kinds == kind].mean(0)]
-            found[0, kinds == kind] = torch.stack(parts).mean(0)
-        return found
+        means = [(own[kinds == kind].mean(0) + theirs[their_kinds == kind].mean(0)) / 2 for kind in range(len(KINDS))]
+        return torch.stack(means)[kinds]
     if mask.form == "resample":
         # Which position was drawn is the draw's; that it is one of the twin's of the same kind is looked up.
-        z = masked_z(model, base_pass(model, [probe.encoded]), layer, projection, mask)
-        assert isinstance(mask.source, Others)
-        for at in range(n):
-            if not any(torch.equal(z[0, at], one) for one in theirs[0, their_kinds == kinds[at]]):
-                raise Failed(f"position {at} took z of no position of its kind in the other prompt")
-        return z
+        found = masked_z(probe.model, probe.base, layer, projection, mask)[0, :, head]
+        for place, kind in enumerate(kinds):
+            if not (theirs[their_kinds == kind] == found[place]).all(-1).any():
+                raise Failed(f"position {place} took z of no position of its kind in the other prompt")
+        return found
     if projection == "value":
-        vectors = mask.source.of(model, layer)  # type: ignore[union-attr]  # these two have vectors
+        vector = mask.source.of(probe.model, layer)[head]
         if mask.form == "scale":
-            return torch.einsum("rphd,hd->rphd", seen.z, vectors)
-        unit = torch.stack([v / v.norm() for v in vectors])
-        along = torch.einsum("rphd,hd->rph", seen.z, unit)
-        return seen.z - torch.einsum("rph,hd->rphd", (1 - FACTOR) * along - BIAS, unit)
-    return _attended(probe, layer, mask, projection)
+            return own @ vector.diag()
+        unit = vector / vector.norm()
+        return own - (1 - FACTOR) * own @ torch.outer(unit, unit) + BIAS * unit
+    return _attended(probe, at, mask, projection)
 
 
-def _attended(probe: Probe, layer: int, mask: Mask, projection: str) -> Tensor:
-    """z from scores that are written out, head by head and position by position."""
+def _attended(probe: Probe, at: Head, mask: Mask, projection: str) -> Tensor:
+    """z of one head from scores that are written out, position by position."""
+    layer, head = at
     seen, encoded, n = probe.base.recordings[layer], probe.encoded, probe.base.n_pos
-    scale = seen.query.shape[-1] ** -0.5 if seen.scaling is None else seen.scaling
-    allowed = causal_mask(n, n, seen.query.device) if seen.mask is None else allowed_keys(seen.mask)
-    on = encoded.image_positions if mask.form == "redirect" else torch.zeros(n, dtype=torch.bool)
-    first, last = mask.first(encoded), n
-    if mask.positions == "image" and encoded.image_span is not None:
-        last = encoded.image_span[1]
-    factor = torch.ones(n, dtype=seen.query.dtype)
-    factor[first:last] = 0.0 if mask.form == "limit" else mask.factor if mask.form == "scale" else 1.0
-    z = seen.z.clone()
-    for head in range(z.shape[2]):
-        group = head * seen.key.shape[1] // z.shape[2]
-        for at in range(first, n if projection == "key" or mask.form == "redirect" else last):
-            scores = seen.key[0, group] @ seen.query[0, head, at] * scale
-            scores = scores * (factor if projection == "key" else factor[at])
-            if (cap := seen.extras.get("softcap")) is not None:
-                scores = cap * (scores / cap).tanh()
-            scores = (scores + mask.bias * on).masked_fill(~allowed[0, 0, at], -torch.inf)
-            z[0, at, head] = scores.softmax(-1) @ seen.value[0, group]
+    group = head * seen.key.shape[1] // seen.query.shape[1]
+    query, key, value = seen.query[0, head], seen.key[0, group], seen.value[0, group]
+    scale = query.shape[-1] ** -0.5 if seen.scaling is None else seen.scaling
+    allowed = (causal_mask(n, n, query.device) if seen.mask is None else allowed_keys(seen.mask))[0, 0]
+    first, last = mask.first(encoded), encoded.image_span[1] if mask.positions == "image" and encoded.image_span else n
+    factor, bias = query.new_ones(n), query.new_zeros(n)
+    if mask.form == "redirect":
+        bias[encoded.image_positions] = mask.bias
+    else:
+        factor[first:last] = mask.factor
+    z = seen.z[0, :, head].clone()
+    for place in range(first, last if projection == "query" and mask.form != "redirect" else n):
+        scores = (key @ query[place]) * scale * (factor if projection == "key" else factor[place])
+        if (cap := seen.extras.get("softcap")) is not None:
+            scores = cap * (scores / cap).tanh()
+        z[place] = (scores + bias).masked_fill(~allowed[place], -torch.inf).softmax(-1) @ value
     return z

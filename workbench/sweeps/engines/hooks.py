@@ -145,7 +145,7 @@ def scores_edit(model: HookedLVLM, heads: Sequence[int], mask: Mask, encoded: En
     """The edit of a layer's scores `[row, head, pos, key]`, hidden keys very negative, that masks keys or redirects."""
     start, stop = mask.start(encoded), mask.stop(encoded, "key")
     if mask.form == "redirect":
-        keys = keys_at(encoded, mask.source)  # type: ignore[arg-type]
+        keys = keys_at(encoded, mask.source)
         stop = mask.stop(encoded)
     else:
         keys = torch.zeros(encoded.n_tokens, dtype=torch.bool)

@@ -170,7 +170,7 @@ def _mask(inspector: "Inspector", question: Question) -> "Mask":
         return mask
     from workbench.models.masks import Mask
 
-    positions = question.get("positions") or "all"
+    positions: Any = question.get("positions") or "all"
     if form == mask.form:
         return replace(mask, positions=positions)
     factor = float(question.get("factor") or 0) if form == "scale" else 0.0
