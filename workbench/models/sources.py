@@ -61,8 +61,8 @@ class Others:
 
     @cached_property
     def _pools(self) -> dict[bool, list[Prompt]]:
-        """The prompts without a picture, and those with one."""
-        return {bare: [p for p in self.prompts if (p.image is None) == bare] for bare in (True, False)}
+        """What a prompt without a picture may take from, which is any, and what one with a picture may."""
+        return {True: list(self.prompts), False: [p for p in self.prompts if p.image is not None]}
 
     @cached_property
     def twins(self) -> Twins:
@@ -75,7 +75,7 @@ class Others:
         return self.twins.of(prompt)
 
     def drawn(self, prompt: Prompt, seed: int) -> Prompt:
-        """One of them at random, the same for a prompt and a seed: of another pair, with a picture where it has one."""
+        """One of them at random, the same of a seed: of another pair, with a picture where the prompt has one."""
         pool = self._pools[prompt.image is None]
         random = _random(seed, prompt)
         for tried in random.integers(len(pool), size=MOST_TRIED) if pool else ():
@@ -83,9 +83,9 @@ class Others:
                 return pool[tried]
         apart = [p for p in pool if _apart(p, prompt)]
         if not apart:
-            kind = "without a picture" if prompt.image is None else "with a picture"
+            kind = "" if prompt.image is None else " with a picture"
             raise PromptError(
-                f"Prompt {prompt.id!r}: of {len(self.prompts)} prompts to take z from, none is another one {kind} and "
+                f"Prompt {prompt.id!r}: of {len(self.prompts)} prompts to take z from, none is another one{kind} and "
                 "of another pair. Give more prompts, or others as the mask's source."
             )
         return apart[int(random.integers(len(apart)))]

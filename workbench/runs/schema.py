@@ -71,6 +71,8 @@ UNITS = {
 }
 
 
+KNOWN_FIRST = ("write_root", "mask_vectors")  # variables that are there before anything is computed
+
 Shard = tuple[tuple[int, int], ...]
 
 
