@@ -34,6 +34,7 @@ from workbench.studies import (
     sahara,
     selection_set,
     shared_heads,
+    swap,
     time,
     transfer,
 )
@@ -79,6 +80,7 @@ STUDIES: dict[str, StudyRecord] = {
         benign_cost.STUDY,
         published_split.STUDY,
         sahara.STUDY,
+        swap.STUDY,
     )
 }
 

@@ -17,7 +17,16 @@ from workbench.models.walk import base_pass
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.worlds.planted import draw_planted_prompts
 from workbench.runs.splits import with_splits
-from workbench.studies import Material, Study, head_count, list_studies, make_study, masked_success, published_split
+from workbench.studies import (
+    Material,
+    Study,
+    head_count,
+    list_studies,
+    make_study,
+    masked_success,
+    published_split,
+    swap,
+)
 from workbench.studies.benign_cost import direction, steered
 from workbench.studies.measuring import Chosen
 from workbench.studies.probe_curves import random_labels
@@ -62,6 +71,8 @@ def one(study: Study, **keys: object) -> float:
 def _fewer_masked_sets(monkeypatch):
     monkeypatch.setattr(masked_success, "SIZES", (1,))
     monkeypatch.setattr(masked_success, "CONTROLS", 2)
+    monkeypatch.setattr(swap, "SIZES", (1,))
+    monkeypatch.setattr(swap, "CONTROLS", 1)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "time"])
@@ -74,6 +85,25 @@ def test_on_the_null_model_no_study_finds_anything(name):
 def test_the_planted_head_alone_turns_unsafe_prompts_further():
     assert made("maps").found == (PLANTED,)
     assert set(made("projections").found) == {"layer 3, query masked", "layer 3, value masked"}
+
+
+def test_swaps_name_the_planted_head_and_masks_the_decoy_which_carries_nothing():
+    study = made("swap")
+    swapped = {"way": "swapped", "n_heads": 1, "measure": "gap"}
+    for choice, group in (("necessary by swaps", "unsafe"), ("sufficient by swaps", "benign")):
+        assert set(rows(study, choice=choice)["heads"]) == {PLANTED}
+        assert one(study, choice=choice, group=group, **swapped) == pytest.approx(1, abs=1e-5)
+    assert set(rows(study, choice="by masks")["heads"]) == {DECOY}
+    assert one(study, choice="by masks", group="unsafe", **swapped) == 0
+    assert set(study.found) == {
+        "necessary by swaps, 1 swapped: frees more than random heads",
+        "necessary by swaps, 1 swapped: makes refuse more than random heads",
+        "sufficient by swaps, 1 swapped: frees more than random heads",
+        "sufficient by swaps, 1 swapped: makes refuse more than random heads",
+        "necessary by swaps, 1 removed: frees more than random heads",
+        "sufficient by swaps, 1 removed: frees more than random heads",
+    }
+    assert one(study, choice="by masks against necessary by swaps", measure="same_first") == 0
 
 
 def test_masking_the_planted_head_frees_attacks_and_masking_ships_head_does_not():
