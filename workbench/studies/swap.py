@@ -172,10 +172,10 @@ class _Told:
 
     def _share(self, change: np.ndarray, of: np.ndarray) -> dict[str, float]:
         """The mean change over the mean gap: a mean of ratios would hang on pairs that hardly differ."""
-        gap = np.abs(self.gaps[of]).mean()
-        if not gap > 0:
+        gap = self.gaps[of].mean()
+        if gap == 0 or not np.isfinite(gap):
             return {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n": int(of.sum())}
-        return mean_of(change[of] * np.sign(self.gaps[of]) / gap, self.units[of], seed=self.seed)
+        return mean_of(change[of] / gap, self.units[of], seed=self.seed)
 
     def _verdicts(self, heads: Sequence[Head]) -> np.ndarray:
         return self.replies.verdicts(heads, "value") if heads else self.before
