@@ -64,10 +64,8 @@ PAIRS = Need("pairs of an unsafe prompt and a safe twin of as many tokens, three
 def find(material: Material) -> Findings:
     """Heads ranked on the selection pairs by swaps and by masks; sets of them swapped and removed on the test pairs."""
     prompts = paired(material)
-    maps = {
-        way: _shares(material.sweep(prompts=prompts, mask=mask, projections=("value",))) for way, mask in MASKS.items()
-    }
-    selection = in_split(maps[SWAP], "selection")
+    runs = {way: material.sweep(prompts=prompts, mask=mask, projections=("value",)) for way, mask in MASKS.items()}
+    maps, selection = {way: _moved(run) for way, run in runs.items()}, in_split(runs[SWAP], "selection")
     ranked = {
         choice: _ranking(maps[way].isel(prompt=selection & (maps[way]["label"].values == label)))
         for choice, (label, way) in CHOICES.items()
@@ -94,7 +92,7 @@ def find(material: Material) -> Findings:
     return Findings(table, _says(table, checked, len(asked)), checked, _beside(table, material))
 
 
-def _shares(run: xr.Dataset) -> xr.DataArray:
+def _moved(run: xr.Dataset) -> xr.DataArray:
     """Log-odds of refusing that masking a head moves: away from it on unsafe prompts, towards it on safe ones."""
     towards = xr.DataArray(np.where(is_unsafe(run), -1.0, 1.0), dims="prompt")
     return (run["refusal_change"].isel(projection=0) * towards).transpose("prompt", "layer", "head")
