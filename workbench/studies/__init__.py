@@ -35,6 +35,7 @@ from workbench.studies import (
     sahara,
     selection_set,
     shared_heads,
+    swap,
     time,
     transfer,
 )
@@ -81,6 +82,7 @@ STUDIES: dict[str, StudyRecord] = {
         published_split.STUDY,
         sahara.STUDY,
         flow.STUDY,
+        swap.STUDY,
     )
 }
 

@@ -26,6 +26,7 @@ from workbench.studies import (
     make_study,
     masked_success,
     published_split,
+    swap,
 )
 from workbench.studies.benign_cost import direction, steered
 from workbench.studies.measuring import Chosen
@@ -73,6 +74,8 @@ def _fewer_masked_sets(monkeypatch):
     monkeypatch.setattr(masked_success, "CONTROLS", 2)
     monkeypatch.setattr(flow, "SIZES", (1,))
     monkeypatch.setattr(flow, "CONTROLS", 2)
+    monkeypatch.setattr(swap, "SIZES", (1,))
+    monkeypatch.setattr(swap, "CONTROLS", 1)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "time"])
@@ -85,6 +88,25 @@ def test_on_the_null_model_no_study_finds_anything(name):
 def test_the_planted_head_alone_turns_unsafe_prompts_further():
     assert made("maps").found == (PLANTED,)
     assert set(made("projections").found) == {"layer 3, query masked", "layer 3, value masked"}
+
+
+def test_swaps_name_the_planted_head_and_masks_the_decoy_which_carries_nothing():
+    study = made("swap")
+    swapped = {"way": "swapped", "n_heads": 1, "measure": "gap"}
+    for choice, group in (("necessary by swaps", "unsafe"), ("sufficient by swaps", "benign")):
+        assert set(rows(study, choice=choice)["heads"]) == {PLANTED}
+        assert one(study, choice=choice, group=group, **swapped) == pytest.approx(1, abs=1e-5)
+    assert set(rows(study, choice="by masks")["heads"]) == {DECOY}
+    assert one(study, choice="by masks", group="unsafe", **swapped) == 0
+    assert set(study.found) == {
+        "necessary by swaps, 1 swapped: frees more than random heads",
+        "necessary by swaps, 1 swapped: makes refuse more than random heads",
+        "sufficient by swaps, 1 swapped: frees more than random heads",
+        "sufficient by swaps, 1 swapped: makes refuse more than random heads",
+        "necessary by swaps, 1 removed: frees more than random heads",
+        "sufficient by swaps, 1 removed: frees more than random heads",
+    }
+    assert one(study, choice="by masks against necessary by swaps", measure="same_first") == 0
 
 
 def test_masking_the_planted_head_frees_attacks_and_masking_ships_head_does_not():
