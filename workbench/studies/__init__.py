@@ -20,6 +20,7 @@ from workbench.studies import (
     defence,
     degradation,
     detection,
+    flow,
     graded,
     head_count,
     maps,
@@ -34,6 +35,7 @@ from workbench.studies import (
     sahara,
     selection_set,
     shared_heads,
+    swap,
     time,
     transfer,
 )
@@ -79,6 +81,8 @@ STUDIES: dict[str, StudyRecord] = {
         benign_cost.STUDY,
         published_split.STUDY,
         sahara.STUDY,
+        flow.STUDY,
+        swap.STUDY,
     )
 }
 

@@ -8,13 +8,18 @@ import typer
 from workbench.cli.app import app, check_there, console, data_app
 from workbench.cli.arena import Contest, arena
 from workbench.cli.options import (
+    Bias,
+    Factor,
+    Form,
     Heads,
     Json,
     Masked,
+    MaskSource,
     ModelName,
     OtherModels,
     OtherPrompts,
     OwnPrompts,
+    Positions,
     Quiet,
     Registered,
     RunsFolder,
@@ -59,7 +64,17 @@ def generate(
     model: ModelName = "pocket",
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
     heads: Heads = None,
-    projection: Masked = "query",
+    projection: Masked = None,
+    form: Form = "limit",
+    factor: Factor = 0.0,
+    positions: Positions = "all",
+    phase: Annotated[
+        Literal["reading", "decoding", "both"] | None,
+        typer.Option(help="When masks act; both by default, and reading for interchange."),
+    ] = None,
+    twin: Annotated[str | None, typer.Option(help="For --form interchange, the twin's text; same picture.")] = None,
+    mask_source: MaskSource = None,
+    bias: Bias = 0.0,
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
     template: Template = "chat",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
@@ -84,6 +99,7 @@ def study(
     runs: RunsFolder = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     template: Template = "chat",
+    json: Json = False,
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
@@ -92,9 +108,10 @@ def study(
     [bold]workbench study list[/bold] says which there are. Stopped at any moment, the same command goes on.
     """
     given = dict(locals())
+    given["progress"] = not (quiet or json)
     from workbench.cli.study import study_command
 
-    study_command(console, **given)
+    tell(study_command, console, **given)
 
 
 @data_app.callback(invoke_without_command=True)
