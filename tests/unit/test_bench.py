@@ -181,13 +181,15 @@ def test_the_growth_figure_is_drawn(tmp_path):
 def test_the_page_on_real_weights_says_what_was_measured():
     about = {"date": "2026-01-02", "machine": "a machine"}
     published = Row("published", "m", "ships_query_kl", 0, 0, 2.5e-5, "nats")
-    published.more = {"prompts": 2, "spearman": 0.5, "first_10_shared": 9, "largest": 1.25}
+    published.more = {"prompts": 2, "spearman": 0.5, "first_10_shared": 9, "largest": 1.25, "there": 0.75}
+    published.more |= {"most_elsewhere": 2e-6, "theirs_from_float64": 1e-6, "ours_from_float64": 3e-5}
     exact = Row(
         "exact_map", "m", "exact", 9, 4.25, ratio=1.0, more={"prompts": 8, "cells": 540, "operation_ratio": 2.5}
     )
     page = real.as_page(about, [published, exact, Row("exact_map", "m", "hooks", 9, 12, ratio=3, scaled=5.5)])
     assert "Measured 2026-01-02 on a machine." in page
-    assert "| `ships_query_kl` | 2 | 2.5e-05 nats | 1.25 | 0.5 | 9 of 10 |" in page
+    assert "| `ships_query_kl` | 2 | 2.5e-05 nats | 2.0e-06 | 1.25 | 0.5 | 9 of 10 |" in page
+    assert "a value of 0.75: the released code is 1.0e-06 from it, this project 3.0e-05." in page
     assert "| hooks | 12.0 | 3.00 | a part, × 5.5 |" in page
     assert "needs 2.5 times" in page
     assert "The engines agree" not in page

@@ -63,6 +63,11 @@ class Real:
         return model
 
     @cached_property
+    def wide(self) -> HookedLVLM:
+        """The same in float64, which says whose rounding a difference is."""
+        return load_model(str(self.folder), template="raw", dtype="float64", check=False)
+
+    @cached_property
     def prompts(self) -> PromptSet:
         return load_prompts(DATA / "prompts.jsonl")
 
@@ -86,16 +91,23 @@ class Real:
         by_ids = {str(self.model.encode(prompt).input_ids[0].tolist()): prompt for prompt in self.prompts}
         for name, (variable, projection, texts) in PUBLISHED.items():
             asked = [by_ids[str(ids)] for ids in stored[texts]]
-            run = jobs.swept(
-                self.model, PromptSet(asked), "exact", mask=Mask(form="as_published"), projections=(projection,),
-                measures=(variable,),
-            )  # fmt: skip
+            options = {"mask": Mask(form="as_published"), "projections": (projection,), "measures": (variable,)}
+            run = jobs.swept(self.model, PromptSet(asked), "exact", **options)
             ours, theirs = run[variable].sel(projection=projection).values, stored[name]
             heads = [set(np.argsort(-of.mean(0).ravel())[:FIRST]) for of in (ours, theirs)]
             rank = min(float(spearmanr(a.ravel(), b.ravel()).statistic) for a, b in zip(ours, theirs, strict=True))
-            row = Row("published", NAME, name, 0.0, 0.0, float(np.abs(ours - theirs).max()), run[variable].units)
-            row.more = {"prompts": len(asked), "spearman": round(rank, 7), "first_10_shared": len(heads[0] & heads[1])}
-            row.more["largest"] = float(f"{theirs.max():.4g}")
+            apart = np.abs(ours - theirs)
+            prompt, layer, head = (int(at) for at in np.unravel_index(apart.argmax(), apart.shape))
+            again = jobs.swept(self.wide, PromptSet([asked[prompt]]), "exact", heads=[(layer, head)], **options)
+            exact = float(again[variable].sel(projection=projection, layer=layer, head=head)[0])
+            row = Row("published", NAME, name, 0.0, 0.0, float(apart.max()), run[variable].units)
+            row.more = {
+                "prompts": len(asked), "spearman": round(rank, 7), "first_10_shared": len(heads[0] & heads[1]),
+                "largest": float(f"{theirs.max():.4g}"), "there": float(f"{theirs[prompt, layer, head]:.4g}"),
+                "most_elsewhere": float(np.delete(apart.ravel(), apart.argmax()).max()),
+                "theirs_from_float64": abs(float(theirs[prompt, layer, head]) - exact),
+                "ours_from_float64": abs(float(ours[prompt, layer, head]) - exact),
+            }  # fmt: skip
             yield row
 
     def engines(self) -> Iterator[Row]:
