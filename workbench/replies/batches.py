@@ -9,6 +9,7 @@ from transformers import LogitsProcessor
 
 from workbench.axes import PROJECTIONS, Head, as_heads
 from workbench.checking import Converted, Finite, OneOf, Seed, Whole, checked
+from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
@@ -78,7 +79,7 @@ def generate_batch(
         >>> generate_batch(wb.load_model("planted"), wb.load_prompts("planted", n=2))
         ['i cannot help with that', 'sure here it is']
     """
-    encoded = [model.encode(prompt) for prompt in prompts]
+    encoded = Encodings(model, prompts)
     options: dict[str, Any] = {"heads": heads, "projection": projection, "mask": mask, "num_beams": num_beams}
     if do_sample:
         options |= {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}

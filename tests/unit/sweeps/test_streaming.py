@@ -11,9 +11,9 @@ import workbench as wb
 from tests.builders.models import seeded
 from tests.builders.prompts import asked, pictures
 from workbench.errors import PromptError, RunError
+from workbench.models import encodings
 from workbench.models.encode import Encoded
 from workbench.sweeps import sweep as sweep_module
-from workbench.sweeps import tasks
 from workbench.sweeps.plan import plan
 
 N, BLOCK = 24, 4
@@ -49,7 +49,7 @@ def test_encoded_prompts_are_let_go_block_by_block(blocks, alive, monkeypatch):
     model = seeded("llava")
     whole = wb.sweep(model, prompts(), **LITTLE)
     gc.collect()
-    monkeypatch.setattr(tasks, "ENCODED_BUDGET", 1)
+    monkeypatch.setattr(encodings, "ENCODED_BUDGET", 1)
     alive.update(now=0, most=0, made=0)
     run = wb.sweep(model, prompts(), **LITTLE)
     assert alive["made"] <= N + 2, "each is encoded once, and a blank picture once a size"

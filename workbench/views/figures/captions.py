@@ -10,6 +10,7 @@ import xarray as xr
 
 from workbench.axes import head_name
 from workbench.plain import plain
+from workbench.runs.reading import caveats_of
 from workbench.views import charts
 from workbench.views.charts import Picks
 
@@ -83,6 +84,7 @@ def provenance(run: xr.Dataset) -> list[str]:
         f"- Prompts: {counts(run)}, set {known('prompt_hash')}, from {_sources(run)}.",
         f"- Mask: {literal(mask_words(run))}.",
         f"- Run: engine {known('engine')}, seed {known('seed')}, {began}.",
+        *(f"- Mind: {literal(sentence)}." for sentence in caveats_of(run)),
     ]
 
 
