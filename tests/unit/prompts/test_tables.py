@@ -63,7 +63,7 @@ def test_a_data_set_is_not_decoded_to_be_loaded(monkeypatch):
     rows = [{"text": f"q {k}", "label": "safe", "image": RGB} for k in range(5)]
     held = datasets.Dataset.from_list(rows)
     with monkeypatch.context() as patch:
-        patch.setattr(Picture, "_decode", lambda self: pytest.fail("decoded"))
+        patch.setattr(Picture, "_pixels", lambda self: pytest.fail("decoded"))
         prompts = load_prompts(held)
         assert [p.image.size for p in prompts] == [(8, 6)] * 5
     np.testing.assert_array_equal(np.asarray(prompts[4].image), PIXELS)
@@ -93,7 +93,7 @@ def test_parquet_cells_are_pictures_and_stay_in_the_file(tmp_path, kind, monkeyp
     table = pa.table({"text": ["one", "two"], "label": ["safe", "unsafe"], "image": pa.array(cells)})
     parquet.write_table(table, tmp_path / "p.parquet", row_group_size=1)
     with monkeypatch.context() as patch:
-        patch.setattr(Picture, "_decode", lambda self: pytest.fail("decoded"))
+        patch.setattr(Picture, "_pixels", lambda self: pytest.fail("decoded"))
         prompts = load_prompts(tmp_path / "p.parquet")
     np.testing.assert_array_equal(np.asarray(prompts[0].image), PIXELS)
     assert prompts[1].image is None

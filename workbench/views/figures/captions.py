@@ -84,8 +84,12 @@ def provenance(run: xr.Dataset) -> list[str]:
         f"- Prompts: {counts(run)}, set {known('prompt_hash')}, from {_sources(run)}.",
         f"- Mask: {literal(mask_words(run))}.",
         f"- Run: engine {known('engine')}, seed {known('seed')}, {began}.",
-        *(f"- Mind: {literal(sentence)}." for sentence in caveats_of(run)),
     ]
+
+
+def minded(run: xr.Dataset) -> list[str]:
+    """Paragraphs on what is to be known of the prompts before a number on them is believed."""
+    return [f"Mind: {literal(sentence)}.\n" for sentence in caveats_of(run)]
 
 
 def _sources(run: xr.Dataset) -> str:
