@@ -24,6 +24,7 @@ class Watched(BackendArray):
         self.shape, self.dtype = array.shape, array.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
+        assert not isinstance(key, indexing.VectorizedIndexer), f"{self.name} is read element by element"
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._part)
 
     def _part(self, key: tuple) -> np.ndarray:
