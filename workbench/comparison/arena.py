@@ -19,6 +19,7 @@ from workbench.detectors.cost import cost_of_each, passes
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
+from workbench.prompts.caveats import caveats
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
 from workbench.replies.guards import Guard
@@ -83,8 +84,9 @@ def arena(
         `workbench.comparison.guarded`, and, of the detector (a guard: beside the plain reply) on single prompts,
         `passes` (forward passes, mean) and `milliseconds` (mean; depends on the machine). In `attrs`: `differences`
         (every detector against chance and every other, `workbench.comparison.differences`, as records), `draws` (of
-        those that draw), `left_out` (who could not be fitted, and why), `splits`, `judges`, `agreement` of two judges,
-        `thresholds` and `stability` by detector, how many test `prompts`, `model`, `weight_hash` and `seed`.
+        those that draw), `left_out` (who could not be fitted, and why), `splits`, `caveats` (of the prompts, those of
+        `workbench.prompts.caveats`), `judges`, `agreement` of two judges, `thresholds` and `stability` by detector, how
+        many test `prompts`, `model`, `weight_hash` and `seed`.
 
     Raises:
         DetectorError: If there is no such detector or guard, or none could be fitted.
@@ -131,6 +133,7 @@ def arena(
         "draws": [found for entrant in fitted for found in _draws(entrant, field)],
         "left_out": left_out,
         "splits": splits,
+        "caveats": caveats(prompts),
         "thresholds": {e.key: float(e.detector.threshold) for e in fitted},
         "stability": {e.key: e.detector.stability for e in fitted},
         "prompts": len(test),

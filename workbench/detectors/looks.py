@@ -15,6 +15,7 @@ from torch import Tensor
 
 from workbench.axes import Head
 from workbench.errors import DetectorError
+from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.models.walk import BasePass, base_pass
@@ -130,7 +131,7 @@ def _read(
 ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
     if not reads:
         return
-    encoded = [model.encode(prompt) for prompt in prompts]
+    encoded = Encodings(model, prompts)
     found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     with progress_bar(progress) as bar:
         line = bar.add_task("prompts seen", total=len(prompts))
