@@ -11,6 +11,7 @@ from workbench.errors import lacking
 
 if TYPE_CHECKING:
     from workbench import plot, studies
+    from workbench.attacks import attack
     from workbench.comparison import arena
     from workbench.criteria import score, top_heads
     from workbench.finding.find import find_heads
@@ -34,6 +35,7 @@ _HOME = {
     "Prompt": "workbench.prompts.prompt",
     "PromptSet": "workbench.prompts.prompt",
     "arena": "workbench.comparison",
+    "attack": "workbench.attacks",
     "explore": "workbench.views.explorer.explore",
     "find_heads": "workbench.finding.find",
     "generate": "workbench.replies",
@@ -57,6 +59,7 @@ __all__ = [
     "PromptSet",
     "__version__",
     "arena",
+    "attack",
     "explore",
     "find_heads",
     "generate",
