@@ -12,7 +12,7 @@ from workbench.errors import lacking
 if TYPE_CHECKING:
     from workbench import plot, studies
     from workbench.attacks import attack
-    from workbench.comparison import arena
+    from workbench.comparison import arena, faithfulness
     from workbench.criteria import score, top_heads
     from workbench.finding.find import find_heads
     from workbench.models.hooked import HookedLVLM
@@ -37,6 +37,7 @@ _HOME = {
     "arena": "workbench.comparison",
     "attack": "workbench.attacks",
     "explore": "workbench.views.explorer.explore",
+    "faithfulness": "workbench.comparison",
     "find_heads": "workbench.finding.find",
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
@@ -61,6 +62,7 @@ __all__ = [
     "arena",
     "attack",
     "explore",
+    "faithfulness",
     "find_heads",
     "generate",
     "load_model",
