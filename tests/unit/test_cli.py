@@ -26,6 +26,8 @@ COMMANDS = (
     "check",
     "compare",
     "arena",
+    "attack",
+    "faithfulness",
     "detect",
     "generate",
     "study",
@@ -117,7 +119,9 @@ def test_what_needs_no_model_is_said_before_anything_heavy_is_imported(words, st
     assert len(loaded) < 700, f"{len(loaded)} modules are loaded by workbench {' '.join(words)}"
 
 
-@pytest.mark.parametrize("command", ["demo", "score", "models", "check", "compare", "arena", "detect", "data"])
+@pytest.mark.parametrize(
+    "command", ["demo", "score", "models", "check", "compare", "arena", "attack", "faithfulness", "detect", "data"]
+)
 def test_every_table_can_be_had_as_json(monkeypatch, capsys, command):
     assert "--json" in run(monkeypatch, capsys, command, "--help")[1]
 

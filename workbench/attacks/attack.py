@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,10 +104,10 @@ def attack(
         is `noise` for the control: noise of the same size without a gradient. Of a `scored_by`: `evasion`, the share of
         the unsafe prompts it flags unchanged that it no longer flags, next token kept; `evasion_reply`, reply kept word
         for word; `evasion_any`, whatever becomes of the behaviour; `auroc` of the changed unsafe prompts against the
-        unchanged safe ones; `benign_flagged`, of safe prompts as they are, or under noise. Of no one's score (`scored_by`
-        empty): mean `kl` in nats, `kept` (share within the budget), `reply_kept`, `complied` (attack success) and
-        `refused` of the changed unsafe prompts, `benign_complied` and `benign_refused` of the safe ones as they are.
-        In `attrs`: `tests` (does the attack evade on more prompts than noise: McNemar, one-sided, Holm), `flat` (share
+        unchanged safe ones; `benign_flagged`, of safe prompts as they are, or under noise. Of nobody's score
+        (`scored_by` empty): mean `kl` in nats, `kept` (share within the budget), `reply_kept`, `complied` (attack success)
+        and `refused` of the changed unsafe prompts, `benign_complied` and `benign_refused` of the safe ones as they
+        are. In `attrs`: `tests` (does the attack evade on more prompts than noise: McNemar, one-sided, Holm), `flat` (share
         of prompts whose score has no slope as they are), `left_out`, `thresholds`, `kl_budget`, `judge`, `model`,
         `weight_hash`, `seed`.
 
@@ -155,7 +156,7 @@ def attack(
                 continue
             line = bar.add_task(f"against {name}", total=len(eps) if side == "picture" else max(steps))
             detector = next((e.detector for e in fitted if e.key == name), None)
-            made = _made(bench, detector, settings, lambda line=line: bar.advance(line))
+            made = _made(bench, detector, settings, partial(bar.advance, line))
             try:
                 found[name] = _measured(bench, name, side, made, save_pictures)
             except (DetectorError, ModelError) as error:
@@ -196,7 +197,10 @@ def _made(
     side, eps, steps = settings["side"], [e for e in settings["eps"] if e], settings["steps"]
     if detector is None:
         for box in eps:
-            yield Change(side, NOISE, box, 0, *(noise(p, box, settings["seed"]) for p in (bench.unsafe, bench.safe))), None
+            yield (
+                Change(side, NOISE, box, 0, *(noise(p, box, settings["seed"]) for p in (bench.unsafe, bench.safe))),
+                None,
+            )
             tick()
         return
     share = None

@@ -125,7 +125,7 @@ class Descent:
 
     def _keep(self, pixels: Sequence[Tensor], score: np.ndarray, kl: np.ndarray) -> None:
         better = (kl <= self.kl_budget) & (score < self.best.score)
-        for i in np.flatnonzero(better):
+        for i in map(int, np.flatnonzero(better)):
             self.best.pixels[i] = pixels[i]
         self.best.score = np.where(better, score, self.best.score)
         self.best.kl = np.where(better, kl, self.best.kl)
@@ -134,7 +134,9 @@ class Descent:
         own = self.roads[i].pixels
         return torch.minimum(torch.maximum(pixels, own - eps), own + eps).clamp(0, 255)
 
-    def _measured(self, pixels: Sequence[Tensor], *, wanted: bool = True) -> tuple[np.ndarray, np.ndarray, list[Tensor]]:
+    def _measured(
+        self, pixels: Sequence[Tensor], *, wanted: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, list[Tensor]]:
         """Score of the worst part, KL of the next token, and the direction that both should go down, by prompt."""
         score, kl = np.empty(len(pixels)), np.empty(len(pixels))
         slopes = [torch.zeros_like(p) for p in pixels]
@@ -153,7 +155,7 @@ class Descent:
         return score, kl, slopes
 
     def _slopes(self, leaves: Sequence[Tensor], parts: Tensor, moved: Tensor) -> list[Tensor]:
-        """Slopes of what is over the threshold, each of length 1; where the KL is over its budget, twice its own too."""
+        """Slopes of what is over the threshold, of length 1; where the KL is over its budget, also twice its own."""
         over = ((parts - self.detector.threshold) / self.gap + MARGIN).clamp_min(0).sum()
         exceeds = moved > self.kl_budget
         found = [_unit(s) for s in torch.autograd.grad(over, leaves, retain_graph=bool(exceeds.any()))]

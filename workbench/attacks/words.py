@@ -47,7 +47,7 @@ def search(
     """
     if strangers := [p.id for p in prompts if p.source not in ("pocket", "planted")]:
         raise PromptError(
-            f"Texts are changed only on prompts of Pocket's and the planted world, whose sentences and words are known; "
+            "Texts are changed only on prompts of Pocket's and the planted world, whose sentences and words are known; "
             f"{len(strangers)} of {len(prompts)} are of neither (first: {strangers[0]!r}). Use side='picture'."
         )
     before, rng = logits(prompts), np.random.default_rng(seed)

@@ -54,8 +54,10 @@ def rankings(scores: pd.DataFrame, *, projection: str = "query") -> dict[str, li
             if rule in record.rules:
                 kept = ranked(rows, record, rule)
                 value = get_rule(rule).value(rows)
-                rest = rows.assign(value=value).drop(index=kept.index).sort_values(
-                    ["value", "layer", "head"], ascending=[False, True, True], kind="stable"
+                rest = (
+                    rows.assign(value=value)
+                    .drop(index=kept.index)
+                    .sort_values(["value", "layer", "head"], ascending=[False, True, True], kind="stable")
                 )
                 found[f"{name}, {rule}"] = [*head_pairs(kept), *head_pairs(rest)]
     return found
@@ -101,8 +103,8 @@ def faithfulness(
 
     Of a ranking the first heads are kept and all other heads write nothing (MLPs and embeddings stay). What is measured
     is the difference between unsafe and safe prompts in the mean log-odds that the reply opens with a refusal; its
-    faithfulness is 0 where no head is left and 1 where all are, and may lie outside. With no head left the last position
-    sees itself alone, so that the difference there is 0 but for what the prompts' ends differ in.
+    faithfulness is 0 where no head is left and 1 where all are, and may lie outside. With no head left the last
+    position sees itself alone, so that the difference there is 0 but for what the prompts' ends differ in.
 
     Args:
         model: From `load_model`, or a name or path that it takes.
@@ -140,7 +142,7 @@ def faithfulness(
         >>> orders = {"planted first": [(3, 1), *others], "planted last": [*others, (3, 1)]}
         >>> table = wb.faithfulness("planted", prompts, orders, controls=2, bootstrap=50)
         >>> table.query("measure == 'cmd'").set_index("ranking")["value"].round(2).to_dict()
-        {'planted first': 0.06, 'planted last': 1.0}
+        {'planted first': 0.21, 'planted last': 1.0}
     """
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
     check_labels(prompts, "A set of prompts to measure faithfulness on")

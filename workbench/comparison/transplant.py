@@ -24,15 +24,13 @@ WHOLE = "everything"
 
 
 def part_of(model: HookedLVLM, name: str) -> str:
-    """Of a parameter's name: `"attention"` or `"mlp"` of the decoder's layers, or `"rest"` (norms, embeddings, the image
-    tower and what joins it).
-    """
+    """Of a parameter: `"attention"` or `"mlp"` of a decoder layer, or `"rest"` (norms, embeddings, the image tower)."""
     return _names(model).get(name, "rest")
 
 
 def _names(model: HookedLVLM) -> dict[str, str]:
     prefixes = {id(module): name for name, module in model.hf.named_modules()}
-    found = {}
+    found: dict[str, str] = {}
     for layer in model.layers:
         for child, module in layer.named_children():
             matrices = any(p.ndim > 1 for p in module.parameters())
@@ -53,8 +51,8 @@ def transplanted(into: HookedLVLM, donor: HookedLVLM, parts: Sequence[str]) -> H
     mine = dict(into.hf.named_parameters())
     if {n: p.shape for n, p in mine.items()} != {n: p.shape for n, p in theirs.items()}:
         raise ModelError(
-            f"{donor.name!r} has other parameters than {into.name!r}, so none can be moved. Take a model and the base it "
-            "was tuned from."
+            f"{donor.name!r} has other parameters than {into.name!r}, so none can be moved. Take a model and the base "
+            "it was tuned from."
         )
     names = _names(into)
     moved = {id(p): theirs[name] for name, p in mine.items() if names.get(name, "rest") in parts}
@@ -86,9 +84,9 @@ def transplant(
 
     Returns:
         One row a model × group of prompts: `into` (`base` or `tuned`), `moved` (what came from the other: nothing,
-        attention, mlp, rest, everything), group (unsafe, its families, benign, question), n, complied with its exact 95 %
-        interval (low, high), refused and other. `.attrs["tests"]`: does moving a part into the base refuse more than
-        the base does, and out of the tuned model fewer (McNemar, one-sided, Holm).
+        attention, mlp, rest, everything), group (unsafe, its families, benign, question), n, complied with its exact
+        95 % interval (low, high), refused and other. `.attrs["tests"]`: does the base refuse more with a tuned
+        part, and the tuned model less with a part of the base (McNemar, one-sided, Holm).
 
     Source:
         After arXiv 2608.11583, of which the abstract alone was read: aligned weights into the matched base.

@@ -1,12 +1,13 @@
 """Detectors' scores in torch, from a pass that keeps its gradients: what an attack that knows the detector goes down.
 
 A detector is one that can be attacked this way if its class stands in `SCORES`: the masked-head detectors, whose score
-is a smooth measure of the masked state, and the readers of states, of heads' outputs and of logits. The others (a vote, a
-trained projection with nearest neighbours, gradients of a loss, a judge) are refused by name; pictures made against one
-detector are tried on all of them.
+is a smooth measure of the masked state, and the readers of states, of heads' outputs and of logits. The others (a vote,
+a trained projection with nearest neighbours, gradients of a loss, a judge) are refused by name; pictures made against
+one detector are tried on all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from workbench.models.masks import head_writes, masked_z
 from workbench.models.walk import BasePass, walk
 from workbench.runs.effects import angle_degrees, refusal_log_odds, wide
 
-Score = Callable[[Detector, HookedLVLM, BasePass], Float[Tensor, "part prompt"]]
+Score = Callable[[Any, HookedLVLM, BasePass], Float[Tensor, "part prompt"]]  # of a detector of its own kind
 Strength = Callable[[HookedLVLM, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -67,7 +68,7 @@ def score_parts(detector: Detector, model: HookedLVLM, base: BasePass) -> Float[
     for kind in type(detector).__mro__:
         if kind in SCORES:
             return SCORES[kind](detector, model, base)
-    names = ", ".join(kind.name for kind in SCORES)
+    names = ", ".join(one.name for one in SCORES)
     raise DetectorError(
         f"The score of {type(detector).__name__} has no gradient to go down. Those that have: {names}. Others are "
         "attacked by transfer: name them in scored_by."
@@ -92,13 +93,14 @@ def _fused(detector: FusedHeadsDetector, model: HookedLVLM, base: BasePass) -> T
     return scaled.mean(0)[None] if detector.fuse == "mean" else scaled.amax(0)[None]
 
 
-def _masked(detector: MaskedHeadsDetector, model: HookedLVLM, base: BasePass, heads: tuple[Head, ...] | list[Head]):
+def _masked(detector: MaskedHeadsDetector, model: HookedLVLM, base: BasePass, heads: Sequence[Head]) -> Tensor:
     """The detector's criterion at each of some heads, as a strength, `[head, prompt]`."""
     if detector.criterion not in STRENGTHS:
         raise DetectorError(
             f"The criterion {detector.criterion!r} has no gradient here; those that have: {', '.join(STRENGTHS)}."
         )
-    strength, found = STRENGTHS[detector.criterion], {}
+    strength = STRENGTHS[detector.criterion]
+    found: dict[Head, Tensor] = {}
     rows = detector.mask.row_heads(model.n_heads, model.n_kv_heads)
     start = detector.mask.start(base.encoded[0])
     for layer in dict.fromkeys(layer for layer, _ in heads):
@@ -142,11 +144,11 @@ def _hidden_detect(detector: HiddenDetect, model: HookedLVLM, base: BasePass) ->
     return (torch.trapezoid(torch.stack(strength), dim=0) if last > first else strength[0])[None]
 
 
-SCORES: dict[type[Detector], Score] = {
+SCORES: Mapping[type[Detector], Score] = {
     OneHeadDetector: _one_head,
     FusedHeadsDetector: _fused,
     SAHsDetector: _sahs,
     DirectionDetector: _direction,
     ProbedStateDetector: _probed,
     HiddenDetect: _hidden_detect,
-}  # type: ignore[dict-item]  # each takes its own kind of detector
+}

@@ -98,7 +98,7 @@ def learn_heads(
                 with torch.no_grad():
                     values.clamp_(-LARGEST_LOGIT, LARGEST_LOGIT)
                 if step >= steps - max(1, steps // 10):
-                    losses.append(float(loss))
+                    losses.append(float(loss.detach()))
                 bar.advance(line)
             found[name] = (values if method == "top-k" else torch.sigmoid(values)).detach().cpu().numpy()
     table = pd.DataFrame(heads, columns=["layer", "head"]).assign(**found)

@@ -1,4 +1,4 @@
-"""What heads do together: refusal with sets of them masked, exactly and to first order, and what single effects miss."""
+"""What heads do together: refusal with sets of them masked, exactly and to first order, and what single ones miss."""
 
 from collections.abc import Mapping, Sequence
 
@@ -94,8 +94,8 @@ def joint_effects(
     """What sets of heads do to refusal together, and what their heads do one by one.
 
     The effect of masking a set is how much it takes of the difference between unsafe and safe prompts in the mean
-    refusal log-odds; positive: the set made the model refuse unsafe prompts more than safe ones. Heads that stand in for
-    each other do more together than the sum says; heads that do the same work twice do less.
+    refusal log-odds; positive: the set made the model refuse unsafe prompts more than safe ones. Heads that stand in
+    for each other do more together than the sum says; heads that do the same work twice do less.
 
     Args:
         model: The model.

@@ -55,7 +55,7 @@ def _whole_places(array: np.ndarray) -> np.ndarray:
     places = np.asarray(array)
     if places.dtype == np.float32 and places.size and places.max() >= 2**24:
         raise ModelError(
-            "The picture has too many pixels once resized for the way back from them (over 16 million): make it smaller."
+            "The picture, once resized, has over 16 million pixels, too many for a way back to them: make it smaller."
         )
     return places.astype(np.int64)
 

@@ -1,8 +1,8 @@
 """Pillow's resizing of 8-bit pictures in torch, to the bit, and with a way back for gradients.
 
-Pillow resizes across, rounds to 8 bits, then down, and rounds again; weights are whole multiples of 2⁻²². All of that is
-repeated here, so that what a gradient was taken of is the picture that the model is shown. Rounding passes gradients on
-as they are; what is cut off at 0 or 255 passes none.
+Pillow resizes across, rounds to 8 bits, then down, and rounds again; weights are whole multiples of 2⁻²². All of that
+is repeated here, so that what a gradient was taken of is the picture that the model is shown. Rounding passes gradients
+on as they are; what is cut off at 0 or 255 passes none.
 
 Source: Pillow's src/libImaging/Resample.c (`precompute_coeffs`, `ImagingResampleHorizontal_8bpc`).
 """
