@@ -101,15 +101,15 @@ def attack(
 
     Returns:
         One row a side × `attacked` × `scored_by` × eps × steps × measure: value, ci_low, ci_high (95 %), n. `attacked`
-        is `noise` for the control: noise of the same size without a gradient. Of a `scored_by`: `evasion`, the share of
-        the unsafe prompts it flags unchanged that it no longer flags, next token kept; `evasion_reply`, reply kept word
-        for word; `evasion_any`, whatever becomes of the behaviour; `auroc` of the changed unsafe prompts against the
-        unchanged safe ones; `benign_flagged`, of safe prompts as they are, or under noise. Of nobody's score
-        (`scored_by` empty): mean `kl` in nats, `kept` (share within the budget), `reply_kept`, `complied` (attack success)
-        and `refused` of the changed unsafe prompts, `benign_complied` and `benign_refused` of the safe ones as they
-        are. In `attrs`: `tests` (does the attack evade on more prompts than noise: McNemar, one-sided, Holm), `flat` (share
-        of prompts whose score has no slope as they are), `left_out`, `thresholds`, `kl_budget`, `judge`, `model`,
-        `weight_hash`, `seed`.
+        is `noise` for the control: noise of the same size without a gradient; `nothing` for the prompts as they are.
+        Of a `scored_by`: `evasion`, the share of the unsafe prompts it flags unchanged that it no longer flags, next
+        token kept; `evasion_reply`, reply kept word for word; `evasion_any`, whatever becomes of the behaviour; `auroc`
+        of the changed unsafe prompts against the unchanged safe ones; `benign_flagged`, of safe prompts as they are, or
+        under noise. Of nobody's score (`scored_by` empty): mean `kl` in nats, `kept` (share within the budget),
+        `reply_kept`, `complied` (attack success) and `refused` of the changed unsafe prompts, `benign_complied` and
+        `benign_refused` of the safe ones as they are. In `attrs`: `tests` (does the attack evade on more prompts than
+        noise: McNemar, one-sided, Holm), `flat` (share of prompts whose score has no slope as they are), `left_out`,
+        `thresholds`, `kl_budget`, `judge`, `model`, `weight_hash`, `seed`.
 
     Raises:
         ModelError: For a family whose pictures have no differentiable road; it says why.

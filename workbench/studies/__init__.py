@@ -16,11 +16,13 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel, load_model
 from workbench.prompts.prompt import PromptSet, as_prompts
 from workbench.studies import (
+    adaptive,
     benign_cost,
     defence,
     degradation,
     detection,
     graded,
+    head_claims,
     head_count,
     maps,
     masked_success,
@@ -79,6 +81,8 @@ STUDIES: dict[str, StudyRecord] = {
         benign_cost.STUDY,
         published_split.STUDY,
         sahara.STUDY,
+        adaptive.STUDY,
+        head_claims.STUDY,
     )
 }
 
