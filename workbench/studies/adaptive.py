@@ -104,8 +104,8 @@ STUDY = StudyRecord(
     source="reviews of 'One Head to Rule Them All' (NeurIPS 2025); this project",
     runs="projected gradient steps on the pictures of the unsafe test prompts, in boxes of growing size, for each "
     "detector; the next token's distribution kept; noise of the same size as control",
-    fails="Prompts whose hazard stands in the text alone move little by their pictures. A saturated score has no slope, "
-    "and an attack that finds nothing proves nothing: see the share of flat scores.",
+    fails="Prompts whose hazard stands in the text alone move little by their pictures. A saturated score has no "
+    "slope, and an attack that finds nothing proves nothing: see the share of flat scores.",
     find=find,
     draw=lambda findings: evasion_figure(findings.table),
     needs=(needs.PICTURES, ROAD, needs.REPLIES),

@@ -178,8 +178,8 @@ STUDY = StudyRecord(
     "head-claims",
     asks="Are the heads that a criterion names necessary, sufficient, faithful and robust?",
     source="reviews of 'One Head to Rule Them All' (NeurIPS 2025); MIB (CPR, CMD); this project",
-    runs="the sweep; replies with each criterion's first heads masked and with them alone, beside matched random heads; "
-    "faithfulness curves; an attack on the detector that stands on them; gates learned on the selection prompts",
+    runs="the sweep; replies with each criterion's first heads masked and with them alone, beside matched random "
+    "heads; faithfulness curves; an attack on the detector that stands on them; gates learned on the selection prompts",
     fails="A head that is silenced by zeros leaves a state that no prompt gives, so that nothing may be left to refuse "
     "or to answer with a few heads alone.",
     find=find,

@@ -1,6 +1,5 @@
 """Attacks whose reach is known: a score that is linear in the pixels, the planted model's, the null model's."""
 
-import json
 from math import sqrt
 from statistics import NormalDist
 from typing import ClassVar
@@ -8,21 +7,25 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import workbench as wb
 from tests.unit import planted_parts
+from workbench.attacks import words
 from workbench.attacks.descent import Descent, drawn_scores
 from workbench.attacks.pictures import noise
-from workbench.attacks.words import harmless_words, sentences
-from workbench.detectors import gradients, make_detector
+from workbench.attacks.words import harmless_words, search, sentences
+from workbench.comparison.entrants import entrants, fit_all
+from workbench.detectors import gradients
 from workbench.detectors.detector import Detector
 from workbench.detectors.fused_heads import FusedHeadsDetector
 from workbench.detectors.looks import Wants
 from workbench.detectors.one_head import OneHeadDetector
+from workbench.detectors.rcs import RCSDetector
 from workbench.errors import DetectorError, PromptError
 from workbench.models.embedded import planted_weights as w
 from workbench.prompts.prompt import PromptSet
-from workbench.prompts.worlds import pocket_words
+from workbench.prompts.worlds import pocket, pocket_words
 from workbench.prompts.worlds.planted import draw_planted_prompts
 
 HAZARD_HEAD = (3, 1)
@@ -50,16 +53,10 @@ class Brightness(Detector):
 
     @staticmethod
     def light(base):
-        return torch_stack([e.model_inputs["pixel_values"].double().mean() for e in base.encoded])
+        return torch.stack([e.model_inputs["pixel_values"].double().mean() for e in base.encoded])
 
     def values(self, seen):
         return seen["light"].values
-
-
-def torch_stack(values):
-    import torch
-
-    return torch.stack(values)
 
 
 def test_a_linear_score_is_evaded_at_the_size_worked_out_by_hand(monkeypatch, icons):
@@ -110,7 +107,7 @@ def test_the_planted_hazard_goes_out_of_sight_between_the_two_sizes_worked_out_b
 
     hidden = next(eps for eps in range(256) if not sees_hazard(least(eps)))
     twin = next(eps for eps in range(256) if not sees_hazard(towards_twin(eps)))
-    assert (hidden, twin) == (51, 106)
+    assert (hidden, twin) == (52, 107)
     one = {"one": OneHeadDetector(head=HAZARD_HEAD)}
     how = {"eps": (hidden - 1, twin - 1, twin), "max_new_tokens": 6}
     loose = wb.attack(planted_parts.model(), icons, one, steps=0, kl_budget=None, **how)
@@ -118,7 +115,7 @@ def test_the_planted_hazard_goes_out_of_sight_between_the_two_sizes_worked_out_b
     assert found.to_dict() == {hidden - 1: 0, twin - 1: 0, twin: 1}
     # The head that is detected by is the head that refuses: what hides from one frees the other.
     complied = value(loose, attacked="one", measure="complied")
-    assert complied.to_dict() == found.to_dict()
+    assert (complied[hidden - 1], complied[twin]) == (0, 1)
     kept = wb.attack(planted_parts.model(), icons, one, steps=0, eps=255, kl_budget=0.1, max_new_tokens=6)
     assert value(kept, attacked="one", scored_by="one", measure="evasion").to_dict() == {255: 0}
     descent = wb.attack(planted_parts.model(), icons, one, steps=4, eps=hidden - 1, kl_budget=None, max_new_tokens=6)
@@ -140,11 +137,10 @@ def test_no_change_changes_nothing(icons):
     assert all(a is b for a, b in zip(unsafe, noise(unsafe, 0, 0), strict=True))
 
 
-def test_on_the_null_model_nothing_pulls():
-    prompts = draw_planted_prompts(n=72).where(lambda p: p.image is not None)
+def test_on_the_null_model_nothing_pulls(icons):
     one = {"one": OneHeadDetector(head=HAZARD_HEAD)}
     how = {"eps": (8, 64), "steps": 3, "kl_budget": None, "starts": "picture", "max_new_tokens": 6}
-    table = wb.attack(planted_parts.model("null"), prompts, one, **how)
+    table = wb.attack(planted_parts.model("null"), icons, one, **how)
     assert all(test["p_corrected"] == 1 for test in table.attrs["tests"])
     assert value(table, attacked="one", measure="kl").max() < 1e-6
 
@@ -152,81 +148,98 @@ def test_on_the_null_model_nothing_pulls():
 NAMES = ("one-head", "ships", "one-head:criterion=l2", "one-head:criterion=refusal_change:projection=value",
          "one-head:criterion=tv", "one-head-fused:k=3", "one-head-fused:k=3:fuse=max", "sahs:k=4", "hidden-detect",
          "direction", "last-layer", "first-token")  # fmt: skip
+DRAWN = "one-head-random:k=3"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_score_with_a_gradient_is_the_detectors_own(name):
-    model, prompts = planted_parts.model(), planted_parts.prompts(96)
-    kind, *options = name.split(":")
-    asked = {k: int(v) if v.isdigit() else v for k, v in (o.split("=") for o in options)}
-    detector = make_detector(kind, **asked).fit(model, prompts)
-    some = prompts.where(split="test")[:6]
-    theirs = drawn_scores(detector, model, some)[0]
-    assert np.ptp(theirs) > 0
-    for prompt, score in zip(some, theirs, strict=True):
-        assert float(gradients.score_parts(detector, model, model.base(prompt))[0, 0]) == pytest.approx(score, rel=1e-4)
+@pytest.fixture(scope="module")
+def fitted() -> dict[str, Detector]:
+    left_out: dict[str, str] = {}
+    model, calibration = planted_parts.model(), PromptSet(p for p in planted_parts.prompts(96) if p.split != "test")
+    found = fit_all(model, entrants((*NAMES, DRAWN), seed=0), calibration, left_out, out=None, progress=False)
+    assert not left_out
+    return {entrant.key: entrant.detector for entrant in found}
 
 
-def test_a_draw_is_attacked_under_every_draw():
-    model, prompts = planted_parts.model(), planted_parts.prompts(96)
-    detector = FusedHeadsDetector(k=3, fuse="random").fit(model, prompts)
-    prompt = prompts.where(split="test")[0]
-    parts = gradients.score_parts(detector, model, model.base(prompt))[:, 0]
-    drawn = set(np.round(drawn_scores(detector, model, [prompt])[:, 0], 4))
+def test_scores_with_a_gradient_are_the_detectors_own(fitted):
+    model, some = planted_parts.model(), planted_parts.split("test")[:6]
+    bases = [model.base(prompt) for prompt in some]
+    for name in NAMES:
+        theirs = drawn_scores(fitted[name], model, some)[0]
+        ours = [float(gradients.score_parts(fitted[name], model, base)[0, 0]) for base in bases]
+        assert np.ptp(theirs) > 0, name
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, err_msg=name)
+
+
+def test_a_draw_is_attacked_under_every_draw(fitted):
+    model, prompt = planted_parts.model(), planted_parts.split("test")[0]
+    parts = gradients.score_parts(fitted[DRAWN], model, model.base(prompt))[:, 0].numpy()
+    drawn = np.unique(drawn_scores(fitted[DRAWN], model, [prompt]))
     assert len(parts) == 3
-    assert drawn <= set(np.round(parts.numpy(), 4))
+    assert all(np.isclose(parts, one, rtol=1e-4).any() for one in drawn)
 
 
-@pytest.mark.parametrize(("name", "said"), [("rcs-kcd", "RCSDetector"), ("one-head-fused:k=3:fuse=vote", "A vote")])
-def test_what_has_no_gradient_is_refused_by_name(icons, name, said):
+@pytest.mark.parametrize(
+    ("detector", "said"),
+    [
+        (RCSDetector(at=3, width=0), "RCSDetector has no gradient"),
+        (FusedHeadsDetector(fuse="vote"), "A vote"),
+        (OneHeadDetector(head=HAZARD_HEAD, criterion="js"), "'js' has no gradient"),
+    ],
+)
+def test_what_has_no_gradient_is_refused_by_name(detector, said):
+    model = planted_parts.model()
     with pytest.raises(DetectorError, match=said):
-        wb.attack(planted_parts.model(), icons, name, eps=4, steps=1, max_new_tokens=2)
+        gradients.score_parts(detector, model, model.base(planted_parts.prompts(96)[0]))
 
 
 def test_what_was_made_against_one_is_tried_on_others_and_kept(icons, tmp_path):
-    model, out = planted_parts.model(), tmp_path / "attack"
-    how = {"scored_by": ("rcs-kcd",), "eps": 200, "steps": 1, "kl_budget": None, "max_new_tokens": 4, "out": out}
-    table = wb.attack(model, icons, "one-head", **how)
-    assert {"one-head", "rcs-kcd"} <= set(table.loc[table["attacked"] == "one-head", "scored_by"])
-    assert not [f for f in tmp_path.rglob("*") if f.suffix in (".png", ".jpg")], "no picture unless it is asked for"
-    parts = sorted((out / "parts").glob("*.json"))
-    assert len(parts) == 2  # against one-head, and noise
+    model, out, one = planted_parts.model(), tmp_path / "attack", {"one": OneHeadDetector(head=HAZARD_HEAD)}
+    how = {"scored_by": "last-layer", "eps": 200, "steps": 1, "kl_budget": None, "max_new_tokens": 2, "out": out}
     passes = model.work.vision_passes
-    again = wb.attack(model, icons, "one-head", **how)
-    pd.testing.assert_frame_equal(table, again)
-    taken = model.work.vision_passes - passes
-    parts[0].write_text(json.dumps({"rows": [], "evades": []}))
-    parts[1].unlink()
-    wb.attack(model, icons, "one-head", **how)
-    assert model.work.vision_passes - passes - taken > taken, "what was kept is not made again"
-    wb.attack(model, icons, "one-head", **how, save_pictures=tmp_path / "pictures")
+    table = wb.attack(model, icons, one, **how)
+    first = model.work.vision_passes - passes
+    assert {"one", "last-layer"} <= set(table.loc[table["attacked"] == "one", "scored_by"])
+    assert len(list((out / "parts").glob("*.json"))) == 2  # against it, and noise
+    pd.testing.assert_frame_equal(table, wb.attack(model, icons, one, **how))
+    assert model.work.vision_passes - passes - first < first / 2, "what was kept is not made again"
+    assert not list(tmp_path.rglob("*.png")), "no picture unless it is asked for"
+    wb.attack(model, icons, one, **how, save_pictures=tmp_path / "pictures")
     unsafe = len(icons.where(label="unsafe", split="test"))
     assert len(list((tmp_path / "pictures").rglob("*.png"))) == 2 * unsafe
 
 
 def test_texts_keep_their_request_and_add_no_hazard():
-    pocket = wb.load_prompts("pocket", n=40).where(label="unsafe")
-    words = {*harmless_words("pocket"), *harmless_words("planted")}
-    assert words
-    assert not words & {*pocket_words.HAZARD_NOUNS, *pocket_words.HARMFUL_VERBS}
-    for prompt in pocket:
+    unsafe = wb.load_prompts("pocket", n=40).where(label="unsafe")
+    harmless = {*harmless_words("pocket"), *harmless_words("planted")}
+    assert harmless
+    assert not harmless & {*pocket_words.HAZARD_NOUNS, *pocket_words.HARMFUL_VERBS}
+    for prompt in unsafe:
         others = sentences(prompt)
         assert others
         assert prompt.text not in others
-        named = {word for word in prompt.text.split() if word in pocket_words.TOPIC_OF}
-        assert all(named <= {*other.split()} for other in others)
+        asked = {pocket.verb_of(prompt), pocket.noun_of(prompt)} & {*prompt.text.split()}
+        assert all(asked <= {*other.split()} for other in others)
 
 
-def test_a_text_search_lowers_a_score_that_counts_words_and_refuses_strangers():
-    """Masking the head spreads its attention over all n tokens: the more words, the less of the hazard is left."""
-    prompts = planted_parts.prompts(96)
-    ships = {"ships": OneHeadDetector(head=HAZARD_HEAD, projection="query")}
-    table = wb.attack(planted_parts.model(), prompts, ships, side="text", steps=(0, 1), max_new_tokens=4)
-    assert set(table["side"]) == {"text"}
-    areas = table[(table["measure"] == "auroc") & (table["attacked"] == "ships")].set_index("steps")["value"]
-    assert areas[0] == areas[1] == 1.0  # one word does not hide a hazard
-    kept = table[(table["measure"] == "kept") & (table["attacked"] == "ships")]["value"]
-    assert (kept == 1).all()
-    strangers = PromptSet([*(wb.Prompt(p.id, p.text, label=p.label, split=p.split) for p in prompts)])
+def test_a_text_search_lowers_a_score_and_keeps_to_its_budget(monkeypatch, icons):
+    """A word more hides no hazard, but its share of the tokens changes the angle a little."""
+    monkeypatch.setattr(words, "TRIED", 3)
+    model, unsafe = planted_parts.model(), icons.where(label="unsafe", split="test")
+    detector = OneHeadDetector(head=HAZARD_HEAD).fit(model, icons)
+
+    def logits(of):
+        return torch.stack([model.logits(p).double() for p in of])
+
+    found = {}
+    for budget in (float("inf"), 0.0):
+        how = {"steps": (0, 1), "kl_budget": budget, "seed": 0, "tick": lambda: None}
+        (_, _, same), (_, _, longer) = search(model, unsafe, detector, logits, **how)
+        assert all(a is b for a, b in zip(unsafe, same, strict=True))
+        found[budget] = longer
+    before, after = (drawn_scores(detector, model, of)[0] for of in (unsafe, found[float("inf")]))
+    assert (after <= before).all()
+    assert (after < before).any()
+    assert all(a is b for a, b in zip(unsafe, found[0.0], strict=True)), "nothing may move, so nothing is taken"
+    stranger = PromptSet([wb.Prompt("x", "what is this", label="unsafe")])
     with pytest.raises(PromptError, match="side='picture'"):
-        wb.attack(planted_parts.model(), strangers, ships, side="text", steps=1, max_new_tokens=2)
+        next(search(model, stranger, detector, logits, steps=(1,), kl_budget=1.0, seed=0, tick=lambda: None))
