@@ -14,6 +14,7 @@ from workbench.models.resampling import resized
 from workbench.models.walk import base_pass
 from workbench.prompts.prompt import Prompt
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
 WITH_PICTURES = [name for name, family in FAMILIES.items() if family.has_images]
 ROADS = [name for name in WITH_PICTURES if not FAMILIES[name].no_pixel_road]
 

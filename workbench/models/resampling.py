@@ -1,8 +1,9 @@
 """Pillow's resizing of 8-bit pictures in torch, to the bit, and with a way back for gradients.
 
-Pillow resizes across, rounds to 8 bits, then down, and rounds again; weights are whole multiples of 2⁻²². All of that
-is repeated here, so that what a gradient was taken of is the picture that the model is shown. Rounding passes gradients
-on as they are; what is cut off at 0 or 255 passes none.
+Pillow resizes across and down in two passes, rounds to 8 bits after each, and has weights that are whole multiples of
+2⁻²². Which pass comes first depends on the sizes, and on its version: it is asked. All of that is repeated here, so that
+what a gradient was taken of is the picture that the model is shown. Rounding passes gradients on as they are; what is
+cut off at 0 or 255 passes none.
 
 Source: Pillow's src/libImaging/Resample.c (`precompute_coeffs`, `ImagingResampleHorizontal_8bpc`).
 """
@@ -11,8 +12,11 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
+import numpy as np
+import PIL
 import torch
 from jaxtyping import Float
+from PIL import Image
 from PIL.Image import Resampling
 from torch import Tensor
 
@@ -85,13 +89,43 @@ def resized(
         rounding: Round to whole numbers and cut off at 0 and 255 after each pass, as Pillow does; without it, the
             smooth map whose gradient this is wherever nothing is cut off.
     """
-    if width != pixels.shape[2]:
-        across = resampling_weights(pixels.shape[2], width, resample).to(pixels)
-        pixels = _whole(pixels @ across.T, rounding)
-    if height != pixels.shape[1]:
-        down = resampling_weights(pixels.shape[1], height, resample).to(pixels)
-        pixels = _whole(torch.einsum("oh,chw->cow", down, pixels), rounding)
+    passes = [_across, _down] if across_first(tuple(pixels.shape[1:]), (height, width), resample) else [_down, _across]
+    for one_pass in passes:
+        pixels = one_pass(pixels, (height, width), resample, rounding)
     return pixels
+
+
+def _across(pixels: Tensor, size: tuple[int, int], resample: int, rounding: bool) -> Tensor:
+    if size[1] == pixels.shape[2]:
+        return pixels
+    return _whole(pixels @ resampling_weights(pixels.shape[2], size[1], resample).to(pixels).T, rounding)
+
+
+def _down(pixels: Tensor, size: tuple[int, int], resample: int, rounding: bool) -> Tensor:
+    if size[0] == pixels.shape[1]:
+        return pixels
+    weights = resampling_weights(pixels.shape[1], size[0], resample).to(pixels)
+    return _whole(torch.einsum("oh,chw->cow", weights, pixels), rounding)
+
+
+@lru_cache(maxsize=256)
+def across_first(before: tuple[int, ...], after: tuple[int, int], resample: int) -> bool:
+    """Whether Pillow resizes across before it resizes down, at these (height, width): found out on noise.
+
+    Raises:
+        ModelError: Neither order gives what Pillow gives.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (*before, 3), dtype=np.uint8)
+    theirs = np.asarray(Image.fromarray(noise).resize(after[::-1], resample)).transpose(2, 0, 1)
+    pixels = torch.from_numpy(noise.transpose(2, 0, 1).astype(np.float64))
+    for first, second, answer in ((_across, _down, True), (_down, _across, False)):
+        ours = second(first(pixels, after, resample, True), after, resample, True)
+        if np.array_equal(ours.numpy(), theirs):
+            return answer
+    raise ModelError(
+        f"Pillow {PIL.__version__} resizes a picture of {before[1]} x {before[0]} pixels to {after[1]} x {after[0]} in "
+        "a way that is not repeated here, so gradients would be those of another picture."
+    )
 
 
 def _whole(values: Tensor, rounding: bool) -> Tensor:

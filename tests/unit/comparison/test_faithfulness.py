@@ -79,7 +79,9 @@ def test_areas_are_those_of_the_curve(curves):
 
 
 def test_on_the_null_model_there_is_nothing_to_be_faithful_to(test_set):
-    table = wb.faithfulness(planted_parts.model("null"), test_set, {"any": EVERY}, sizes=(0, 0.5), controls=1, bootstrap=20)
+    table = wb.faithfulness(
+        planted_parts.model("null"), test_set, {"any": EVERY}, sizes=(0, 0.5), controls=1, bootstrap=20
+    )
     assert table.loc[table["measure"].isin(["faithfulness", "cpr", "cmd"]), "value"].isna().all()
     assert np.isnan(table.attrs["tests"][0]["p_value"])
 
