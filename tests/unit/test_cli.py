@@ -69,7 +69,7 @@ def test_the_list_of_commands_is_whole(monkeypatch, capsys):
         (("check", "no-such-model"), "no-such-model"),
         (("check", "bert", "--tiny"), "bert"),
         (("sweep", "-m", "planted", "-p", "nothing.jsonl", "--out", "x.zarr"), "nothing.jsonl"),
-        (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "key"), "query, value"),
+        (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "output"), "query, key, value"),
         (("demo", "--factor", "0.5"), "form='scale'"),
         (("compare", "nowhere.zarr", "--n-heads", "one"), "1,3,5"),
         (("arena", "-m", "planted", "-p", "planted", "--detectors", "one-head,nobody"), "no detector 'nobody'"),

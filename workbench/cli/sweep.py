@@ -54,7 +54,7 @@ def sweep_command(
         run = sweep(
             loaded,
             asked,
-            projections=projections,
+            projections=projections or None,
             mask=mask,
             engine=engine,
             engine_options=dict(map(_pair, options)),

@@ -47,6 +47,7 @@ class BasePass:
         residual: Residual stream at the last position, before the final norm, `[prompt, d_model]`.
         state: The same after the final norm.
         logits: Next-token logits at the last position, float32 or wider, `[prompt, vocab]`.
+        bound: What masks put into these prompts, once it is known (`workbench.models.sources`); by mask.
     """
 
     encoded: list[Encoded]
@@ -58,6 +59,7 @@ class BasePass:
     residual: Tensor = NOTHING
     state: Tensor = NOTHING
     logits: Tensor = NOTHING
+    bound: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def n_prompts(self) -> int:

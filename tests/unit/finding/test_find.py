@@ -249,7 +249,7 @@ def test_a_killed_search_goes_on_with_the_same_choices(double, tmp_path, monkeyp
         ({"criterion": "probe"}, "criterion must be one of deflection"),
         ({"criterion": "js"}, "criterion must be one of deflection"),
         ({"rule": "auroc"}, "rule must be one of selectivity, sensitivity"),
-        ({"projection": ("query", "key")}, "query, value"),
+        ({"projection": ("query", "output")}, "query, key, value"),
         ({"budget": 0}, "budget"),
         ({"level": 1.0}, "level"),
     ],
