@@ -115,6 +115,9 @@ def faithfulness(
     learned: Annotated[Any, listed("Learned rankings: gating, top-k, or none.")] = "gating",
     steps: Annotated[int, typer.Option(help="Steps of the learned ones.")] = 500,
     sizes: Annotated[Any, listed("Shares of the heads that are kept.", shares)] = "0,0.02,0.05,0.1,0.2,0.3,0.4,0.5",
+    outside: Annotated[
+        Literal["zero", "interchange"], typer.Option(help="Other heads: silent, or with what the safe twin's put out.")
+    ] = "zero",
     controls: Annotated[int, typer.Option(help="Random orders beside each ranking, matched by layer.")] = 5,
     behaviour: Annotated[Any, listed("Shares at which replies are judged too, or none.")] = "none",
     out: Annotated[
@@ -139,6 +142,7 @@ def faithfulness(
     from workbench.finding.gates import learn_heads
     from workbench.finding.mib import write_mib_nodes
     from workbench.models.loading import load_model
+    from workbench.models.masks import Mask
     from workbench.sweeps.sweep import sweep
     from workbench.views.figures.adversary import faithfulness_figure, save_adversary
 
@@ -157,6 +161,7 @@ def faithfulness(
         test,
         orders,
         sizes=sizes,
+        mask=Mask(form="interchange" if outside == "interchange" else "limit"),
         controls=controls,
         behaviour=() if behaviour == ["none"] else shares(",".join(behaviour)),
         progress=shown,

@@ -1,6 +1,7 @@
 """`faithfulness`: how much of a model's refusal is left when only some heads are, set by set and size by size."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from workbench.detectors.calibration import check_labels, unsafe_array
 from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError, DetectorError
 from workbench.finding.joint import contrast, refusal_odds
+from workbench.models.bound import with_source
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
+from workbench.models.masks import Mask, SomeMask
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.ties import unit_names
 from workbench.sweeps.execution import progress_bar
@@ -91,6 +94,7 @@ def faithfulness(
     rankings: Annotated[Any, Converted(_orders)],
     *,
     sizes: Annotated[Any, Converted(_sizes)] = SIZES,
+    mask: SomeMask = None,
     controls: Annotated[int, Whole(0, 1000)] = 5,
     behaviour: Sequence[float] = (),
     judge: str = "auto",
@@ -112,6 +116,8 @@ def faithfulness(
         rankings: Heads by a name, the first the most important; `workbench.comparison.rankings(scores)` gives every
             criterion × rule, `workbench.finding.gates.learn_heads` learned ones. Every head is to stand in each.
         sizes: Shares of all heads that are kept, from 0 to 1.
+        mask: What is done to the outputs of the other heads; by default they are zero. `Mask(form="interchange")` gives
+            those of an unsafe prompt what its safe twin's put out, as MIB does; prompts without a twin are left out.
         controls: For each ranking, this many random orders with as many heads of each layer at each size.
         behaviour: Shares at which replies are judged too; it takes a reply to every prompt for each ranking.
         judge: Of replies: as in `workbench.replies.judges`; `"auto"` takes the exact one where replies are known.
@@ -132,8 +138,8 @@ def faithfulness(
         DetectorError: For rankings that leave out heads, or a tokenizer that knows no refusal.
 
     Source:
-        MIB (circuit track): CPR and CMD, with heads as units and zeros in their place. MIB replaces by the values of a
-        counterfactual prompt, and its grid of sizes is finer at the small end.
+        MIB (circuit track): CPR and CMD, with heads as units. MIB replaces what is outside by the values of a
+        counterfactual prompt (`interchange`), and its grid of sizes is finer at the small end.
 
     Examples:
         >>> import workbench as wb
@@ -145,7 +151,11 @@ def faithfulness(
         {'planted first': 0.21, 'planted last': 1.0}
     """
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
-    check_labels(prompts, "A set of prompts to measure faithfulness on")
+    mask = mask or Mask()
+    if mask.form == "interchange":
+        both = {p.pair_id for p in prompts if p.label == "safe"} & {p.pair_id for p in prompts if p.label == "unsafe"}
+        prompts = PromptSet((p for p in prompts if p.pair_id in both - {""}), name=prompts.name)
+    check_labels(prompts, "A set of prompts (in pairs, where outputs are interchanged) to measure faithfulness on")
     every = {(layer, head) for layer in model.masked_layers for head in range(model.n_heads)}
     for name, order in rankings.items():
         if {*order} != every or len(order) != len(every):
@@ -159,12 +169,13 @@ def faithfulness(
     pairs = unit_names([p.pair_id for p in prompts], [p.content_key() for p in prompts])
     weights = bootstrap_weights(unsafe, pairs, resamples=bootstrap, seed=seed)
     orders = {(name, -1): order for name, order in rankings.items()} | drawn
-    whole = refusal_odds(model, prompts, [(), sorted(every)])
+    masked = partial(_odds, model, prompts, with_source(model, mask, prompts))
+    whole = masked([(), sorted(every)])
     curves: dict[tuple[str, int], Curve] = {}
     with progress_bar(progress) as bar:
         line = bar.add_task("sets of heads", total=len(orders))
         for key, order in orders.items():
-            odds = refusal_odds(model, prompts, [order[count:] for count in counts])
+            odds = masked([order[count:] for count in counts])
             curves[key] = Curve(odds, whole, unsafe, weights, np.array(sizes))
             bar.advance(line)
     rows, tests = [], []
@@ -178,7 +189,9 @@ def faithfulness(
             p = np.nan
         tests.append((f"{name}: closer to the model than matched random heads", p))
     if behaviour:
-        rows += _behaviour(model, prompts, rankings, behaviour, judge, max_new_tokens, every)
+        judge = judge if judge != "auto" else "exact" if all(p.expected for p in prompts) else "phrases"
+        replies = MaskedReplies(model, prompts, mask=mask, judge=judge, max_new_tokens=max_new_tokens)
+        rows += _behaviour(replies, rankings, behaviour)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     corrected = pd.DataFrame(tests, columns=["test", "p_value"])
     corrected["p_corrected"] = holm(corrected["p_value"].to_numpy(dtype=np.float64))
@@ -250,23 +263,25 @@ def _faithful(differences: np.ndarray) -> np.ndarray:
     return (differences[:, :-2] - none[:, None]) / span[:, None]
 
 
-def _behaviour(
-    model: HookedLVLM,
-    prompts: PromptSet,
-    orders: Rankings,
-    shares: Sequence[float],
-    judge: str,
-    max_new_tokens: int,
-    every: set[Head],
-) -> list[dict]:
+def _odds(model: HookedLVLM, prompts: PromptSet, mask: Mask, masked: Sequence[Sequence[Head]]) -> np.ndarray:
+    """Refusal log-odds with each of some sets masked, [prompt, set]; where outputs are interchanged, of unsafe prompts
+    alone: safe ones are as they are.
+    """
+    if mask.form != "interchange":
+        return refusal_odds(model, prompts, masked, mask=mask)
+    unsafe = unsafe_array(prompts)
+    odds = refusal_odds(model, prompts, [()]).repeat(len(masked), axis=1)
+    odds[unsafe] = refusal_odds(model, [p for p in prompts if p.label == "unsafe"], masked, mask=mask)
+    return odds
+
+
+def _behaviour(replies: MaskedReplies, orders: Rankings, shares: Sequence[float]) -> list[dict]:
     """Attack success, refusals and benign answers with the first heads of each ranking alone."""
-    judge = judge if judge != "auto" else "exact" if all(p.expected for p in prompts) else "phrases"
-    replies = MaskedReplies(model, prompts, judge=judge, max_new_tokens=max_new_tokens)
     rows = []
     for name, order in orders.items():
         for share in shares:
-            count = round(share * len(every))
-            groups = outcome_groups(prompts, replies.verdicts(order[count:], "value")).set_index("group")
+            count = round(share * len(order))
+            groups = outcome_groups(replies.prompts, replies.verdicts(order[count:], "value")).set_index("group")
             about = {"ranking": name, "share": float(share), "n_heads": count}
             for measure, group, of in (
                 ("complied", "unsafe", "complied"),

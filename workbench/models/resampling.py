@@ -1,9 +1,9 @@
 """Pillow's resizing of 8-bit pictures in torch, to the bit, and with a way back for gradients.
 
 Pillow resizes across and down in two passes, rounds to 8 bits after each, and has weights that are whole multiples of
-2⁻²². Which pass comes first depends on the sizes, and on its version: it is asked. All of that is repeated here, so that
-what a gradient was taken of is the picture that the model is shown. Rounding passes gradients on as they are; what is
-cut off at 0 or 255 passes none.
+2⁻²². Which pass comes first depends on the sizes, and on its version: it is asked. All of that is repeated here, so
+that what a gradient was taken of is the picture that the model is shown. Rounding passes gradients on as they are; what
+is cut off at 0 or 255 passes none.
 
 Source: Pillow's src/libImaging/Resample.c (`precompute_coeffs`, `ImagingResampleHorizontal_8bpc`).
 """

@@ -70,6 +70,16 @@ def test_the_planted_head_alone_carries_what_the_others_without_it_do_not(curves
     assert curves.attrs["difference"] == pytest.approx(odds[unsafe].mean() - odds[~unsafe].mean(), rel=1e-5)
 
 
+def test_interchanged_with_twins_that_differ_in_one_head_that_head_is_all_there_is(test_set):
+    """What the other heads put out is the same on both twins, so that putting in the twin's changes nothing."""
+    orders = {"first": first(PLANTED), "last": [*first(PLANTED)[1:], PLANTED]}
+    how = {"sizes": (0, 1 / 16, 15 / 16), "mask": Mask(form="interchange"), "controls": 0, "bootstrap": 20}
+    table = wb.faithfulness(planted_parts.model(), test_set, orders, **how).query("measure == 'faithfulness'")
+    found = table.set_index(["ranking", "n_heads"])["value"]
+    for ranking, wanted in (("first", {0: 0, 1: 1, 15: 1}), ("last", {0: 0, 1: 0, 15: 0})):
+        assert found[ranking].to_dict() == pytest.approx(wanted, abs=1e-4)
+
+
 def test_areas_are_those_of_the_curve(curves):
     of = curves[(curves["ranking"] == "first") & (curves["measure"] == "faithfulness")]
     assert cell(curves, ranking="first", measure="cpr") == pytest.approx(np.trapezoid(of["value"], of["share"]))
