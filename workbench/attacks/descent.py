@@ -84,7 +84,7 @@ class Descent:
             for i, row in zip(batch, base.logits, strict=True):
                 self.logits[i] = row
         clean = [road.pixels for road in self.roads]
-        score, kl, slope = self._measured(clean)
+        score, kl, slope = self._measured(clean, np.arange(len(clean)))
         self.flat = np.array([not bool(s.any()) for s in slope])
         self._check(prompts, score)
         self.best = Found(clean, score, kl)
@@ -105,21 +105,22 @@ class Descent:
 
         Boxes are to be asked for from the smallest on: what is found in one is a start in the next.
         """
-        runs = [self.best.pixels]
+        starts = [self.best.pixels]
         if any(other is not None for other in self.others):
-            runs.append([p if o is None else o for p, o in zip(self.best.pixels, self.others, strict=True)])
-        states = [[self._boxed(p, i, eps) for i, p in enumerate(pixels)] for pixels in runs]
+            starts.append([p if o is None else o for p, o in zip(self.best.pixels, self.others, strict=True)])
+        runs = [[self._boxed(p, i, eps) for i, p in enumerate(pixels)] for pixels in starts]
+        pulled = [np.ones(len(self.roads), dtype=bool) for _ in runs]
         last = max(steps)
         for step in range(last + 1):
-            for number, now in enumerate(states):
-                score, kl, slopes = self._measured(now, wanted=step < last)
+            for now, moves in zip(runs, pulled, strict=True):
+                # Who is well below the threshold is done, and who is on flat ground stays there.
+                todo = np.flatnonzero(moves & (self.best.score > self.detector.threshold - MARGIN * self.gap))
+                score, kl, slopes = self._measured(now, todo, wanted=step < last)
                 self._keep(now, score, kl)
-                if step < last:
-                    size = step_size(eps, step, last)
-                    states[number] = [
-                        self._boxed(p - size * torch.sign(s), i, eps)
-                        for i, (p, s) in enumerate(zip(now, slopes, strict=True))
-                    ]
+                size = step_size(eps, step, last) if step < last else 0
+                for i in map(int, todo):
+                    now[i] = self._boxed(now[i] - size * torch.sign(slopes[i]), i, eps)
+                    moves[i] = bool(slopes[i].any())
             if step in steps:
                 yield step, Found(list(self.best.pixels), self.best.score.copy(), self.best.kl.copy())
 
@@ -135,12 +136,15 @@ class Descent:
         return torch.minimum(torch.maximum(pixels, own - eps), own + eps).clamp(0, 255)
 
     def _measured(
-        self, pixels: Sequence[Tensor], *, wanted: bool = True
+        self, pixels: Sequence[Tensor], of: np.ndarray, *, wanted: bool = True
     ) -> tuple[np.ndarray, np.ndarray, list[Tensor]]:
-        """Score of the worst part, KL of the next token, and the direction that both should go down, by prompt."""
-        score, kl = np.empty(len(pixels)), np.empty(len(pixels))
+        """Score of the worst part, KL of the next token, and the direction that both should go down, of some prompts;
+        infinite and zero for the others.
+        """
+        score, kl = np.full(len(pixels), np.inf), np.full(len(pixels), np.inf)
         slopes = [torch.zeros_like(p) for p in pixels]
-        for batch in self.batches:
+        some = {*map(int, of)}
+        for batch in filter(None, ([i for i in batch if i in some] for batch in self.batches)):
             leaves = [pixels[i].clone().requires_grad_(wanted) for i in batch]
             inputs = [self.roads[i].inputs(leaf) for i, leaf in zip(batch, leaves, strict=True)]
             with torch.set_grad_enabled(wanted):

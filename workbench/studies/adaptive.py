@@ -9,15 +9,16 @@ from workbench.axes import head_names
 from workbench.detectors import Detector, FusedHeadsDetector, OneHeadDetector, make_detector
 from workbench.errors import ModelError
 from workbench.models.pixels import refuse_without_road
+from workbench.prompts.prompt import PromptSet
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import percent
 from workbench.studies.record import Beside, Findings, Need, StudyRecord, tested
 from workbench.views.figures.adversary import evasion_figure
 
-EPS, STEPS, KL_BUDGET, K, TOKENS = (2, 4, 8, 16, 32), (5, 20), 0.1, 3, 16
+EPS, STEPS, KL_BUDGET, K, TOKENS, MOST = (4, 8, 16, 32), (4, 12), 0.1, 3, 16, 40
 FIXED, FUSED, DRAWN, RESELECTED = "one fixed head", f"{K} heads fused", f"one of {K} heads drawn", "re-selected head"
-OTHERS = ("sahs", "hidden-detect", "last-layer", "direction")  # of the arena, with a gradient
+OTHERS = ("sahs", "hidden-detect", "last-layer")  # of the arena, with a gradient
 TRANSFER = ("rcs-kcd",)  # of the arena, without one
 
 
@@ -34,7 +35,7 @@ def find(material: Material) -> Findings:
         detector.fit_run(material.run)
     table = attack(
         material.model,
-        material.prompts,
+        tried(material, MOST),
         {**mine, **second, **{name: make_detector(name, seed=material.seed) for name in OTHERS}},
         scored_by=TRANSFER,
         eps=EPS,
@@ -50,6 +51,12 @@ def find(material: Material) -> Findings:
     tests = tested([{k: row[k] for k in ("test", "p_value")} for row in table.attrs["tests"]])
     says = _says(table, tests, head_names(chosen.heads[:1]))
     return Findings(pd.DataFrame(table), says, tests, _beside(table, material))
+
+
+def tried(material: Material, most: int) -> PromptSet:
+    """The prompts with no more than some test prompts that have pictures: attacks take many passes each."""
+    test = material.sample(material.test_prompts().where(lambda p: p.image is not None), most)
+    return PromptSet([*(p for p in material.prompts if p.split != "test"), *test], name=material.prompts.name)
 
 
 def evasion(table: pd.DataFrame, attacked: str, scored_by: str, eps: int, measure: str = "evasion") -> pd.Series | None:

@@ -18,13 +18,13 @@ from workbench.detectors.calibration import unsafe_array
 from workbench.errors import DetectorError, WorkbenchError
 from workbench.finding.gates import learn_heads
 from workbench.studies import needs
-from workbench.studies.adaptive import ROAD, evasion
+from workbench.studies.adaptive import ROAD, evasion, tried
 from workbench.studies.material import Material
 from workbench.studies.measuring import rate
 from workbench.studies.record import Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
-K, CONTROLS, EPS, STEPS, KL_BUDGET, TOKENS, LEARNING_STEPS = 5, 3, 8, 20, 0.1, 16, 300
+K, CONTROLS, EPS, STEPS, KL_BUDGET, TOKENS, LEARNING_STEPS, MOST = 5, 3, 8, 12, 0.1, 16, 300, 40
 CRITERIA = ("deflection", "ships", "probe", "refusal_change")
 LEARNED = "learned gates"
 CLAIMS = {
@@ -133,7 +133,7 @@ def _robust(material: Material, orders: dict[str, list[Head]]) -> list[dict]:
         try:
             found = attack(
                 material.model,
-                material.prompts,
+                tried(material, MOST),
                 {name: detector},
                 eps=EPS,
                 steps=STEPS,

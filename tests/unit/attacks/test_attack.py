@@ -59,6 +59,18 @@ class Brightness(Detector):
         return seen["light"].values
 
 
+class Shortness(Detector):
+    """How short a prompt is: less its number of tokens."""
+
+    name: ClassVar[str] = "shortness"
+
+    def wants(self, model, *, choosing):
+        return Wants(reads={"short": lambda model, base: ((), np.full(base.n_prompts, -float(base.n_pos)))})
+
+    def values(self, seen):
+        return seen["short"].values
+
+
 def test_a_linear_score_is_evaded_at_the_size_worked_out_by_hand(monkeypatch, icons):
     """A pixel of value x is seen as x / 127.5 - 1. The planted world's are 0 or 255, and only the bright ones can get
     darker: a change of eps takes eps / 127.5 times their share from the mean."""
@@ -222,23 +234,22 @@ def test_texts_keep_their_request_and_add_no_hazard():
 
 
 def test_a_text_search_lowers_a_score_and_keeps_to_its_budget(monkeypatch, icons):
-    """A word more hides no hazard, but its share of the tokens changes the angle a little."""
+    """Of a score that counts tokens a word takes one; the planted world has no other sentences to try first."""
     monkeypatch.setattr(words, "TRIED", 3)
     model, unsafe = planted_parts.model(), icons.where(label="unsafe", split="test")
-    detector = OneHeadDetector(head=HAZARD_HEAD).fit(model, icons)
+    detector = Shortness(0.0, 0).fit(model, icons)
 
     def logits(of):
         return torch.stack([model.logits(p).double() for p in of])
 
     found = {}
     for budget in (float("inf"), 0.0):
-        how = {"steps": (0, 1), "kl_budget": budget, "seed": 0, "tick": lambda: None}
+        how = {"steps": (0, 2), "kl_budget": budget, "seed": 0, "tick": lambda: None}
         (_, _, same), (_, _, longer) = search(model, unsafe, detector, logits, **how)
         assert all(a is b for a, b in zip(unsafe, same, strict=True))
         found[budget] = longer
     before, after = (drawn_scores(detector, model, of)[0] for of in (unsafe, found[float("inf")]))
-    assert (after <= before).all()
-    assert (after < before).any()
+    np.testing.assert_array_equal(after, before - 1)
     assert all(a is b for a, b in zip(unsafe, found[0.0], strict=True)), "nothing may move, so nothing is taken"
     stranger = PromptSet([wb.Prompt("x", "what is this", label="unsafe")])
     with pytest.raises(PromptError, match="side='picture'"):
