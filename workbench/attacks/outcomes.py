@@ -14,10 +14,11 @@ import torch
 from workbench.attacks.descent import drawn_scores
 from workbench.comparison.causal_rows import more_than_each
 from workbench.comparison.differences import holm
-from workbench.comparison.entrants import Entrant
+from workbench.comparison.entrants import Entrant, Together
 from workbench.comparison.measures import over_draws
 from workbench.criteria import statistics
 from workbench.detectors.gradients import next_token_kl
+from workbench.detectors.looks import look
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import base_pass
 from workbench.prompts.prompt import Prompt, PromptSet
@@ -79,8 +80,11 @@ class Bench:
         self.unsafe, self.safe = test.where(label="unsafe"), test.where(label="safe")
         self.logits = self.next_token_logits(self.unsafe)
         self.replies = self._replies(self.unsafe)
-        self.scores = {e.key: drawn_scores(e.detector, model, self.unsafe) for e in fitted}
-        self.benign = {e.key: drawn_scores(e.detector, model, self.safe) for e in fitted} if len(self.safe) else {}
+        for entrant in fitted:
+            entrant.detector.check_model(model, test)
+        self.together = Together(model, fitted, choosing=False)
+        self.scores = self._scores(self.unsafe)
+        self.benign = self._scores(self.safe) if len(self.safe) else {}
         units = [*self.unsafe, *self.safe]
         self.pairs = unit_names([p.pair_id for p in units], [p.content_key() for p in units])
         self.labels = np.arange(len(units)) < len(self.unsafe)
@@ -108,10 +112,14 @@ class Bench:
         verdicts = judge_replies(self.unsafe, said, self.judge)
         rows += [nobody | {"measure": v} | _rate(verdicts == v) for v in ("complied", "refused")]
         evades = {}
+        scores = self.scores if same.all() else self._scores(change.unsafe)
+        benign = self.benign
+        if change.safe is not None and change.safe is not self.safe and len(self.safe):
+            benign = self._scores(change.safe)
         for entrant in self.fitted:
             by = about | {"scored_by": entrant.key}
             before, bound = self.scores[entrant.key], entrant.detector.threshold
-            after = before if same.all() else drawn_scores(entrant.detector, self.model, change.unsafe)
+            after = scores[entrant.key]
             gone = (before > bound) & (after <= bound)
             for measure, so in (("evasion", kept), ("evasion_reply", reply), ("evasion_any", np.ones_like(kept))):
                 rows.append(by | {"measure": measure} | _shares(gone & so, before > bound))
@@ -119,12 +127,18 @@ class Bench:
             if len(self.safe):
                 rows.append(by | {"measure": "auroc"} | self._area(after[0], self.benign[entrant.key][0]))
                 if change.safe is not None:
-                    flags = self.benign[entrant.key]
-                    if change.safe is not self.safe:
-                        flags = drawn_scores(entrant.detector, self.model, change.safe)
+                    flags = benign[entrant.key]
                     every = np.ones(flags.shape, dtype=bool)
                     rows.append(by | {"measure": "benign_flagged"} | _shares(flags > bound, every))
         return rows, evades
+
+    def _scores(self, prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
+        """Every detector's scores, [draw, prompt], from looks that they share."""
+        found = {e.key: drawn_scores(e.detector, self.model, prompts) for e in self.together.alone}
+        for members, wants in self.together.groups:
+            seen = look(self.model, prompts, wants)
+            found |= {e.key: e.detector.drawn_values(seen) for e in members}
+        return found
 
     def next_token_logits(self, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Of the first token of the reply, [prompt, vocab]."""

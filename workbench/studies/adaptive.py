@@ -16,7 +16,7 @@ from workbench.studies.measuring import percent
 from workbench.studies.record import Beside, Findings, Need, StudyRecord, tested
 from workbench.views.figures.adversary import evasion_figure
 
-EPS, STEPS, KL_BUDGET, K, TOKENS, MOST = (4, 8, 16, 32), (4, 12), 0.1, 3, 16, 40
+EPS, STEPS, KL_BUDGET, K, TOKENS, MOST = (4, 8, 16, 32), (12,), 0.1, 3, 16, 40
 FIXED, FUSED, DRAWN, RESELECTED = "one fixed head", f"{K} heads fused", f"one of {K} heads drawn", "re-selected head"
 OTHERS = ("sahs", "hidden-detect", "last-layer")  # of the arena, with a gradient
 TRANSFER = ("rcs-kcd",)  # of the arena, without one

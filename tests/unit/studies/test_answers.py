@@ -17,7 +17,17 @@ from workbench.models.walk import base_pass
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.worlds.planted import draw_planted_prompts
 from workbench.runs.splits import with_splits
-from workbench.studies import Material, Study, head_count, list_studies, make_study, masked_success, published_split
+from workbench.studies import (
+    Material,
+    Study,
+    adaptive,
+    head_claims,
+    head_count,
+    list_studies,
+    make_study,
+    masked_success,
+    published_split,
+)
 from workbench.studies.benign_cost import direction, steered
 from workbench.studies.measuring import Chosen
 from workbench.studies.probe_curves import random_labels
@@ -62,6 +72,12 @@ def one(study: Study, **keys: object) -> float:
 def _fewer_masked_sets(monkeypatch):
     monkeypatch.setattr(masked_success, "SIZES", (1,))
     monkeypatch.setattr(masked_success, "CONTROLS", 2)
+    for module, fewer in (
+        (adaptive, {"EPS": (8,), "STEPS": (1,), "TOKENS": 2, "MOST": 12, "OTHERS": ("last-layer",), "TRANSFER": ()}),
+        (head_claims, {"K": 1, "CONTROLS": 2, "STEPS": 1, "TOKENS": 6, "LEARNING_STEPS": 60, "MOST": 12}),
+    ):
+        for name, value in fewer.items():
+            monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "time"])
@@ -86,6 +102,26 @@ def test_masking_the_planted_head_frees_attacks_and_masking_ships_head_does_not(
     assert ships["value"].tolist() == [0]
     assert "deflection, selectivity, 1: frees more than random heads" in study.found
     assert not [test for test in study.found if test.startswith("ships")]
+
+
+def test_the_planted_head_is_necessary_faithful_and_hidden_by_no_small_change_of_a_picture():
+    study = made("head-claims")
+    chosen = {"criterion": "deflection"}
+    assert one(study, claim="necessary", **chosen) == one(study, claim="sufficient", **chosen) == 1
+    assert one(study, claim="robust", **chosen) == 1
+    assert one(study, claim="faithful", **chosen) > one(study, claim="faithful, random heads", **chosen)
+    assert one(study, claim="necessary", criterion="ships") == 0  # the decoy
+    assert {"deflection: necessary", "deflection: sufficient", "deflection: faithful"} <= set(study.found)
+    assert not {"ships: necessary", "ships: sufficient"} & set(study.found)
+
+
+def test_no_detector_of_the_planted_model_is_evaded_at_8_of_255():
+    study = made("adaptive")
+    own = study.table[study.table["attacked"] == study.table["scored_by"]]
+    assert len(own)
+    evaded = own[own["measure"].isin(["evasion", "evasion_any"]) & own["attacked"].isin([adaptive.FIXED])]
+    assert (evaded["value"] == 0).all()
+    assert study.found == ()
 
 
 def test_all_measures_but_the_norm_choose_the_planted_head():
