@@ -118,10 +118,10 @@ def attack(
 
     Examples:
         >>> import workbench as wb
-        >>> prompts = wb.load_prompts("planted", n=96).where(lambda p: p.image is not None)
-        >>> table = wb.attack("planted", prompts, eps=(8, 255), steps=2, kl_budget=None)
-        >>> table.query("measure == 'evasion' and attacked == scored_by").set_index("eps")["value"].round(2).to_dict()
-        {0: 0.0, 8: 0.0, 255: 0.55}
+        >>> prompts = wb.load_prompts("planted", n=96).where(family="icon")
+        >>> table = wb.attack("planted", prompts, eps=(8, 255), steps=1, kl_budget=None, max_new_tokens=4)
+        >>> table.query("measure == 'evasion' and attacked == scored_by").set_index("eps")["value"].to_dict()
+        {8: 0.0, 255: 1.0}
     """
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
     calibration, test, _ = calibration_and_test(prompts, seed)
