@@ -101,7 +101,7 @@ def arena(
         1.0
     """
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
-    calibration, test, splits = _parts(prompts, seed)
+    calibration, test, splits = calibration_and_test(prompts, seed)
     check_labels(test, "The test set of the arena")
     asked, guarding = entrants(detectors, seed=seed), [made_guard(guard) for guard in guards]
     if not asked and not guarding:
@@ -148,7 +148,7 @@ def _name_of(judge: Any) -> str:
     return str(getattr(judge, "__name__", type(judge).__name__))
 
 
-def _parts(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet, str]:
+def calibration_and_test(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet, str]:
     """Calibration and test prompts, and where the splits come from."""
     declared = {p.split for p in prompts}
     if declared == {""}:

@@ -16,12 +16,14 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel, load_model
 from workbench.prompts.prompt import PromptSet, as_prompts
 from workbench.studies import (
+    adaptive,
     benign_cost,
     defence,
     degradation,
     detection,
     flow,
     graded,
+    head_claims,
     head_count,
     maps,
     masked_success,
@@ -83,6 +85,8 @@ STUDIES: dict[str, StudyRecord] = {
         sahara.STUDY,
         flow.STUDY,
         swap.STUDY,
+        adaptive.STUDY,
+        head_claims.STUDY,
     )
 }
 

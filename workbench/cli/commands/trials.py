@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from workbench.cli.adversary import register
 from workbench.cli.app import app, check_there, console, data_app
 from workbench.cli.arena import Contest, arena
 from workbench.cli.options import (
@@ -138,3 +139,4 @@ def data_check(
 
 
 app.command(cls=Contest)(arena)
+register(app)
