@@ -19,6 +19,7 @@ from workbench.errors import DetectorError
 from workbench.models.forms import FROM_PROMPTS, Form
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask, as_mask
+from workbench.runs.job import MEASURES
 from workbench.runs.reading import RunLike, as_run
 
 
@@ -118,7 +119,8 @@ class MaskedHeadsDetector(Detector):
 
     def wants(self, model: HookedLVLM, *, choosing: bool) -> Wants:
         heads = None if choosing and self._chooses() else self.heads_in_use()
-        return Wants(projections=(self.projection,), heads=heads, mask=self.mask)
+        measures = tuple(name for name in get_criterion(self.criterion).needs if name in MEASURES)
+        return Wants(projections=(self.projection,), heads=heads, mask=self.mask, measures=measures)
 
     def best_heads(self, seen: xr.Dataset) -> list[Head]:
         """The k heads that the rule keeps of a run, best first."""
