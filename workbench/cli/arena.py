@@ -43,6 +43,10 @@ def arena(
     ] = "one-head,ships,sahs,hidden-detect",
     guards: Annotated[Any, listed("Comma-separated, or none. Of {guards}.")] = "none",
     judges: Annotated[Any, listed("Of exact, phrases and ships-2025, one or two; by default what fits.")] = "auto",
+    controls: Annotated[
+        int,
+        typer.Option(help="Draws of random heads; with any, also what masking each detector's heads does."),
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder for arena.csv, times.csv, differences.csv, arena.tex and the figure.")
     ] = None,
@@ -76,6 +80,7 @@ def arena(
         asked,
         () if guards == ["none"] else guards,
         judges=() if judges == ["auto"] else judges,
+        controls=controls,
         max_new_tokens=max_new_tokens,
         bootstrap=bootstrap,
         out=out,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.checking import Converted, Seed, Whole, checked
+from workbench.comparison.causal_rows import CausalMeasures
 from workbench.comparison.differences import difference_table
 from workbench.comparison.entrants import Entrant, entrants, fit_all, score_all
 from workbench.comparison.guarded import Answers, made_guard
@@ -30,7 +31,7 @@ COSTED = 8  # test prompts on which passes and times are measured
 TIMED = "milliseconds"
 
 
-def _several(value: Any) -> tuple[Any, ...]:
+def as_several(value: Any) -> tuple[Any, ...]:
     """One name, object or function as a tuple of one; several as a tuple; None as nobody."""
     if value is None:
         return ()
@@ -46,9 +47,10 @@ def arena(
     model: SomeModel,
     prompts: SomePrompts,
     detectors: Any = DETECTORS,
-    guards: Annotated[Any, Converted(_several)] = (),
+    guards: Annotated[Any, Converted(as_several)] = (),
     *,
-    judges: Annotated[Any, Converted(_several)] = (),
+    judges: Annotated[Any, Converted(as_several)] = (),
+    controls: Annotated[int, Whole(0, 10**6)] = 0,
     max_new_tokens: Annotated[int, Whole(1, 10**6)] = 32,
     bootstrap: Annotated[int, Whole(0, 10**6)] = 1000,
     costed: Annotated[int, Whole(0, 10**6)] = COSTED,
@@ -70,6 +72,8 @@ def arena(
         guards: Names or objects; see `workbench.replies.list_guards`. Without any, nothing is generated.
         judges: Of replies: one name or function as in `workbench.replies.judges`, or two. By default `"exact"` where
             every prompt has its expected reply, else `"phrases"`.
+        controls: With draws of matched random heads, replies are also read with the heads of each detector masked, and
+            with these in their place: the rows of `workbench.comparison.causal_rows`.
         max_new_tokens: Length of a reply at most.
         bootstrap: Resamples behind intervals; all detectors share them.
         costed: Test prompts on which passes and times are measured, one at a time; 0 measures none.
@@ -83,8 +87,9 @@ def arena(
         `workbench.comparison.guarded`, and, of the detector (a guard: beside the plain reply) on single prompts,
         `passes` (forward passes, mean) and `milliseconds` (mean; depends on the machine). In `attrs`: `differences`
         (every detector against chance and every other, `workbench.comparison.differences`, as records), `draws` (of
-        those that draw), `left_out` (who could not be fitted, and why), `splits`, `judges`, `agreement` of two judges,
-        `thresholds` and `stability` by detector, how many test `prompts`, `model`, `weight_hash` and `seed`.
+        those that draw), `tests` of what masking heads does, `left_out` (who could not be fitted, and why), `splits`,
+        `judges`, `agreement` of two judges, `thresholds` and `stability` by detector, how many test `prompts`, `model`,
+        `weight_hash` and `seed`.
 
     Raises:
         DetectorError: If there is no such detector or guard, or none could be fitted.
@@ -112,11 +117,15 @@ def arena(
         why = "; ".join(f"{key}: {reason}" for key, reason in left_out.items())
         raise DetectorError(f"None of the detectors could enter the arena. {why}")
     field = Field(test, bootstrap=bootstrap, seed=seed)
-    rows = [found for entrant in fitted for found in detection_rows(entrant, field)]
+    rows: list[dict] = []
     about: dict[str, Any] = {"agreement": None, "judges": []}
-    if guarding:
+    causal = None
+    if guarding or controls:
         used = judges or (("exact",) if all(p.expected for p in test) else ("phrases",))
         answers = Answers(model, field, judges=used, max_new_tokens=max_new_tokens, progress=progress)
+        if controls:
+            how: dict[str, Any] = {"judge": used[0], "max_new_tokens": max_new_tokens, "plain": answers.plain}
+            causal = CausalMeasures(model, test, controls=controls, seed=seed, **how)
         rows += answers.rows(guarding, fitted, left_out)
         about |= {
             "agreement": answers.agreement,
@@ -124,19 +133,37 @@ def arena(
         }
         rows += _guard_costs(model, guarding, field, answers.plain, costed, max_new_tokens, left_out)
     rows += [found for entrant in fitted for found in _costs(model, entrant, field, costed)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table.attrs = {
+    table = arena_table(fitted, field, causal, rows)
+    table.attrs |= {
         **about,
-        "differences": difference_table(fitted, field).to_dict("records") if fitted else [],
-        "draws": [found for entrant in fitted for found in _draws(entrant, field)],
         "left_out": left_out,
         "splits": splits,
-        "thresholds": {e.key: float(e.detector.threshold) for e in fitted},
-        "stability": {e.key: e.detector.stability for e in fitted},
-        "prompts": len(test),
         "model": model.name,
         "weight_hash": model.weight_hash,
         "seed": seed,
+    }
+    return table
+
+
+def arena_table(
+    fitted: Sequence[Entrant],
+    field: Field,
+    causal: CausalMeasures | None = None,
+    more: Sequence[dict] = (),
+    *,
+    pairs: Sequence[tuple[str, Entrant, Entrant]] | None = None,
+) -> pd.DataFrame:
+    """Rows of detection, of what masking heads does, and `more`; in `attrs` what is known of detectors and pairs."""
+    rows = [found for entrant in fitted for found in detection_rows(entrant, field)]
+    rows += [] if causal is None else causal.rows(fitted)
+    table = pd.DataFrame([*rows, *more], columns=list(COLUMNS))
+    table.attrs = {
+        "differences": difference_table(fitted, field, pairs).to_dict("records") if fitted else [],
+        "draws": [found for entrant in fitted for found in _draws(entrant, field)],
+        "tests": [] if causal is None else causal.tests(fitted),
+        "thresholds": {e.key: float(e.detector.threshold) for e in fitted},
+        "stability": {e.key: e.detector.stability for e in fitted},
+        "prompts": len(field.prompts),
     }
     return table
 

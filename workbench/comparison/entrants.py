@@ -17,7 +17,7 @@ import xarray as xr
 
 from workbench.checking import plainly
 from workbench.criteria import get_criterion
-from workbench.criteria.registry import PER_PROMPT
+from workbench.criteria.registry import TRAINED
 from workbench.detectors import DETECTORS, make_detector
 from workbench.detectors.detector import Detector
 from workbench.detectors.evaluation import unseen
@@ -31,7 +31,6 @@ from workbench.sweeps.execution import progress_bar
 
 Talk = Generator[Request, xr.Dataset, None]
 
-FITTED_BY_RULE = "one-head-fused"
 PROBES = ("probe", "sahs")  # the criterion, and the detector that several probed heads make
 
 
@@ -63,22 +62,24 @@ def grid(
 ) -> tuple[str, ...]:
     """The detectors that measure × rule × projection × number of heads make, as `arena` takes them.
 
-    Several heads detect by the mean of their values, each on its own scale; probed heads by one regression. Pairs of a
-    criterion and a rule without a meaning are left out.
+    One head detects by its own values, several by the mean of theirs, each on its own scale; probed heads by one
+    regression. Pairs of a criterion and a rule without a meaning are left out.
 
     Examples:
         >>> from workbench.comparison import grid
         >>> grid(("deflection", "probe"), ("auroc",), ("query",), (1, 3))[:2]
-        ('one-head-fused:criterion=deflection:rule=auroc:projection=query:k=1', \
+        ('one-head:criterion=deflection:rule=auroc:projection=query', \
 'one-head-fused:criterion=deflection:rule=auroc:projection=query:k=3')
     """
     found: list[str] = []
     for name, rule, projection, k in product(criteria, rules, projections, n_heads):
-        criterion = get_criterion(name)
+        if rule not in get_criterion(name).rules:
+            continue
         if name == PROBES[0]:
-            found.append(f"{PROBES[1]}:k={k}")
-        elif criterion.kind == PER_PROMPT and rule in criterion.rules:
-            found.append(f"{FITTED_BY_RULE}:criterion={name}:rule={rule}:projection={projection}:k={k}")
+            found.append(f"{PROBES[1]}:rule={rule}:k={k}")
+        elif get_criterion(name).kind != TRAINED:
+            how = f"criterion={name}:rule={rule}:projection={projection}"
+            found.append(f"one-head:{how}" if k == 1 else f"one-head-fused:{how}:k={k}")
     return tuple(dict.fromkeys(found))
 
 

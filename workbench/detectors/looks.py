@@ -10,10 +10,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from torch import Tensor
 
 from workbench.axes import Head
+from workbench.criteria import score
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
@@ -43,6 +45,7 @@ class Wants:
         projections: What of heads is masked; none where no mask is wanted.
         heads: The heads masked; None for all of them.
         mask: How.
+        states: Whether the masked final states are wanted, for angles between sets of them.
     """
 
     reads: Mapping[str, Reader] = field(default_factory=lambda: MappingProxyType({}))
@@ -50,6 +53,7 @@ class Wants:
     projections: tuple[str, ...] = ()
     heads: tuple[Head, ...] | None = ()
     mask: Mask | None = None
+    states: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +89,7 @@ def joined(wants: Sequence[Wants]) -> Wants:
         projections=tuple(dict.fromkeys(p for w in masked for p in w.projections)),
         heads=None if every else tuple(dict.fromkeys(h for w in masked for h in w.heads or ())),
         mask=masked[0].mask if masked else None,
+        states=any(w.states for w in masked),
     )
 
 
@@ -112,7 +117,7 @@ def look(
         options: dict[str, Any] = {
             "heads": heads,
             "mask": wants.mask,
-            "keep_states": False,
+            "keep_states": wants.states,
             "progress": progress,
             "out": out,
         }
@@ -144,6 +149,24 @@ def _read(
             bar.advance(line, len(batch))
     for name, (dims, values) in found.items():
         yield name, dims, values
+
+
+@xr.register_dataset_accessor("scores_of_detectors")
+class _Scores:
+    """Score tables of what was seen, kept as long as that is: detectors that look together ask for the same ones."""
+
+    def __init__(self, seen: xr.Dataset) -> None:
+        self.seen, self.known = seen.drop_vars("split"), dict[tuple[str, int], pd.DataFrame]()
+
+    def of(self, criterion: str, seed: int) -> pd.DataFrame:
+        if (criterion, seed) not in self.known:
+            self.known[criterion, seed] = score(self.seen, (criterion,), bootstrap=0, permutations=0, seed=seed)
+        return self.known[criterion, seed]
+
+
+def scores_of(seen: xr.Dataset, criterion: str, seed: int) -> pd.DataFrame:
+    """Every head's score by one criterion on all prompts that were seen, as `wb.score` gives it."""
+    return seen.scores_of_detectors.of(criterion, seed)
 
 
 def after_layer(base: BasePass, layer: int) -> Tensor:

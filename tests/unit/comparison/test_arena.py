@@ -216,11 +216,15 @@ def test_names_options_and_objects_enter():
     own = entrants([OneHeadDetector(), OneHeadDetector(k=2)], seed=0)
     assert [e.key for e in own] == ["one-head", "one-head (2)"]
     assert [e.key for e in entrants({"mine": OneHeadDetector()}, seed=0)] == ["mine"]
-    assert grid(("deflection", "probe", "svd_left"), ("auroc", "probe"), ("query",), (1, 3)) == (
-        "one-head-fused:criterion=deflection:rule=auroc:projection=query:k=1",
+    assert grid(("deflection", "probe", "svd_left"), ("auroc", "ratio"), ("query",), (1, 3)) == (
+        "one-head:criterion=deflection:rule=auroc:projection=query",
         "one-head-fused:criterion=deflection:rule=auroc:projection=query:k=3",
-        "sahs:k=1",
-        "sahs:k=3",
+        "one-head:criterion=deflection:rule=ratio:projection=query",
+        "one-head-fused:criterion=deflection:rule=ratio:projection=query:k=3",
+        "sahs:rule=auroc:k=1",
+        "sahs:rule=auroc:k=3",
+        "one-head:criterion=svd_left:rule=ratio:projection=query",
+        "one-head-fused:criterion=svd_left:rule=ratio:projection=query:k=3",
     )
 
 
