@@ -71,6 +71,7 @@ def compare_command(
         controls=controls,
         judges=judges,
         bootstrap=bootstrap,
+        progress=not console.quiet,
         seed=seed,
     )
     _widen(console)

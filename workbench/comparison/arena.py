@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from workbench.checking import Converted, Seed, Whole, checked
 from workbench.comparison.causal_rows import CausalMeasures
@@ -23,6 +24,8 @@ from workbench.models.loading import SomeModel
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
 from workbench.replies.guards import Guard
+from workbench.runs.origin import check_model, prompts_of
+from workbench.runs.reading import SomeRun
 from workbench.sweeps.sweep import SomePrompts
 
 DETECTORS = ("one-head", "ships", "sahs", "hidden-detect")
@@ -54,6 +57,7 @@ def arena(
     max_new_tokens: Annotated[int, Whole(1, 10**6)] = 32,
     bootstrap: Annotated[int, Whole(0, 10**6)] = 1000,
     costed: Annotated[int, Whole(0, 10**6)] = COSTED,
+    run: SomeRun | None = None,
     out: str | Path | None = None,
     progress: bool = False,
     seed: Seed = 0,
@@ -77,7 +81,8 @@ def arena(
         max_new_tokens: Length of a reply at most.
         bootstrap: Resamples behind intervals; all detectors share them.
         costed: Test prompts on which passes and times are measured, one at a time; 0 measures none.
-        out: A folder in which the sweep over all heads is stored, so that an interrupted arena goes on.
+        run: A run of these prompts by this model, all heads masked; what it holds is not swept again.
+        out: A folder in which sweeps and replies are kept, so that an interrupted arena goes on.
         progress: Show progress, with the time left.
         seed: Of splits, detectors and resamples.
 
@@ -111,8 +116,11 @@ def arena(
         raise DetectorError("There is nobody in the arena. Give detectors, guards, or both.")
     left_out: dict[str, str] = {}
     folder = None if out is None else Path(out)
-    fitted = fit_all(model, asked, calibration, left_out, out=folder, progress=progress)
-    fitted = score_all(model, fitted, test, left_out, progress=progress)
+    assert run is None or isinstance(run, xr.Dataset)  # converted
+    if run is not None:
+        _check_run_of(run, model, prompts)
+    fitted = fit_all(model, asked, calibration, left_out, out=folder, progress=progress, run=run)
+    fitted = score_all(model, fitted, test, left_out, progress=progress, run=run)
     if asked and not fitted:
         why = "; ".join(f"{key}: {reason}" for key, reason in left_out.items())
         raise DetectorError(f"None of the detectors could enter the arena. {why}")
@@ -122,10 +130,11 @@ def arena(
     causal = None
     if guarding or controls:
         used = judges or (("exact",) if all(p.expected for p in test) else ("phrases",))
-        answers = Answers(model, field, judges=used, max_new_tokens=max_new_tokens, progress=progress)
+        file = None if folder is None else folder / "replies.jsonl"
+        answers = Answers(model, field, judges=used, max_new_tokens=max_new_tokens, progress=progress, file=file)
         if controls:
             how: dict[str, Any] = {"judge": used[0], "max_new_tokens": max_new_tokens, "plain": answers.plain}
-            causal = CausalMeasures(model, test, controls=controls, seed=seed, **how)
+            causal = CausalMeasures(model, test, controls=controls, seed=seed, progress=progress, **how)
         rows += answers.rows(guarding, fitted, left_out)
         about |= {
             "agreement": answers.agreement,
@@ -166,6 +175,18 @@ def arena_table(
         "prompts": len(field.prompts),
     }
     return table
+
+
+def _check_run_of(run: xr.Dataset, model: HookedLVLM, prompts: PromptSet) -> None:
+    """Refuse a run that is not of this model and all of these prompts."""
+    check_model(run, model)
+    swept = {str(id_) for id_ in run["prompt"].values}
+    if lacking := [p.id for p in prompts if p.id not in swept]:
+        raise DetectorError(
+            f"The run holds {len(swept)} prompts, and {len(lacking)} of the {len(prompts)} given are not among them "
+            f"(the first: {lacking[0]!r}). Give a run of all of them, or none."
+        )
+    prompts_of(run.sel(prompt=[p.id for p in prompts]), prompts)
 
 
 def _name_of(judge: Any) -> str:

@@ -50,6 +50,7 @@ def compare(
     judges: Annotated[Any, Converted(as_several)] = ("exact",),
     max_new_tokens: Annotated[int, Whole(1, 10**6)] = 16,
     bootstrap: Annotated[int, Whole(0, 10**6)] = 1000,
+    progress: bool = False,
     seed: Seed = 0,
 ) -> pd.DataFrame:
     """Every measure × rule × projection × number of heads on one run; with the model also what masking those heads
@@ -66,6 +67,7 @@ def compare(
         judges: Of the causal measures: one, or two, of which the second also judges the replies of the unmasked model.
         max_new_tokens: Of the replies they read.
         bootstrap: Resamples behind intervals.
+        progress: Show a bar with the time left.
         seed: Of splits, controls, folds and resamples.
 
     Returns:
@@ -82,7 +84,10 @@ def compare(
     run, splits = with_splits(run, seed=seed)
     test = in_split(run, "test")
     tested = run.isel(prompt=np.flatnonzero(test))
-    causal = None if model is None else _causal(tested, model, prompts, controls, judges, max_new_tokens, seed)
+    causal = None
+    if model is not None:
+        replies: dict[str, Any] = {"max_new_tokens": max_new_tokens, "controls": controls, "progress": progress}
+        causal = _causal(tested, model, prompts, judges, seed=seed, **replies)
     left_out: dict[str, str] = {}
     fitted = []
     mask = mask_of(run)
@@ -122,10 +127,8 @@ def _causal(
     tested: Any,
     model: HookedLVLM,
     prompts: Sequence[Prompt] | str | Path | None,
-    controls: int,
     judges: Sequence[Any],
-    max_new_tokens: int,
-    seed: int,
+    **replies: Any,
 ) -> CausalMeasures:
     if not 1 <= len(judges) <= 2:
         raise DetectorError(f"One judge or two; got {len(judges)}.")
@@ -135,8 +138,7 @@ def _causal(
             f"model given is {model.name!r} with weights {model.weight_hash}. Give the model of the run."
         )
     check_model(tested, model)
-    options: dict[str, Any] = {"judge": judges[0], "max_new_tokens": max_new_tokens, "controls": controls, "seed": seed}
-    return CausalMeasures(model, prompts_of(tested, prompts), mask=mask_of(tested), **options)
+    return CausalMeasures(model, prompts_of(tested, prompts), mask=mask_of(tested), judge=judges[0], **replies)
 
 
 def _ingredients(entrant: Entrant) -> Ingredients:

@@ -35,6 +35,7 @@ from workbench.prompts.prompt import Prompt
 from workbench.prompts.ties import unit_names
 from workbench.replies.judges import unsafe_families
 from workbench.runs.reading import FEWEST_PROMPTS
+from workbench.sweeps.execution import progress_bar
 
 NOTHING = "no head masked"
 BOOTSTRAP = 1000
@@ -50,12 +51,20 @@ class CausalMeasures:
         controls: Draws of control heads for each set.
         mask, judge, max_new_tokens, plain: See `workbench.comparison.masked_behaviour.MaskedReplies`.
         seed: Of the draws.
+        progress: Show a bar with the time left.
     """
 
     def __init__(
-        self, model: HookedLVLM, prompts: Sequence[Prompt], *, controls: int, seed: int, **replies: Any
+        self,
+        model: HookedLVLM,
+        prompts: Sequence[Prompt],
+        *,
+        controls: int,
+        seed: int,
+        progress: bool = False,
+        **replies: Any,
     ) -> None:
-        self.controls, self.seed = controls, seed
+        self.controls, self.seed, self.progress = controls, seed, progress
         self.replies = MaskedReplies(model, prompts, **replies)
         self.unsafe = unsafe_array(prompts)
         self.pairs = unit_names([p.pair_id for p in prompts], [p.content_key() for p in prompts])
@@ -65,11 +74,14 @@ class CausalMeasures:
     def rows(self, entered: Sequence[Entrant]) -> Iterator[dict]:
         """The measures of the model as it is, and with the heads of each detector masked; of each, what it misses."""
         yield from (_in_arena(NOTHING, measure) for measure in self._rows(self.verdicts))
-        for entrant in entered:
-            of = self.missed(entrant.values[0])
-            if (heads := _masked(entrant)) is not None:
-                of += self.of(*heads)
-            yield from (_in_arena(entrant.key, measure) for measure in of)
+        with progress_bar(self.progress) as bar:
+            line = bar.add_task("replies with heads masked", total=len(entered))
+            for entrant in entered:
+                of = self.missed(entrant.values[0])
+                if (heads := _masked(entrant)) is not None:
+                    of += self.of(*heads)
+                yield from (_in_arena(entrant.key, measure) for measure in of)
+                bar.advance(line)
 
     def of(self, heads: Sequence[Head], projection: str = "query", mask: Mask | None = None) -> list[dict]:
         """The measures with some heads masked, and with random ones in their place."""

@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,8 +107,7 @@ def _of_one(given: Any, seed: int) -> list[Entrant]:
     if not isinstance(given, str):
         return [Entrant(_checked(given).name, given)]
     name, *options = given.split(":")
-    if name not in DETECTORS:
-        raise DetectorError(f"There is no detector {plainly(name)}. There are {', '.join(DETECTORS)}.")
+    DETECTORS.named(name)
     choices: dict[str, list[str]] = {}
     for option in options:
         key, equals, value = option.partition("=")
@@ -178,11 +176,9 @@ def fit_all(
     entered: Sequence[Entrant],
     prompts: PromptSet,
     left_out: dict[str, str],
-    *,
-    out: Path | None,
-    progress: bool,
+    **how: Any,
 ) -> list[Entrant]:
-    """Fit what is not fitted yet, from one look at the prompts; who cannot be fitted goes into `left_out`, with why."""
+    """Fit what is not fitted yet, from one look at the prompts (`how`: `look`'s); who cannot goes into `left_out`."""
     fitted = {e.key for e in entered if np.isfinite(e.detector.threshold)}
     alone: list[Entrant] = []
     asked: dict[str, tuple[Entrant, Talk, Request]] = {}
@@ -194,15 +190,13 @@ def fit_all(
                 else:
                     talk = entrant.detector.fitting(model, prompts)
                     asked[entrant.key] = entrant, talk, next(talk)
-    rounds = 0
     while asked:  # all who ask to see the same prompts see them together
         first = next(iter(asked.values()))[2]
         same = {key: of for key, of in asked.items() if _alike(of[2], first)}
         asked = {key: of for key, of in asked.items() if key not in same}
         together = Together(model, [entrant for entrant, _, _ in same.values()], choosing=first.choosing)
-        for number, (members, wants) in enumerate(together.groups):
-            store = out / f"calibration-{rounds}-{number}.zarr" if out is not None and wants.projections else None
-            seen = look(model, first.prompts, wants, progress=progress, out=store)
+        for members, wants in together.groups:
+            seen = look(model, first.prompts, wants, **how)
             for entrant in members:
                 with noted(left_out, entrant.key):
                     talk = same[entrant.key][1]
@@ -210,10 +204,9 @@ def fit_all(
                         fitted.add(entrant.key)
                     else:
                         asked[entrant.key] = entrant, talk, more
-        rounds += 1
     for entrant in alone:
         with noted(left_out, entrant.key):
-            entrant.detector.fit(model, prompts, progress=progress)
+            entrant.detector.fit(model, prompts, progress=bool(how.get("progress")))
             fitted.add(entrant.key)
     return [e for e in entered if e.key in fitted]
 
@@ -223,7 +216,13 @@ def _alike(one: Request, other: Request) -> bool:
 
 
 def score_all(
-    model: HookedLVLM, entered: Sequence[Entrant], prompts: PromptSet, left_out: dict[str, str], *, progress: bool
+    model: HookedLVLM,
+    entered: Sequence[Entrant],
+    prompts: PromptSet,
+    left_out: dict[str, str],
+    *,
+    progress: bool,
+    run: xr.Dataset | None = None,
 ) -> list[Entrant]:
     """Score the test prompts, block by block, from one look at each; who cannot goes into `left_out`."""
     found: dict[str, list[np.ndarray]] = {}
@@ -238,7 +237,7 @@ def score_all(
         for start in range(0, len(prompts), BLOCK):
             block = prompts[start : start + BLOCK]
             for members, wants in together.groups:
-                seen = look(model, block, wants)
+                seen = look(model, block, wants, run=run)
                 for entrant in members:
                     with noted(left_out, entrant.key):
                         found[entrant.key].append(_finite(entrant.key, entrant.detector.drawn_values(seen)))

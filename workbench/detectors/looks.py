@@ -3,6 +3,7 @@
 A detector says what it wants (`Wants`), and `look` sees it. What several detectors want is joined and seen once.
 """
 
+import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,8 @@ def look(
     wants: Wants,
     *,
     progress: bool = False,
-    out: str | Path | None = None,
+    out: Path | None = None,
+    run: xr.Dataset | None = None,
 ) -> xr.Dataset:
     """See what is wanted of prompts: a run where heads are masked or their outputs wanted, and readings beside it.
 
@@ -108,19 +110,17 @@ def look(
         prompts: What it is asked.
         wants: What to see.
         progress: Show the progress of masking.
-        out: Where the run is stored, so that an interrupted one goes on.
+        out: A folder where runs are stored, so that an interrupted one goes on.
+        run: A run of these prompts and others; what it holds is not swept again.
     """
     about = {name: ("prompt", [getattr(p, name) for p in prompts]) for name in COORDINATES}
     seen = xr.Dataset(coords={"prompt": [p.id for p in prompts], **about})
-    if wants.projections:
+    if run is not None and (wants.projections or wants.outputs) and _holds(run, wants):
+        seen = run.sel(prompt=[p.id for p in prompts])
+    elif wants.projections:
         heads = None if wants.heads is None else list(wants.heads)
-        options: dict[str, Any] = {
-            "heads": heads,
-            "mask": wants.mask,
-            "keep_states": wants.states,
-            "progress": progress,
-            "out": out,
-        }
+        options: dict[str, Any] = {"heads": heads, "mask": wants.mask, "keep_states": wants.states}
+        options |= {"progress": progress, "out": None if out is None else out / f"seen-{_key(prompts, wants)}.zarr"}
         seen = sweep(model, prompts, projections=wants.projections, **options)
     elif wants.outputs:
         last = (model.masked_layers[-1], 0)  # at the least cost: only what the unmasked pass shows is read
@@ -128,6 +128,25 @@ def look(
     return seen.assign(
         {name: (("prompt", *dims), values) for name, dims, values in _read(model, prompts, wants.reads, progress)}
     )
+
+
+def _holds(run: xr.Dataset, wants: Wants) -> bool:
+    """Whether a run of all heads holds what a sweep for this would."""
+    mask = (wants.mask or Mask()).describe()
+    return (
+        run.attrs.get("heads") == "all"
+        and "readout" not in run.dims
+        and set(wants.projections) <= set(map(str, run["projection"].values))
+        and (not wants.projections or mask == {name: run.attrs.get(name) for name in mask})
+        and (not wants.states or "state" in run)
+        and (not wants.outputs or "head_output" in run)
+    )
+
+
+def _key(prompts: Sequence[Prompt], wants: Wants) -> str:
+    """Another one for each sweep that a folder may hold."""
+    swept = ([p.id for p in prompts], wants.projections, wants.heads, wants.mask, wants.states)
+    return hashlib.sha256(repr(swept).encode()).hexdigest()[:8]
 
 
 def _read(

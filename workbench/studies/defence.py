@@ -29,6 +29,7 @@ def find(material: Material) -> Findings:
         judges=(material.judge,),
         max_new_tokens=TOKENS,
         costed=0,
+        run=material.run,
         out=material.folder("arena"),
         progress=material.progress,
         seed=material.seed,
