@@ -142,6 +142,9 @@ def arena(
         }
         rows += _guard_costs(model, guarding, field, answers.plain, costed, max_new_tokens, left_out)
     rows += [found for entrant in fitted for found in _costs(model, entrant, field, costed)]
+    if not (fitted or rows):
+        why = "; ".join(f"{key}: {reason}" for key, reason in left_out.items())
+        raise DetectorError(f"None of the guards could enter the arena. {why}")
     table = arena_table(fitted, field, causal, rows)
     table.attrs |= {
         **about,

@@ -5,6 +5,7 @@ A detector is written as its name and its options: `one-head`, `one-head:criteri
 """
 
 import json
+import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from workbench.plain import plain
 from workbench.prompts.prompt import PromptSet
 from workbench.sweeps.execution import progress_bar
 
+log = logging.getLogger(__name__)
 Talk = Generator[Request, xr.Dataset, None]
 
 PROBES = ("probe", "sahs")  # the criterion, and the detector that several probed heads make
@@ -262,8 +264,13 @@ def _finite(key: str, values: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def noted(left_out: dict[str, str], key: str) -> Iterator[None]:
-    """Put a user's mistake within a block into `left_out`, in place of raising it."""
+    """Put what goes wrong within a block into `left_out`, in place of raising it: detectors and guards may be others'
+    code, and one that breaks takes nobody with it.
+    """
     try:
         yield
-    except WorkbenchError as error:
-        left_out.setdefault(key, str(error))
+    except Exception as error:
+        log.info("%s was left out.", key, exc_info=True)
+        left_out.setdefault(
+            key, str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+        )

@@ -23,6 +23,7 @@ from workbench.criteria import statistics
 from workbench.criteria.rates import resampled_thresholds
 from workbench.criteria.thresholds import fpr_threshold
 from workbench.detectors.calibration import unsafe_array
+from workbench.errors import PromptError
 from workbench.prompts.prompt import Prompt
 from workbench.prompts.ties import unit_names
 
@@ -30,6 +31,7 @@ COLUMNS = ("detector", "source", "family", "measure", "value", "ci_low", "ci_hig
 FPR = {"tpr_at_1": 0.01, "tpr_at_5": 0.05}
 Interval = tuple[float, float]
 NOTHING = (float("nan"), float("nan"))
+RESERVED = {"all", "unsafe", "safe", "benign", "random labels"}  # what tables call some prompts of several families
 
 
 def row(detector: str, group: "Group", measure: str, value: float, interval: Sequence, n: int) -> dict:
@@ -69,6 +71,7 @@ class Field:
     """
 
     def __init__(self, prompts: Sequence[Prompt], *, bootstrap: int, seed: int) -> None:
+        check_names(prompts)
         self.prompts, self.unsafe = prompts, unsafe_array(prompts)
         self.contents = np.array([p.content_key() for p in prompts], dtype=object)
         self.pairs = unit_names([p.pair_id for p in prompts], list(self.contents))
@@ -115,6 +118,20 @@ class Field:
         draws = np.random.default_rng(self.seed).integers(len(values), size=(max(len(self.weights), 1), len(values)))
         low, high = statistics.percentile_interval(values[draws].mean(axis=1))
         return float(low), float(high)
+
+
+def check_names(prompts: Sequence[Prompt]) -> None:
+    """Refuse sources and families that are called as tables call prompts taken together.
+
+    Raises:
+        PromptError: Saying which.
+    """
+    for field in ("source", "family"):
+        if taken := sorted({str(getattr(p, field)) for p in prompts} & RESERVED):
+            raise PromptError(
+                f"{sum(getattr(p, field) == taken[0] for p in prompts)} of {len(prompts)} prompts have the {field} "
+                f"{taken[0]!r}, and tables mean something else by {', '.join(sorted(RESERVED))}. Give it another name."
+            )
 
 
 def detection_rows(entrant: Entrant, field: Field) -> Iterator[dict]:

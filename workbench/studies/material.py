@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from workbench.comparison.arena import arena
+from workbench.comparison.measures import check_names
 from workbench.criteria import score
 from workbench.detectors import list_detectors
 from workbench.models.fingerprint import fingerprint
@@ -165,6 +166,7 @@ def _under(name: str, run: xr.Dataset) -> xr.Dataset:
 
 
 def _split(prompts: PromptSet, seed: int) -> PromptSet:
+    check_names(prompts)
     if any(p.split for p in prompts):
         return prompts
     dealt = {p.id: p for part in split_prompts(prompts, seed=seed).values() for p in part}
