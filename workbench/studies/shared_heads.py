@@ -136,5 +136,5 @@ STUDY = StudyRecord(
     find=find,
     draw=draw,
     needs=(needs.SAME_SHAPE,),
-    cost=1.5,
+    cost=1.0,
 )

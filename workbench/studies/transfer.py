@@ -78,9 +78,8 @@ def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
     caught = _pairs(table, CAUGHT, own=False).dropna(subset="value")
     ours = "not known"
     if len(caught):
-        ours = (
-            f"{caught['value'].min():.0%} to {caught['value'].max():.0%} over {len(caught)} pairs at 5 % false alarms"
-        )
+        least, most = (100 * caught["value"].agg(end) for end in ("min", "max"))
+        ours = f"{least:.0f} to {most:.0f} % over {len(caught)} pairs at 5 % false alarms"
     return (
         Beside(
             "SAHs' detection rate by attack",
