@@ -2,8 +2,10 @@
 
 import os
 import random
+import resource
 from collections import Counter
 
+import psutil
 import pytest
 
 LONG = os.environ.get("FAULTS") == "long"
@@ -59,3 +61,13 @@ def _small_blocks(request):
         harness.small_blocks()
     yield
     harness.sweeping.plan = harness.PLAN
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """In a folder of its own, and with no more memory to take than an honest file could need."""
+    monkeypatch.chdir(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 4 * 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
