@@ -53,6 +53,27 @@ def test_one_set_is_swapped_by_source_where_there_are_several_and_else_by_family
         make_study("transfer", Material(planted_parts.model(), alone, progress=False))
 
 
+def test_labels_dealt_by_chance_are_found_in_nothing():
+    """Where pairs are turned by the toss of a coin, the planted head tells no label from the other."""
+    rng, turned = np.random.default_rng(5), {"safe": "unsafe", "unsafe": "safe"}
+    toss = {p.pair_id: bool(rng.integers(2)) for p in planted_parts.prompts()}
+    dealt = PromptSet(
+        replace(p, label=turned[p.label] if toss[p.pair_id] else p.label) for p in planted_parts.prompts()
+    )
+    material = Material(planted_parts.model(), dealt, progress=False)
+    for name in (
+        "maps",
+        "projections",
+        "measures",
+        "head-count",
+        "graded",
+        "selection-set",
+        "transfer",
+        "probe-curves",
+    ):
+        assert make_study(name, material).found == (), name
+
+
 def test_names_that_tables_use_are_refused_at_the_door():
     named = PromptSet(replace(p, family="safe") for p in planted_parts.prompts(48))
     with pytest.raises(PromptError, match="'safe', and tables mean something else"):
