@@ -21,6 +21,7 @@ from workbench.studies import (
     defence,
     degradation,
     detection,
+    flow,
     graded,
     head_count,
     maps,
@@ -80,6 +81,7 @@ STUDIES: Registry[StudyRecord] = Registry(
         benign_cost.STUDY,
         published_split.STUDY,
         sahara.STUDY,
+        flow.STUDY,
     ),
     error=StudyError,
 )

@@ -17,7 +17,16 @@ from workbench.models.walk import base_pass
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.worlds.planted import draw_planted_prompts
 from workbench.runs.splits import with_splits
-from workbench.studies import Material, Study, head_count, list_studies, make_study, masked_success, published_split
+from workbench.studies import (
+    Material,
+    Study,
+    flow,
+    head_count,
+    list_studies,
+    make_study,
+    masked_success,
+    published_split,
+)
 from workbench.studies.benign_cost import direction, steered
 from workbench.studies.measuring import Chosen
 from workbench.studies.probe_curves import random_labels
@@ -62,6 +71,8 @@ def one(study: Study, **keys: object) -> float:
 def _fewer_masked_sets(monkeypatch):
     monkeypatch.setattr(masked_success, "SIZES", (1,))
     monkeypatch.setattr(masked_success, "CONTROLS", 2)
+    monkeypatch.setattr(flow, "SIZES", (1,))
+    monkeypatch.setattr(flow, "CONTROLS", 2)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "time"])
@@ -86,6 +97,30 @@ def test_masking_the_planted_head_frees_attacks_and_masking_ships_head_does_not(
     assert ships["value"].tolist() == [0]
     assert "deflection, selectivity, 1: frees more than random heads" in study.found
     assert not [test for test in study.found if test.startswith("ships")]
+
+
+def test_the_flow_is_the_planted_circuit_and_swapping_its_head_swaps_the_answers():
+    study = made("flow")
+    stream = {"part": "patched", "what": "residual", "direction": "noise"}
+    for layer in range(4):
+        np.testing.assert_allclose(one(study, **stream, at="last", layer=layer), float(layer == 3), atol=1e-5)
+        np.testing.assert_allclose(one(study, **stream, at="hazard", layer=layer), float(layer < 3), atol=1e-5)
+    replies = {"part": "replies", "draw": 0}
+    for side, measure in (("unsafe, patched from safe", "complied"), ("safe, patched from unsafe", "refused")):
+        assert one(study, what="nothing", direction=side, measure=measure, **replies) == 0
+        swapped = rows(study, what="1 heads", direction=side, measure=measure, **replies)
+        assert swapped["heads"].tolist() == [PLANTED]
+        assert swapped["value"].tolist() == [1]
+        drawn = rows(study, what="random heads, 1", direction=side, measure=measure)
+        assert (drawn["value"] == 0).all()
+    assert {test for test in study.found if test.startswith("1 heads")} == {
+        "1 heads, unsafe, patched from safe: frees more than random heads",
+        "1 heads, safe, patched from unsafe: silences more than random heads",
+    }
+    cuts = {test.partition(" cut")[0] for test in study.found if " cut" in test}
+    assert cuts <= {"picture → last", "text → last"}
+    assert "text → last" in cuts
+    assert "at hazard after layers 0 to 2; at last after layers 3 to 3" in study.says
 
 
 def test_all_measures_but_the_norm_choose_the_planted_head():
