@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
+from rich.console import Console
 from rich.text import Text
 
 from workbench.cli.app import console
