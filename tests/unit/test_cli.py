@@ -26,6 +26,8 @@ COMMANDS = (
     "check",
     "compare",
     "arena",
+    "attack",
+    "faithfulness",
     "detect",
     "generate",
     "study",
@@ -118,7 +120,21 @@ def test_what_needs_no_model_is_said_before_anything_heavy_is_imported(words, st
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "score", "models", "check", "compare", "arena", "detect", "data", "find", "study"]
+    "command",
+    [
+        "demo",
+        "score",
+        "models",
+        "check",
+        "compare",
+        "arena",
+        "attack",
+        "faithfulness",
+        "detect",
+        "data",
+        "find",
+        "study",
+    ],
 )
 def test_every_table_can_be_had_as_json(monkeypatch, capsys, command):
     assert "--json" in run(monkeypatch, capsys, command, "--help")[1]

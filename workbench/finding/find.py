@@ -23,7 +23,7 @@ from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import prompt_coord, selection_part
+from workbench.runs.reading import caveats_of, prompt_coord, selection_part
 from workbench.sweeps.sweep import SomePrompts, sweep
 from workbench.sweeps.tasks import selection_of
 
@@ -160,6 +160,7 @@ def found_table(run: xr.Dataset, *, criterion: str, rule: str, k: int, seed: int
         "n_unsafe": int(unsafe.sum()),
         "n_safe": int((~unsafe).sum()),
         "model": str(run.attrs.get("model", "")),
+        "caveats": caveats_of(run),
     }
     return found
 

@@ -20,7 +20,9 @@ from workbench.runs.splits import with_splits
 from workbench.studies import (
     Material,
     Study,
+    adaptive,
     flow,
+    head_claims,
     head_count,
     list_studies,
     make_study,
@@ -76,6 +78,12 @@ def _fewer_masked_sets(monkeypatch):
     monkeypatch.setattr(flow, "CONTROLS", 2)
     monkeypatch.setattr(swap, "SIZES", (1,))
     monkeypatch.setattr(swap, "CONTROLS", 1)
+    for module, fewer in (
+        (adaptive, {"EPS": (8,), "STEPS": (1,), "TOKENS": 2, "MOST": 12, "OTHERS": ("last-layer",), "TRANSFER": ()}),
+        (head_claims, {"K": 1, "CONTROLS": 2, "STEPS": 1, "TOKENS": 6, "LEARNING_STEPS": 60, "MOST": 12}),
+    ):
+        for name, value in fewer.items():
+            monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "time"])
@@ -145,6 +153,26 @@ def test_the_flow_is_the_planted_circuit_and_swapping_its_head_swaps_the_answers
     assert "at hazard after layers 0 to 2; at last after layers 3 to 3" in study.says
 
 
+def test_the_planted_head_is_necessary_faithful_and_hidden_by_no_small_change_of_a_picture():
+    study = made("head-claims")
+    chosen = {"criterion": "deflection"}
+    assert one(study, claim="necessary", **chosen) == one(study, claim="sufficient", **chosen) == 1
+    assert one(study, claim="robust", **chosen) == 1
+    assert one(study, claim="faithful", **chosen) > one(study, claim="faithful, random heads", **chosen)
+    assert one(study, claim="necessary", criterion="ships") == 0  # the decoy
+    assert {"deflection: necessary", "deflection: sufficient", "deflection: faithful"} <= set(study.found)
+    assert not {"ships: necessary", "ships: sufficient"} & set(study.found)
+
+
+def test_no_detector_of_the_planted_model_is_evaded_at_8_of_255():
+    study = made("adaptive")
+    own = study.table[study.table["attacked"] == study.table["scored_by"]]
+    assert len(own)
+    evaded = own[own["measure"].isin(["evasion", "evasion_any"]) & own["attacked"].isin([adaptive.FIXED])]
+    assert (evaded["value"] == 0).all()
+    assert study.found == ()
+
+
 def test_all_measures_but_the_norm_choose_the_planted_head():
     study = made("measures")
     heads = rows(study, measure="auroc").set_index("measure_of_change")["head"]
@@ -175,7 +203,8 @@ def test_several_heads_are_fused_as_they_say():
 def test_every_family_and_policy_is_seen_by_the_planted_head(name):
     by = "family" if name == "graded" else "category"
     study = make_study(name, many())
-    assert set(study.found) == {getattr(p, by) for p in many().prompts}
+    more = {"the angle grows with the risk grade"} if name == "graded" else set()
+    assert set(study.found) == {getattr(p, by) for p in many().prompts} | more
     assert (rows(study, measure="AUROC against all safe")["value"] == 1).all()
 
 
