@@ -198,6 +198,22 @@ def test_sets_are_wrong_in_no_more_draws_than_they_may():
     assert sets(left_out, 3, 0.02, np.full(6, 1e300))[1].tolist() == [False] * 5 + [True]
 
 
+def test_heads_of_which_nothing_was_drawn_exclude_no_others_and_are_not_excluded():
+    random, everyone = np.random.default_rng(0), [np.ones(20, dtype=bool)]
+    size = np.full((1, 3, 6), 2.0)
+    size[0, 0, 0] = 10.0
+    cells = size * random.lognormal(0, 0.05, (20, 1, 3, 6))
+    known = np.where((np.arange(20) < 4)[:, None, None, None], cells, np.nan)
+    foremost = np.zeros(cells.shape, dtype=bool)
+    foremost[:4, 0, 1, :3] = True  # all that is known of three heads was chosen, not drawn
+    ask = searching.Question(2, "sensitivity", 0.95, 0.5, 0)
+    none = np.zeros((1, 3, 6), dtype=bool)
+    estimate = cells * random.lognormal(0, 0.05, cells.shape)
+    found = searching._judge(ask, everyone, none, foremost, foremost, 0.02, random, known, estimate)
+    assert found.status[0, 0, 0] == searching.CERTAIN
+    assert (found.status[0, 1, :3] == searching.POSSIBLE).all()
+
+
 def test_how_many_more_prompts_would_tell_follows_the_gap_and_its_scatter():
     random, share = np.random.default_rng(0), np.array([1.0, 0.5, 0.4, 0.0])
     values = np.array([9.0, 3.0, 2.0, 0.0]) + random.normal(0, 2**-0.5, (5000, 4))  # a gap of 1 with scatter 1
