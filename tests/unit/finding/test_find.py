@@ -139,6 +139,9 @@ def test_predictions_are_exact_where_cells_are_estimates_times_a_factor_of_the_h
     again = predicted(known * still, estimate * still, none, none, [unsafe, ~unsafe])
     assert np.abs(again.middle[:, :, 0]).max() < 1e-12
     np.testing.assert_allclose(again.middle[:, :, 1:], found.middle[:, :, 1:], rtol=1e-9)
+    # Nor is anything uncertain where all was computed, without a single estimate.
+    whole = predicted(cells, 0 * estimate, none, none, [unsafe, ~unsafe])
+    np.testing.assert_allclose(whole.draws(random, 3)[0], np.tile(cells[unsafe].mean(0), (3, 1, 1, 1)), rtol=1e-6)
     # Heads that were not asked for have none, and change nothing for the others.
     estimate[..., -1], known[..., -1] = np.nan, np.nan
     again = predicted(known, estimate, none, none, [unsafe, ~unsafe]).middle
