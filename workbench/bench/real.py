@@ -35,6 +35,7 @@ from workbench.models.masks import Mask  # noqa: E402
 from workbench.prompts import load_prompts  # noqa: E402
 from workbench.prompts.prompt import PromptSet  # noqa: E402
 from workbench.runs.effects import MEASURES  # noqa: E402
+from workbench.runs.vocabulary import LOGITS_BLOCK  # noqa: E402
 
 DATA = Path(__file__).parent / "real_data"
 NAME = "SmolLM2-135M-Instruct"
@@ -135,13 +136,21 @@ class Real:
         )
 
     def vocabulary(self) -> Iterator[Row]:
-        """What the measures that read the next-token distribution take of a sweep, the product with it included."""
-        calls = {
+        """What the measures that read the next-token distribution take of a sweep, and the product with it alone."""
+        calls: dict[str, Callable[[], Any]] = {
             name: partial(jobs.swept, self.model, self.few, "exact", measures=measures)
             for name, measures in (("all measures", MEASURES), ("deflection", ("deflection",)))
         }
+        calls["unembedding"] = partial(self.unembedded, len(self.few) * len(jobs.cells_of(self.model)))
         timings, _ = in_turn(calls, self.repeats, self.model.device)
         yield from rows("vocabulary", NAME, timings, "all measures").values()
+
+    @torch.no_grad()
+    def unembedded(self, n_rows: int) -> None:
+        """The logits of so many states, a block at a time as a sweep takes them."""
+        block = torch.zeros(max(1, LOGITS_BLOCK // self.model.d_vocab), self.model.d_model)
+        for start in range(0, n_rows, len(block)):
+            self.model.unembed(block[: n_rows - start])
 
     def find(self) -> Iterator[Row]:
         """`find_heads` against the exact map of the prompts: replayed on many draws of them, and live on a few."""
