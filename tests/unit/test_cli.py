@@ -32,6 +32,7 @@ COMMANDS = (
     "data",
     "lab",
     "report",
+    "trace",
 )
 
 
