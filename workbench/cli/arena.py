@@ -5,15 +5,14 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
-from rich.console import Console
 from rich.text import Text
 
+from workbench.cli.app import console
 from workbench.cli.options import Device, Dtype, Json, ModelName, Quiet, Seed, Template, listed
 from workbench.cli.prompts import chosen, say_caveats, with_prompts
 from workbench.plain import plain
 
 WIDTH = 80
-console = Console()
 
 
 class Contest(typer.core.TyperCommand):

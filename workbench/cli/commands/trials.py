@@ -84,6 +84,7 @@ def study(
     runs: RunsFolder = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     template: Template = "chat",
+    json: Json = False,
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
@@ -92,9 +93,10 @@ def study(
     [bold]workbench study list[/bold] says which there are. Stopped at any moment, the same command goes on.
     """
     given = dict(locals())
+    given["progress"] = not (quiet or json)
     from workbench.cli.study import study_command
 
-    study_command(console, **given)
+    tell(study_command, console, **given)
 
 
 @data_app.callback(invoke_without_command=True)

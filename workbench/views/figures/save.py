@@ -106,13 +106,11 @@ def save_figures(
     chosen = [name for name in drawn if any(fnmatchcase(name, want) for want in wanted)]
     if drawn and not chosen:
         raise FigureError(f"No figure is called {' or '.join(map(repr, wanted))}; there are {', '.join(drawn)}.")
-    with matplotlib.rc_context(settings(page_style, latex=latex)):
+    with matplotlib.rc_context(settings(page_style, latex=latex) | {"axes.titley": 1.0}):  # no ticks above, to look for
         for name in chosen:
             page = drawn[name]
             figure = page.draw(sheet=sheet)
-            for _ in range(2):  # what a colour bar needs is known after the first time
-                figure.get_layout_engine().execute(figure)
-            figure.set_layout_engine(None)  # laid out once, so that every format has the same places
+            pages.lay_out(figure)
             files = [folder / f"{name}.{suffix}" for suffix in formats]
             for file in files:
                 write_figure(figure, file)
@@ -210,7 +208,7 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame, heads: Sequence[Head] | None) 
                 f"selectivity_{name}",
                 partial(pages.selectivity, scores, **where, picks=kept),
                 rows,
-                f"**Safe against unsafe: {heading.lower()}.** One point a head. The rule keeps heads "
+                f"**Safe against unsafe: {theme.in_a_sentence(heading)}.** One point a head. The rule keeps heads "
                 f"{_bound_words(kept.bound, unit)}, and ranks them by unsafe − safe, their height above the grey "
                 f"line. Ringed in colour, {kept.why}: {named}. {decoy}A bar through a ring is the 95 % interval of "
                 f"unsafe − safe, from the mean on safe prompts up. {over}",
@@ -220,8 +218,9 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame, heads: Sequence[Head] | None) 
             "query_against_value",
             partial(pages.query_against_value, scores, criterion=first, picks=chosen[first, "query"]),
             scores.loc[scores["criterion"] == first, _SHOWN],
-            f"**Masking the query against masking the value**: {captions.literal(theme.title(first).lower())} in "
-            f"{unit}, two points a head (mean over safe and over unsafe prompts); on the grey line both do the same. "
+            "**Masking the query against masking the value**: "
+            f"{captions.literal(theme.in_a_sentence(theme.title(first)))} in {unit}, two points a head (mean over safe "
+            "and over unsafe prompts); on the grey line both do the same. "
             f"Named, at their unsafe mean: the heads {chosen[first, 'query'].why}. "
             f"{captions.over(run, scores)}",
         )

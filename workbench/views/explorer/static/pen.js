@@ -4,7 +4,7 @@ export function themeOf(element) {
   const style = getComputedStyle(element);
   const read = (name) => style.getPropertyValue(name).trim();
   return {
-    text: read("--wbx-text"), quiet: read("--wbx-quiet"), line: read("--wbx-line"), back: read("--wbx-back"),
+    text: read("--wbx-text"), quiet: read("--wbx-quiet"), line: read("--wbx-line"), field: read("--wbx-field"), back: read("--wbx-back"),
     unsafe: read("--wbx-unsafe"), safe: read("--wbx-safe"), mark: read("--wbx-mark"), lock: read("--wbx-lock"),
     set: read("--wbx-set"), font: style.fontFamily || "sans-serif",
   };
