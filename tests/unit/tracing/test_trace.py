@@ -16,7 +16,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.precision import double_kept
 from workbench.models.walk import base_pass
 from workbench.prompts.prompt import Prompt
-from workbench.tracing import trace as tracing
+from workbench.tracing import job as tracing
 from workbench.tracing.behaviour import Patch, patched_replies
 from workbench.tracing.lens import projections
 from workbench.tracing.pairs import line_up, pairs_of
@@ -246,24 +246,25 @@ def test_arguments_are_checked(double):
 
 
 def test_a_stored_trace_is_the_trace_and_is_gone_on_with(double, trace, tmp_path, monkeypatch):
-    place, whole = tmp_path / "trace.zarr", tracing._Job.traced
+    place, whole = tmp_path / "trace.zarr", tracing.Job.traced
 
     def stops(job, twins, advance):
         if twins.name == "pair 2":
             raise KeyboardInterrupt
         return whole(job, twins, advance)
 
-    monkeypatch.setattr(tracing._Job, "traced", stops)
+    monkeypatch.setattr(tracing.Job, "traced", stops)
     with pytest.raises(KeyboardInterrupt, match="holds 2 pairs; make the same call again"):
         wb.trace(double, twins(3), out=place, progress=False)
     assert wb.open_trace(place)["pair"].values.tolist() == ["pair 0", "pair 1"]
     made = []
-    monkeypatch.setattr(
-        tracing._Job, "traced", lambda job, of, advance: made.append(of.name) or whole(job, of, advance)
-    )
+    monkeypatch.setattr(tracing.Job, "traced", lambda job, of, advance: made.append(of.name) or whole(job, of, advance))
     again = wb.trace(double, twins(3), out=place, progress=False)
     assert made == ["pair 2"]
     assert again.equals(trace)
+    # The work of both calls: the third pair was not finished in the first, and nothing was done twice but its paths.
+    assert again.attrs["patches"] == trace.attrs["patches"]
+    assert again.attrs["layer_tokens"] == trace.attrs["layer_tokens"]
     stored = wb.open_trace(place)
     assert stored.equals(trace)
     assert stored["patch_left"].attrs == trace["patch_left"].attrs
@@ -273,6 +274,15 @@ def test_a_stored_trace_is_the_trace_and_is_gone_on_with(double, trace, tmp_path
         wb.trace(double, twins(2), out=place, progress=False)
     with pytest.raises(RunError, match="has schema 'trace-1'"):
         wb.open_run(place)
+
+
+def test_a_killed_process_loses_minutes(double, tmp_path, monkeypatch):
+    place, kept = tmp_path / "trace.zarr", []
+    monkeypatch.setattr(tracing, "KEPT_EVERY", -1)
+    monkeypatch.setattr(tracing, "save_trace", lambda found, out: kept.append((found.sizes["pair"], found.attrs)))
+    wb.trace(double, twins(2), components="mlp", out=place, window=0, progress=False)
+    assert [(pairs, attrs["complete"]) for pairs, attrs in kept] == [(1, False), (2, False)]
+    assert wb.open_trace(place).sizes["pair"] == 2
 
 
 def test_damage_is_found(trace, tmp_path):
