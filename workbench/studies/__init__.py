@@ -16,12 +16,14 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel, load_model
 from workbench.prompts.prompt import PromptSet, as_prompts
 from workbench.studies import (
+    adaptive,
     benign_cost,
     defence,
     degradation,
     detection,
     flow,
     graded,
+    head_claims,
     head_count,
     maps,
     masked_success,
@@ -35,6 +37,7 @@ from workbench.studies import (
     sahara,
     selection_set,
     shared_heads,
+    swap,
     time,
     transfer,
 )
@@ -81,6 +84,9 @@ STUDIES: dict[str, StudyRecord] = {
         published_split.STUDY,
         sahara.STUDY,
         flow.STUDY,
+        swap.STUDY,
+        adaptive.STUDY,
+        head_claims.STUDY,
     )
 }
 
