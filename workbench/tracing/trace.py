@@ -110,8 +110,9 @@ def trace(
         >>> import workbench as wb
         >>> trace = wb.trace("planted", wb.load_prompts("planted", split="test", n=4), progress=False)
         >>> of_heads = trace["head_recovered"].sel(token_group="all").mean(["pair", "direction"])
-        >>> [int(n) for n in np.unravel_index(of_heads.argmax(), of_heads.shape)]
-        [3, 1]
+        >>> best = of_heads.argmax(["layer", "head"])
+        >>> int(best["layer"]), int(best["head"])
+        (3, 1)
     """
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
     chosen = None if heads is None else check_heads(model, heads, Mask())

@@ -196,9 +196,9 @@ def test_what_lacks_a_picture_has_no_picture_cells(trace):
         ({"image": None}, "'0-unsafe' has a picture and '0-safe' has none"),
         (
             {"label": "unsafe"},
-            r"2 prompts, '0-unsafe' \(unsafe\), '0-safe' \(unsafe\); a pair is one unsafe and one safe",
+            r"prompt '0-unsafe' \(unsafe\) has no safe twin of its own with the pair_id 'pair 0': none is here",
         ),
-        ({"pair_id": "other"}, "prompt '0-unsafe' has no twin: no other prompt shares its pair_id 'pair 0'"),
+        ({"pair_id": "other"}, r"prompt '0-unsafe' \(unsafe\) has no safe twin of its own with the pair_id 'pair 0'"),
     ],
 )
 def test_what_is_no_pair_is_refused_by_name(change, says):
@@ -219,16 +219,20 @@ def test_what_cannot_be_traced_may_be_left_out(double, trace):
     prompts[3] = dataclasses.replace(prompts[3], text="is this a cat here")
     some = wb.trace(double, prompts, on_error="skip", progress=False)
     assert some["pair"].values.tolist() == ["pair 0"]
-    assert set(json.loads(some.attrs["skipped"])) == {"pair 1", "alone"}
+    assert set(json.loads(some.attrs["skipped"])) == {"pair 1", "alone"}  # a pair that does not line up, a prompt
     one = trace.sel(pair=["pair 0"])
     np.testing.assert_array_equal(some["patch_left"], one["patch_left"])
 
 
 def test_two_prompts_alone_are_a_pair_and_variants_are_pairs_of_their_own():
     one, other = (dataclasses.replace(p, pair_id="") for p in twins(1))
-    assert list(pairs_of([other, one])[0].values()) == [(one, other)]
+    ((unsafe, safe),) = pairs_of([other, one])[0].values()
+    assert (unsafe.id, safe.id) == (one.id, other.id)
     blank = [dataclasses.replace(p, id=f"{p.id} b", variant="blank image") for p in twins(1)]
     assert list(pairs_of([*twins(1), *blank])[0]) == ["pair 0", "pair 0, blank image"]
+    second = dataclasses.replace(twins(1)[0], id="another")
+    found, left = pairs_of([*twins(1), second])
+    assert (found, list(left)) == ({}, ["0-unsafe", "0-safe", "another"])  # whose twin is it?
 
 
 def test_arguments_are_checked(double):
