@@ -49,7 +49,7 @@ def pairs_of(prompts: Sequence[Prompt]) -> tuple[dict[str, tuple[Prompt, Prompt]
         prompts: In any order. Two prompts without a `pair_id` that come alone are a pair.
     """
     if len(prompts) == len(SIDES) and not any(prompt.pair_id for prompt in prompts):
-        name = " | ".join(prompt.id for prompt in prompts)
+        name = " | ".join(prompt.id[:140] for prompt in prompts)
         prompts = [dataclasses.replace(prompt, pair_id=name) for prompt in prompts]
     twins = Twins(prompts)
     found, left = {}, {}
