@@ -17,7 +17,7 @@ from workbench.tracing.records import FLOWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
 # One of each kind that a trace could trip over: tiles, positions in three axes, pictures that come in again between
-# layers or by cross-attention, norms behind attention and MLP, attention and MLP side by side, experts, fused projections.
+# layers or by cross-attention, norms behind attention and MLP, attention and MLP side by side, experts, fused queries.
 KINDS = (
     "llava", "llava_next", "qwen2_vl", "qwen3_vl", "mllama", "gemma3", "cohere2", "llama4", "phi3_v", "llama"
 )  # fmt: skip
