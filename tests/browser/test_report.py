@@ -189,3 +189,26 @@ def test_it_is_accessible_and_fits(opened, scheme, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     panel = page.locator(".wbx-name-head").bounding_box()
     assert panel["y"] < 400, "the chosen head is in view"
+
+
+def test_a_cell_of_the_trace_names_the_heads_that_bring_it_and_chooses_them(opened, tmp_path):
+    from tests.unit import planted_parts
+
+    prompts = wb.load_prompts("planted", split="test", n=8)
+    trace = wb.trace(planted_parts.model(), prompts, progress=False)
+    run = wb.sweep(planted_parts.model(), prompts, progress=False)
+    file = wb.save_report(run, tmp_path / "traced.html", trace=trace)
+    page = opened("#head=L0H2", file=file)
+    panel = page.locator(".wbx-trace")
+    assert panel.locator("figure").count() == 3
+    panel.get_by_role("button", name="attention, layer 3, last: 1").click()
+    said = panel.locator(".wbx-trace-said")
+    assert "attention of layer 3 at last: 1 (1 to 1)" in said.inner_text()
+    said.get_by_role("button", name="L3H1 1").click()
+    page.wait_for_timeout(300)
+    assert chosen(page)["head"] == [3, 1]
+    panel.get_by_label("shown").select_option("top1_change")
+    assert "first token of the reply changes" in said.inner_text()
+    assert panel.get_by_role("button", name="MLP, layer 0, picture: 0").get_attribute("aria-pressed") == "false"
+    found = Axe().run(page).response["violations"]
+    assert not [one["id"] for one in found if one["impact"] in ("serious", "critical")]

@@ -19,6 +19,7 @@ from workbench.detectors.cost import cost_of_each, passes
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
+from workbench.prompts.caveats import caveats
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
 from workbench.replies.guards import Guard
@@ -83,8 +84,9 @@ def arena(
         `workbench.comparison.guarded`, and, of the detector (a guard: beside the plain reply) on single prompts,
         `passes` (forward passes, mean) and `milliseconds` (mean; depends on the machine). In `attrs`: `differences`
         (every detector against chance and every other, `workbench.comparison.differences`, as records), `draws` (of
-        those that draw), `left_out` (who could not be fitted, and why), `splits`, `judges`, `agreement` of two judges,
-        `thresholds` and `stability` by detector, how many test `prompts`, `model`, `weight_hash` and `seed`.
+        those that draw), `left_out` (who could not be fitted, and why), `splits`, `caveats` (of the prompts, those of
+        `workbench.prompts.caveats`), `judges`, `agreement` of two judges, `thresholds` and `stability` by detector, how
+        many test `prompts`, `model`, `weight_hash` and `seed`.
 
     Raises:
         DetectorError: If there is no such detector or guard, or none could be fitted.
@@ -99,7 +101,7 @@ def arena(
         1.0
     """
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
-    calibration, test, splits = _parts(prompts, seed)
+    calibration, test, splits = calibration_and_test(prompts, seed)
     check_labels(test, "The test set of the arena")
     asked, guarding = entrants(detectors, seed=seed), [made_guard(guard) for guard in guards]
     if not asked and not guarding:
@@ -131,6 +133,7 @@ def arena(
         "draws": [found for entrant in fitted for found in _draws(entrant, field)],
         "left_out": left_out,
         "splits": splits,
+        "caveats": caveats(prompts),
         "thresholds": {e.key: float(e.detector.threshold) for e in fitted},
         "stability": {e.key: e.detector.stability for e in fitted},
         "prompts": len(test),
@@ -145,7 +148,7 @@ def _name_of(judge: Any) -> str:
     return str(getattr(judge, "__name__", type(judge).__name__))
 
 
-def _parts(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet, str]:
+def calibration_and_test(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet, str]:
     """Calibration and test prompts, and where the splits come from."""
     declared = {p.split for p in prompts}
     if declared == {""}:

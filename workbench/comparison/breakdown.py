@@ -23,7 +23,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.plain import check_writable, write_table
 from workbench.prompts.prompt import Prompt
 from workbench.replies.judges import Judge, judge_agreement
-from workbench.runs.reading import RunLike
+from workbench.runs.reading import RunLike, caveats_of
 from workbench.runs.splits import in_split, with_splits
 
 COLUMNS = (*KEYS, "heads", "threshold", "measure", "family", "value", "ci_low", "ci_high", "n")
@@ -139,6 +139,7 @@ def compare(
         if second_judge is not None:
             agreement = judge_agreement(causal.verdicts, causal.replies.verdicts(judge=second_judge))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table.attrs = {"caveats": caveats_of(run)}
     tested = pd.DataFrame(tests, columns=list(TEST_COLUMNS))
     return Breakdown(table, _ingredients(found), tuple(left_out), splits, agreement, tested)
 

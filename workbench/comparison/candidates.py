@@ -12,7 +12,7 @@ import xarray as xr
 
 from workbench.axes import Head, head_names
 from workbench.criteria import get_criterion, score, statistics, top_heads
-from workbench.criteria.detection import decision_values
+from workbench.criteria.detection import Decisions
 from workbench.criteria.logistic import fit_logistic
 from workbench.criteria.registry import TRAINED, Criterion
 from workbench.criteria.thresholds import kde_threshold
@@ -73,7 +73,7 @@ def candidates(
     weights = np.concatenate([np.ones((1, len(pairs))), weights])  # the prompts as they are, then the resamples
     for name in criteria:
         criterion = get_criterion(name)
-        by_head = decision_values(run, criterion)
+        by_head = Decisions(run, criterion)
         projections = dict.fromkeys(scores.loc[scores["criterion"] == name, "projection"])
         for rule, projection, k in product(rules, projections, n_heads):
             if rule not in criterion.rules:
@@ -91,18 +91,18 @@ def candidates(
 
 
 def _values(
-    run: xr.Dataset, criterion: Criterion, by_head: xr.DataArray, projection: str, heads: Sequence[Head]
+    run: xr.Dataset, criterion: Criterion, by_head: Decisions, projection: str, heads: Sequence[Head]
 ) -> np.ndarray:
     """Decision values of some heads together, [prompt]."""
-    if by_head.sizes["prompt"] < run.sizes["prompt"]:
-        raise CriterionError(
-            f"Criterion {criterion.name!r} has no meaning for some prompts, which need a decision too."
-        )
     if criterion.kind == TRAINED and criterion.needs == ("head_output",) and len(heads) > 1:
         z, train = features(run, heads), in_split(run, "selection").astype(float)
         coef, intercept = fit_logistic(z, prompt_coord(run, "label") == "unsafe", weight=train)
         return z @ coef + intercept
-    columns = [by_head.sel(projection=projection, layer=layer, head=head).values for layer, head in heads]
+    columns = [by_head.of(projection, layer, head).values for layer, head in heads]
+    if len(columns[0]) < run.sizes["prompt"]:
+        raise CriterionError(
+            f"Criterion {criterion.name!r} has no meaning for some prompts, which need a decision too."
+        )
     return np.mean(columns, axis=0)
 
 

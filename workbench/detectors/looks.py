@@ -15,16 +15,20 @@ from torch import Tensor
 
 from workbench.axes import Head
 from workbench.errors import DetectorError
+from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.models.walk import BasePass, base_pass
 from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.runs.job import MEASURES
 from workbench.sweeps.execution import progress_bar
 from workbench.sweeps.plan import batches
 from workbench.sweeps.sweep import sweep
 
 ROWS = 32  # prompts of one unmasked pass
 BLOCK = 1024  # prompts seen at once when they are scored; what was seen of them is let go before the next come
+
+CHEAPEST = ("deflection",)  # where no measure of masked cells is wanted
 
 COORDINATES = ("label", "source", "family", "category", "pair_id", "split")
 
@@ -43,6 +47,7 @@ class Wants:
         projections: What of heads is masked; none where no mask is wanted.
         heads: The heads masked; None for all of them.
         mask: How.
+        measures: Which variables of a masked cell are wanted, among `workbench.runs.job.MEASURES`.
     """
 
     reads: Mapping[str, Reader] = field(default_factory=lambda: MappingProxyType({}))
@@ -50,6 +55,7 @@ class Wants:
     projections: tuple[str, ...] = ()
     heads: tuple[Head, ...] | None = ()
     mask: Mask | None = None
+    measures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +91,7 @@ def joined(wants: Sequence[Wants]) -> Wants:
         projections=tuple(dict.fromkeys(p for w in masked for p in w.projections)),
         heads=None if every else tuple(dict.fromkeys(h for w in masked for h in w.heads or ())),
         mask=masked[0].mask if masked else None,
+        measures=tuple(name for name in MEASURES if any(name in w.measures for w in masked)),
     )
 
 
@@ -112,6 +119,7 @@ def look(
         options: dict[str, Any] = {
             "heads": heads,
             "mask": wants.mask,
+            "measures": wants.measures or CHEAPEST,
             "keep_states": False,
             "progress": progress,
             "out": out,
@@ -119,7 +127,8 @@ def look(
         seen = sweep(model, prompts, projections=wants.projections, **options)
     elif wants.outputs:
         last = (model.masked_layers[-1], 0)  # at the least cost: only what the unmasked pass shows is read
-        seen = sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
+        least: dict[str, Any] = {"projections": ("value",), "heads": [last], "measures": CHEAPEST, "keep_states": False}
+        seen = sweep(model, prompts, progress=False, **least)
     return seen.assign(
         {name: (("prompt", *dims), values) for name, dims, values in _read(model, prompts, wants.reads, progress)}
     )
@@ -130,7 +139,7 @@ def _read(
 ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
     if not reads:
         return
-    encoded = [model.encode(prompt) for prompt in prompts]
+    encoded = Encodings(model, prompts)
     found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     with progress_bar(progress) as bar:
         line = bar.add_task("prompts seen", total=len(prompts))

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 import numpy as np
 import xarray as xr
@@ -16,8 +16,10 @@ from workbench.detectors.calibration import run_parts
 from workbench.detectors.detector import Detector, head_pairs
 from workbench.detectors.looks import Wants
 from workbench.errors import DetectorError
+from workbench.models.forms import FROM_PROMPTS, Form
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask, as_mask
+from workbench.runs.job import MEASURES
 from workbench.runs.reading import RunLike, as_run
 
 
@@ -25,6 +27,7 @@ def _as_mask(value: Any) -> Mask:
     return Mask(**value) if isinstance(value, Mapping) else Mask() if value is None else as_mask(value)
 
 
+NOT_ALONE = (*FROM_PROMPTS, "direction", "redirect")
 SomeProjection = Annotated[str, OneOf(PROJECTIONS)]
 ManyHeads = Annotated[int, Whole(1, 10**6)]
 SomeMaskFields = Annotated[Mask | Mapping[str, Any] | None, Converted(_as_mask)]
@@ -68,6 +71,11 @@ class MaskedHeadsDetector(Detector):
             )
         self.projection, self.criterion, self.rule, self.k = projection, criterion, rule, k
         self.mask = _as_mask(mask)
+        if self.mask.form in NOT_ALONE or self.mask.source is not None:
+            raise DetectorError(
+                f"A detector scores a prompt by itself, and the mask {self.mask!r} puts in what it takes elsewhere. "
+                f"Detectors mask with the forms {', '.join(f for f in get_args(Form) if f not in NOT_ALONE)}."
+            )
 
     @abstractmethod
     def heads_in_use(self) -> tuple[Head, ...]:
@@ -111,7 +119,8 @@ class MaskedHeadsDetector(Detector):
 
     def wants(self, model: HookedLVLM, *, choosing: bool) -> Wants:
         heads = None if choosing and self._chooses() else self.heads_in_use()
-        return Wants(projections=(self.projection,), heads=heads, mask=self.mask)
+        measures = tuple(name for name in get_criterion(self.criterion).needs if name in MEASURES)
+        return Wants(projections=(self.projection,), heads=heads, mask=self.mask, measures=measures)
 
     def best_heads(self, seen: xr.Dataset) -> list[Head]:
         """The k heads that the rule keeps of a run, best first."""

@@ -16,11 +16,14 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel, load_model
 from workbench.prompts.prompt import PromptSet, as_prompts
 from workbench.studies import (
+    adaptive,
     benign_cost,
     defence,
     degradation,
     detection,
+    flow,
     graded,
+    head_claims,
     head_count,
     maps,
     masked_success,
@@ -34,6 +37,7 @@ from workbench.studies import (
     sahara,
     selection_set,
     shared_heads,
+    swap,
     time,
     transfer,
 )
@@ -79,6 +83,10 @@ STUDIES: dict[str, StudyRecord] = {
         benign_cost.STUDY,
         published_split.STUDY,
         sahara.STUDY,
+        flow.STUDY,
+        swap.STUDY,
+        adaptive.STUDY,
+        head_claims.STUDY,
     )
 }
 

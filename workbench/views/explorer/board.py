@@ -17,6 +17,7 @@ from workbench.views.explorer.answers import Answers
 from workbench.views.explorer.gathering import manifest_of
 from workbench.views.explorer.packing import Packed
 from workbench.views.explorer.stored import Stored
+from workbench.views.explorer.traced import pack_trace
 
 if TYPE_CHECKING:  # looking at stored data takes no torch
     from workbench.detectors.one_head import OneHeadDetector
@@ -59,8 +60,9 @@ class Board(anywidget.AnyWidget):
     _manifest = traitlets.Dict().tag(sync=True)
     _data = traitlets.Bytes().tag(sync=True)
 
-    def __init__(self, runs: Sequence[Stored], inspectors: "Sequence[Inspector | None]") -> None:
+    def __init__(self, runs: Sequence[Stored], inspectors: "Sequence[Inspector | None]", trace: Any = None) -> None:
         packed = Packed()
+        flow = None if trace is None else pack_trace(packed, trace, runs)
         self._runs = list(runs)
         for place, stored in enumerate(runs):
             stored.pack_scores(packed, place, rule="selectivity")
@@ -74,7 +76,9 @@ class Board(anywidget.AnyWidget):
         asks = any(inspector is not None and inspector.prompts for inspector in inspectors)
         lacking = "" if asks else _lacking(inspectors)
         super().__init__(
-            _manifest=manifest | {"asks": asks, "lacking": lacking}, _data=packed.data, **manifest["first"]
+            _manifest=manifest | {"asks": asks, "lacking": lacking, "trace": flow},
+            _data=packed.data,
+            **manifest["first"],
         )
         self._answers = Answers(runs, inspectors, lambda message, data: self.send(message, [data]))
         self.on_msg(lambda widget, message, buffers: self._answers.heard(message, buffers))

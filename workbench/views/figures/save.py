@@ -95,10 +95,10 @@ def save_figures(
         >>> files[0].name, files[-1].name
         ('maps_deflection_query.png', 'captions.md')
     """
-    formats, run, page_style = _checked_formats(formats), as_run(run), get_style(style)
+    formats, run, page_style = checked_formats(formats), as_run(run), get_style(style)
     sheet = pages.Sheet(page_style, 0.0 if isinstance(width, str) and width == "own" else page_style.inches(width))
     table = _checked_scores(run, scores)
-    folder = _writable_folder(Path(out))
+    folder = writable_folder(Path(out))
     written, sections = [], []
     names: set[str] = set()
     drawn = {_file_name(page.name, names): page for page in _pages(run, table, heads)}
@@ -119,7 +119,18 @@ def save_figures(
     sidecar = folder / _SIDECAR
     made = "\n".join(captions.provenance(run))
     sidecar.write_text(
-        "\n".join(["# Figures\n", *sections, "## Where they come from\n", made, "", captions.rebuild(run, folder), ""])
+        "\n".join(
+            [
+                "# Figures\n",
+                *captions.minded(run),
+                *sections,
+                "## Where they come from\n",
+                made,
+                "",
+                captions.rebuild(run, folder),
+                "",
+            ]
+        )
     )
     return [*written, sidecar]
 
@@ -133,7 +144,8 @@ def _file_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
+def checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Suffixes that figures are written with; a FigureError for others."""
     asked = (formats,) if isinstance(formats, str) else tuple(formats)
     unknown = [f for f in asked if f not in _METADATA]
     if unknown or not asked:
@@ -144,7 +156,8 @@ def _checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(asked))
 
 
-def _writable_folder(folder: Path) -> Path:
+def writable_folder(folder: Path) -> Path:
+    """The folder, made if it is missing; a FigureError if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{_SIDECAR}"

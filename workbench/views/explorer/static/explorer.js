@@ -12,6 +12,7 @@ import { createMapGrid, criterionSource } from "./maps.js";
 import { createPrompts } from "./prompts.js";
 import { saveView } from "./save.js";
 import { CHOSEN, createStore, nextFrame, settled, subjectOf } from "./state.js";
+import { createTrace } from "./trace.js";
 
 const SETTLE = 150; // milliseconds without a change, after which Python is asked
 
@@ -50,10 +51,11 @@ function mount(el, host) {
   const prompts = createPrompts(shared);
   const looking = createLooking(shared);
   const bench = createBench(shared);
+  const traced = createTrace(shared);
   const next = make("section", { className: "wbx-block" });
   const controls = createControls();
 
-  const left = make("div", { className: "wbx-left" }, controls.row, grid.root, legend(), compare.root, provenance());
+  const left = make("div", { className: "wbx-left" }, controls.row, grid.root, legend(), compare.root, traced.root, provenance());
   const bar = make("div", { className: "wbx-split", role: "separator", "aria-orientation": "vertical", "aria-label": "width of the maps", tabIndex: 0, "aria-valuemin": 25, "aria-valuemax": 75, "aria-valuenow": 50 });
   const right = make("div", { className: "wbx-right" }, make("div", { className: "wbx-row wbx-acts" }, controls.acts), status, make("div", { className: "wbx-cards" }, Object.values(cards).map((one) => one.root)), prompts.root, looking.root, next, bench.root);
   const root = make("div", { className: `wbx${isDark() ? " wbx-dark" : ""}`, "data-lm-suppress-shortcuts": "true" }, heading(), make("div", { className: "wbx-body" }, left, bar, right), live, toast);
@@ -62,7 +64,8 @@ function mount(el, host) {
 
   function heading() {
     const run = data.run(state.run);
-    return make("div", { className: "wbx-header" }, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about));
+    return make("div", { className: "wbx-header" }, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about),
+      manifest.runs.flatMap((one) => one.caveats.map((words) => make("p", { className: "wbx-mind" }, `Mind: ${manifest.runs.length > 1 ? `${one.label}: ` : ""}${words}.`))));
   }
 
   // Where the numbers come from, to be read by who gets the page.
@@ -289,6 +292,7 @@ function mount(el, host) {
   const detailsSoon = nextFrame(details);
   store.on(["head", "locked", "heads", "hover", "brush"], () => grid.frames());
   store.on(["box"], () => bench.show());
+  store.on(["head"], () => traced.show());
   store.on(["head", "locked", "heads"], () => { controls.show(); detailsSoon(); });
   store.on(["hover", "head", "locked"], () => state.tab === "compare" && compare.frames());
   store.on(["projection", "column", "rule", "k", "maps", "tab", "run", "sides"], rebuild);
