@@ -1,11 +1,13 @@
 """What `workbench study` does: list the studies, or make some and write them into a folder."""
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -18,6 +20,7 @@ from workbench.studies import STUDIES, Material, Study, StudyRecord, list_studie
 from workbench.studies.pages import store, stored, write_page
 
 ALL, LIST = "all", "list"
+log = logging.getLogger(__name__)
 
 
 def study_command(
@@ -65,11 +68,16 @@ def study_command(
         errors.print(Text(f"[{number}/{len(chosen)}] {record.name}: {record.asks}{left}", style="bold"))
         try:
             made.append(_made(record, material, out))
-        except WorkbenchError as error:
+        except KeyboardInterrupt:
+            errors.print(f"Stopped. What is finished lies in {plain(out)} and {plain(kept)}; the same call goes on.")
+            raise typer.Exit(130) from None
+        except Exception as error:  # one that breaks keeps none of the others from being made
             if name != ALL:
                 raise
-            left_out[record.name] = str(error)
-            errors.print(Text(f"  left out: {plain(error)}", style="dim"))
+            log.info("%s broke.", record.name, exc_info=True)
+            kind = "" if isinstance(error, WorkbenchError) else f"{type(error).__name__}: "
+            left_out[record.name] = f"{kind}{error}"
+            errors.print(Text(f"  left out: {plain(left_out[record.name])}", style="dim"))
             continue
         finally:
             done += record.cost

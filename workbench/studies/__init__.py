@@ -15,6 +15,7 @@ from workbench.errors import StudyError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel, load_model
 from workbench.prompts.prompt import PromptSet, as_prompts
+from workbench.registry import Registry
 from workbench.studies import (
     adaptive,
     benign_cost,
@@ -60,9 +61,9 @@ __all__ = [
     "tested",
 ]
 
-STUDIES: dict[str, StudyRecord] = {
-    record.name: record
-    for record in (
+STUDIES: Registry[StudyRecord] = Registry(
+    "study",
+    (
         maps.STUDY,
         projections.STUDY,
         masked_success.STUDY,
@@ -87,19 +88,10 @@ STUDIES: dict[str, StudyRecord] = {
         swap.STUDY,
         adaptive.STUDY,
         head_claims.STUDY,
-    )
-}
-
-
-def register_study(record: StudyRecord) -> StudyRecord:
-    """Make a study known in this process; one of the same name is replaced."""
-    STUDIES[record.name] = record
-    return record
-
-
-def list_studies() -> list[StudyRecord]:
-    """All studies, in the order in which `workbench study all` makes them."""
-    return list(STUDIES.values())
+    ),
+    error=StudyError,
+)
+register_study, list_studies = STUDIES.register, STUDIES.records
 
 
 def make_study(name: str, material: Material) -> Study:
@@ -108,9 +100,7 @@ def make_study(name: str, material: Material) -> Study:
     Raises:
         StudyError: For a study that does not exist, or needs what is not there.
     """
-    if name not in STUDIES:
-        raise StudyError(f"There is no study {name!r}. There are {', '.join(STUDIES)}.")
-    record = STUDIES[name]
+    record = STUDIES.named(name)
     if lacking := record.lacking(material):
         raise StudyError(f"The study {name} {'; it '.join(lacking)}.")
     return Study(record, record.find(material), material.about)

@@ -291,8 +291,8 @@ def test_each_record_says_what_it_is():
         assert record.needs
         assert record.says
         assert record.source
-        assert record.detector.__doc__
-        assert "Source:" in record.detector.__doc__
+        assert record.kind.__doc__
+        assert "Source:" in record.kind.__doc__
 
 
 def test_a_guard_does_not_describe_the_tokenizer_at_every_call(monkeypatch):

@@ -203,7 +203,8 @@ def test_several_heads_are_fused_as_they_say():
 def test_every_family_and_policy_is_seen_by_the_planted_head(name):
     by = "family" if name == "graded" else "category"
     study = make_study(name, many())
-    assert set(study.found) == {getattr(p, by) for p in many().prompts}
+    more = {"the angle grows with the risk grade"} if name == "graded" else set()
+    assert set(study.found) == {getattr(p, by) for p in many().prompts} | more
     assert (rows(study, measure="AUROC against all safe")["value"] == 1).all()
 
 
