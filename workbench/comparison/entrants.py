@@ -200,7 +200,8 @@ def fit_all(
         asked = {key: of for key, of in asked.items() if key not in same}
         together = Together(model, [entrant for entrant, _, _ in same.values()], choosing=first.choosing)
         for number, (members, wants) in enumerate(together.groups):
-            store = out / f"calibration-{rounds}-{number}.zarr" if out is not None and wants.projections else None
+            swept = wants.projections or wants.outputs
+            store = out / f"calibration-{rounds}-{number}.zarr" if out is not None and swept else None
             seen = look(model, first.prompts, wants, progress=progress, out=store)
             for entrant in members:
                 with noted(left_out, entrant.key):

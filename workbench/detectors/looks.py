@@ -120,7 +120,7 @@ def look(
         seen = sweep(model, prompts, projections=wants.projections, **options)
     elif wants.outputs:
         last = (model.masked_layers[-1], 0)  # at the least cost: only what the unmasked pass shows is read
-        seen = sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
+        seen = sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False, out=out)
     return seen.assign(
         {name: (("prompt", *dims), values) for name, dims, values in _read(model, prompts, wants.reads, progress)}
     )

@@ -163,7 +163,7 @@ def test_draws_have_their_spread(table):
 
 
 def test_a_second_run_writes_the_same_bytes_but_for_the_times(tmp_path):
-    asked = {"detectors": ("one-head", "one-head-random:k=2", "rcs-kcd"), "guards": ("recipe",), **QUICK}
+    asked = {"detectors": ("one-head", "one-head-random:k=2", "rcs-kcd", "sahs"), "guards": ("recipe",), **QUICK}
     both = [wb.arena(model(), prompts(48), out=out, **asked) for out in (None, tmp_path)]
     first, second = (save_arena(found, tmp_path / name) for found, name in zip(both, "ab", strict=True))
     names = ["arena.csv", "times.csv", "differences.csv", "arena.json", "arena.tex", "arena.pdf", "arena.png"]
