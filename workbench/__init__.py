@@ -11,7 +11,8 @@ from workbench.errors import lacking
 
 if TYPE_CHECKING:
     from workbench import plot, studies
-    from workbench.comparison import arena
+    from workbench.attacks import attack
+    from workbench.comparison import arena, faithfulness
     from workbench.criteria import score, top_heads
     from workbench.finding.find import find_heads
     from workbench.models.hooked import HookedLVLM
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from workbench.studies import study
     from workbench.sweeps.forecast import plan
     from workbench.sweeps.sweep import sweep
+    from workbench.tracing.stored import open_trace
+    from workbench.tracing.trace import trace
     from workbench.views.explorer.explore import explore
     from workbench.views.explorer.page import save_report
     from workbench.views.figures.save import save_figures
@@ -34,13 +37,16 @@ _HOME = {
     "Prompt": "workbench.prompts.prompt",
     "PromptSet": "workbench.prompts.prompt",
     "arena": "workbench.comparison",
+    "attack": "workbench.attacks",
     "explore": "workbench.views.explorer.explore",
+    "faithfulness": "workbench.comparison",
     "find_heads": "workbench.finding.find",
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
     "load_prompts": "workbench.prompts",
     "mix": "workbench.prompts",
     "open_run": "workbench.runs.opening",
+    "open_trace": "workbench.tracing.stored",
     "plan": "workbench.sweeps.forecast",
     "save_figures": "workbench.views.figures.save",
     "save_report": "workbench.views.explorer.page",
@@ -48,6 +54,7 @@ _HOME = {
     "study": "workbench.studies",
     "sweep": "workbench.sweeps.sweep",
     "top_heads": "workbench.criteria",
+    "trace": "workbench.tracing.trace",
 }
 __version__ = "0.1.0"
 __all__ = [
@@ -57,13 +64,16 @@ __all__ = [
     "PromptSet",
     "__version__",
     "arena",
+    "attack",
     "explore",
+    "faithfulness",
     "find_heads",
     "generate",
     "load_model",
     "load_prompts",
     "mix",
     "open_run",
+    "open_trace",
     "plan",
     "plot",
     "save_figures",
@@ -73,6 +83,7 @@ __all__ = [
     "study",
     "sweep",
     "top_heads",
+    "trace",
 ]
 
 

@@ -26,6 +26,8 @@ COMMANDS = (
     "check",
     "compare",
     "arena",
+    "attack",
+    "faithfulness",
     "detect",
     "generate",
     "study",
@@ -67,7 +69,7 @@ def test_the_list_of_commands_is_whole(monkeypatch, capsys):
         (("check", "no-such-model"), "no-such-model"),
         (("check", "bert", "--tiny"), "bert"),
         (("sweep", "-m", "planted", "-p", "nothing.jsonl", "--out", "x.zarr"), "nothing.jsonl"),
-        (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "key"), "query, value"),
+        (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "output"), "query, key, value"),
         (("demo", "--factor", "0.5"), "form='scale'"),
         (("compare", "nowhere.zarr", "--n-heads", "one"), "1,3,5"),
         (("arena", "-m", "planted", "-p", "planted", "--detectors", "one-head,nobody"), "no detector 'nobody'"),
@@ -117,7 +119,23 @@ def test_what_needs_no_model_is_said_before_anything_heavy_is_imported(words, st
     assert len(loaded) < 700, f"{len(loaded)} modules are loaded by workbench {' '.join(words)}"
 
 
-@pytest.mark.parametrize("command", ["demo", "score", "models", "check", "compare", "arena", "detect", "data"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo",
+        "score",
+        "models",
+        "check",
+        "compare",
+        "arena",
+        "attack",
+        "faithfulness",
+        "detect",
+        "data",
+        "find",
+        "study",
+    ],
+)
 def test_every_table_can_be_had_as_json(monkeypatch, capsys, command):
     assert "--json" in run(monkeypatch, capsys, command, "--help")[1]
 
@@ -128,6 +146,8 @@ def test_json_is_all_that_is_printed_and_quiet_prints_nothing(monkeypatch, capsy
     assert run(monkeypatch, capsys, "check", "llama", "--tiny", "--quiet")[:2] == (0, "")
     status, out, _ = run(monkeypatch, capsys, "models", "--json")
     assert "llava" in {row["family"] for row in json.loads(out)}
+    status, out, _ = run(monkeypatch, capsys, "study", "list", "--json")
+    assert {"study", "asks", "needs"} == set(json.loads(out)[0])
     assert "Known limits" in run(monkeypatch, capsys, "models")[1], "the console speaks again"
 
 

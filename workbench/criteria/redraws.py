@@ -185,6 +185,14 @@ def _areas(strength: np.ndarray, unsafe: np.ndarray, weights: np.ndarray) -> np.
     return out / (int(unsafe.sum()) * int((~unsafe).sum()))
 
 
+def values_under(statistics: Mapping[str, np.ndarray], rule: Rule, percentile: float) -> np.ndarray | None:
+    """What the rule ranks by, [redraw, head], NaN where it leaves a head out; None for one that reads other columns."""
+    try:
+        return np.where(rule.keeps(statistics, percentile), rule.value(statistics), np.nan)
+    except KeyError:
+        return None
+
+
 def share_among_first(statistics: Mapping[str, np.ndarray], rule: Rule, k: int, percentile: float) -> np.ndarray:
     """In what share of redraws each head is among the first k that the rule keeps, 0-1, [head]; NaN if it cannot say.
 
@@ -196,37 +204,45 @@ def share_among_first(statistics: Mapping[str, np.ndarray], rule: Rule, k: int, 
         k: How many heads are first.
         percentile: Of the bound on safe values, which is drawn again with the prompts.
     """
-    try:
-        values, kept = np.asarray(rule.value(statistics)), np.asarray(rule.keeps(statistics, percentile))
-    except KeyError:
+    values = values_under(statistics, rule, percentile)
+    if values is None:
         return np.full(statistics["unsafe"].shape[1], np.nan)
-    values = np.where(kept & ~np.isnan(values), values, -np.inf)
+    values = np.where(np.isnan(values), -np.inf, values)
     first = np.zeros(values.shape, dtype=bool)
     np.put_along_axis(first, np.argsort(-values, axis=1, kind="stable")[:, :k], True, axis=1)
     return (first & (values > -np.inf)).mean(0)
 
 
-def stability(scores: pd.DataFrame, rows: pd.DataFrame, rule: Rule, *, k: int, percentile: float) -> pd.Series:
-    """`share_among_first` for scored rows of one criterion and projection, among the heads of these rows.
+def redrawn_of(
+    scores: pd.DataFrame, rows: pd.DataFrame
+) -> tuple[Mapping[str, np.ndarray], pd.Index] | tuple[None, None]:
+    """Statistics, [redraw, head], of scored rows of one criterion and projection, and which row each head is.
 
-    NaN where the table has no redraws, was changed since it was scored, or is of a run of some heads only, whose bound
+    None where the table has no redraws, was changed since it was scored, or is of a run of some heads only, whose bound
     under other prompts nobody knows.
     """
-    unknown = pd.Series(np.nan, index=rows.index)
     kept = scores.attrs.get("redraws")
     first = rows.iloc[0]
     drawn = getattr(kept, "drawn", {}).get((first["criterion"], first["projection"]))
     heads = pd.MultiIndex.from_frame(rows[["layer", "head"]])
-    if rule.is_control or drawn is None or not heads.isin(drawn.heads).all() or heads.has_duplicates:
-        return unknown
+    if drawn is None or not heads.isin(drawn.heads).all() or heads.has_duplicates:
+        return None, None
     if "safe_rank" in scores and scores.loc[rows.index, "safe_rank"].notna().any():
-        return unknown
+        return None, None
     at = drawn.heads.get_indexer(heads)
     if not np.array_equal(drawn.seen[:, at], rows[["unsafe", "safe"]].to_numpy().T, equal_nan=True):
-        return unknown
+        return None, None
     order = np.argsort(at)  # as the table of all heads is sorted, for ties
     statistics = OnDemand({name: values[:, at[order]] for name, values in drawn.statistics.items()})
     statistics["safe_rank"] = np.stack([percentile_ranks(of_one) for of_one in statistics["safe"]])
     if drawn.areas is not None:
         statistics.ways["auroc"] = partial(drawn.areas, at[order])
-    return pd.Series(share_among_first(statistics, rule, k, percentile), index=rows.index[order]).reindex(rows.index)
+    return statistics, rows.index[order]
+
+
+def stability(scores: pd.DataFrame, rows: pd.DataFrame, rule: Rule, *, k: int, percentile: float) -> pd.Series:
+    """`share_among_first` for scored rows of one criterion and projection, among the heads of these rows."""
+    statistics, index = redrawn_of(scores, rows)
+    if statistics is None or rule.is_control:
+        return pd.Series(np.nan, index=rows.index)
+    return pd.Series(share_among_first(statistics, rule, k, percentile), index=index).reindex(rows.index)

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from workbench.errors import PromptError, RunError, WorkbenchError
+from workbench.models.bound import check_source
 from workbench.models.encode import Encoded
 from workbench.models.encodings import Encodings
 from workbench.models.fingerprint import input_hash
 from workbench.models.hooked import HookedLVLM
 from workbench.models.lengths import Lengths
+from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.job import Cells, Job
 from workbench.runs.memory import Sink
@@ -56,16 +58,24 @@ class Encoder(Encodings):
     Attributes:
         left_out: Prompts that are not computed, by their place, and why; an empty text for those the store has.
         skip: Whether a prompt that cannot be computed is left out, in place of ending the sweep.
+        mask: How heads are masked; prompts without what it needs of them are found before anything is computed.
         inputs: A hash of each prompt as it was encoded, `[prompt, byte]`; zeros until it is.
     """
 
     prompts: PromptSet
 
     def __init__(
-        self, model: HookedLVLM, prompts: PromptSet, left_out: Mapping[int, str] | None = None, *, skip: bool = False
+        self,
+        model: HookedLVLM,
+        prompts: PromptSet,
+        left_out: Mapping[int, str] | None = None,
+        *,
+        skip: bool = False,
+        mask: Mask | None = None,
     ) -> None:
         super().__init__(model, prompts)
         self.left_out, self.skip = dict(left_out or {}), skip
+        self.mask = mask
         self.inputs = np.zeros((len(prompts), 32), np.uint8)
 
     def __call__(self, index: int) -> Encoded:
@@ -78,7 +88,13 @@ class Encoder(Encodings):
     def lengths(self, tick: Callable[[], Any]) -> Iterator[int]:
         """Tokens of every prompt that can be encoded, as far as its text and the size of its picture show."""
         count = Lengths(self.model)
-        return self._able(range(len(self.prompts)), lambda index: self._named(index, count), tick)
+
+        def length(prompt: Prompt) -> int:
+            if self.mask is not None:
+                check_source(self.mask, prompt, count)
+            return count(prompt)
+
+        return self._able(range(len(self.prompts)), lambda index: self._named(index, length), tick)
 
     def check(self, places: Iterable[int], tick: Callable[[], Any]) -> None:
         """Encode some prompts, so that `inputs` is known of them."""

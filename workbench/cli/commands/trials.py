@@ -5,15 +5,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from workbench.cli.adversary import register
 from workbench.cli.app import app, check_there, console, data_app
 from workbench.cli.arena import Contest, arena
 from workbench.cli.options import (
+    Bias,
+    Factor,
+    Form,
     Heads,
     Json,
     Masked,
+    MaskSource,
     ModelName,
     OtherModels,
     OtherPrompts,
+    Positions,
     Quiet,
     Registered,
     RunsFolder,
@@ -58,7 +64,17 @@ def generate(
     model: ModelName = "pocket",
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
     heads: Heads = None,
-    projection: Masked = "query",
+    projection: Masked = None,
+    form: Form = "limit",
+    factor: Factor = 0.0,
+    positions: Positions = "all",
+    phase: Annotated[
+        Literal["reading", "decoding", "both"] | None,
+        typer.Option(help="When masks act; both by default, and reading for interchange."),
+    ] = None,
+    twin: Annotated[str | None, typer.Option(help="For --form interchange, the twin's text; same picture.")] = None,
+    mask_source: MaskSource = None,
+    bias: Bias = 0.0,
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
     template: Template = "chat",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
@@ -83,6 +99,7 @@ def study(
     out: Annotated[Path, typer.Option(help="Folder for tables, figures, captions and the page.")] = Path("studies"),
     runs: RunsFolder = None,
     template: Template = "chat",
+    json: Json = False,
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
@@ -92,9 +109,10 @@ def study(
     its own world. Stopped at any moment, the same command goes on.
     """
     given = dict(locals())
+    given["progress"] = not (quiet or json)
     from workbench.cli.study import study_command
 
-    study_command(console, **given)
+    tell(study_command, console, **given)
 
 
 @data_app.callback(invoke_without_command=True)
@@ -121,3 +139,4 @@ def data_check(
 
 
 app.command(cls=Contest)(arena)
+register(app)

@@ -61,6 +61,7 @@ class Family:
         norm: Likewise, of the final norm.
         attention: Name of the self-attention inside a layer.
         output: Name of W_O inside the attention.
+        mlp: Name of the MLP (or the experts) inside a layer.
         query_weights: Given the attention module, the module whose output begins with the queries (before any
             query norm) and how many of its channels are queries; for the published mask, which scales weights.
         logits: From the HF model and final states `[..., d_model]` to logits `[..., vocab]`.
@@ -82,6 +83,7 @@ class Family:
         processor: Loads the processor from a directory or Hub id and its options, where transformers' own class cannot
             be built without torchvision.
         tiny: Builds a tiny random model of the family, for `workbench check FAMILY --tiny` and the tests.
+        no_pixel_road: Why no gradients lead to its pixels (`workbench.models.pixels`); empty where they do.
         limits: What a user should know; shown by `workbench models`.
     """
 
@@ -92,6 +94,7 @@ class Family:
     norm: str = "norm"
     attention: str = "self_attn"
     output: str = "o_proj"
+    mlp: str = "mlp"
     query_weights: Callable[[nn.Module], tuple[nn.Module, int]] | None = None
     logits: Callable[[nn.Module, Tensor], Tensor] = logits_from_state
     image_token: Callable[[nn.Module], int | None] = configured_image_token
@@ -108,6 +111,7 @@ class Family:
     prepare: Callable[[nn.Module], None] = lambda hf: None
     processor: Callable[[str, dict[str, Any]], Any] | None = None
     tiny: Callable[[], TinyParts] | None = None
+    no_pixel_road: str = ""
     limits: str = ""
 
     def model_class(self) -> Any:
