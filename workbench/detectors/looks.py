@@ -116,7 +116,8 @@ def look(
     about = {name: ("prompt", [getattr(p, name) for p in prompts]) for name in COORDINATES}
     seen = xr.Dataset(coords={"prompt": [p.id for p in prompts], **about})
     if run is not None and (wants.projections or wants.outputs) and _holds(run, wants):
-        seen = run.sel(prompt=[p.id for p in prompts])
+        held = run if wants.states else run.drop_vars("state", errors="ignore")
+        seen = held.sel(prompt=[p.id for p in prompts])
     elif wants.projections:
         heads = None if wants.heads is None else list(wants.heads)
         options: dict[str, Any] = {"heads": heads, "mask": wants.mask, "keep_states": wants.states}
