@@ -11,7 +11,8 @@ from workbench.errors import lacking
 
 if TYPE_CHECKING:
     from workbench import plot, studies
-    from workbench.comparison import arena
+    from workbench.attacks import attack
+    from workbench.comparison import arena, faithfulness
     from workbench.criteria import score, top_heads
     from workbench.finding.find import find_heads
     from workbench.models.hooked import HookedLVLM
@@ -36,7 +37,9 @@ _HOME = {
     "Prompt": "workbench.prompts.prompt",
     "PromptSet": "workbench.prompts.prompt",
     "arena": "workbench.comparison",
+    "attack": "workbench.attacks",
     "explore": "workbench.views.explorer.explore",
+    "faithfulness": "workbench.comparison",
     "find_heads": "workbench.finding.find",
     "generate": "workbench.replies",
     "load_model": "workbench.models.loading",
@@ -61,7 +64,9 @@ __all__ = [
     "PromptSet",
     "__version__",
     "arena",
+    "attack",
     "explore",
+    "faithfulness",
     "find_heads",
     "generate",
     "load_model",

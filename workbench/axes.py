@@ -3,7 +3,7 @@
 | word | meaning |
 |---|---|
 | `prompt` | one question put to the model, picture included |
-| `projection` | which of a head's projections is masked: `"query"` or `"value"` |
+| `projection` | which of a head's projections is masked: `"query"`, `"key"` or `"value"` |
 | `layer` | decoder layer, 0-based |
 | `head` | query head, 0-based (a key/value head where the grain says so) |
 | `kv_head` | key/value head, 0-based |
@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-PROJECTIONS = ("query", "value")
+PROJECTIONS = ("query", "value")  # masked where nothing else is asked for
+MASKABLE = ("query", "key", "value")
 HEAD_DIMS = ("prompt", "projection", "layer", "head")
 PROMPT_COORDS = ("label", "source", "family", "category", "pair_id", "split", "variant", "has_image", "content")
 LABELS = ("safe", "unsafe")

@@ -197,7 +197,7 @@ def test_a_cell_of_the_trace_names_the_heads_that_bring_it_and_chooses_them(open
     prompts = wb.load_prompts("planted", split="test", n=8)
     trace = wb.trace(planted_parts.model(), prompts, progress=False)
     run = wb.sweep(planted_parts.model(), prompts, progress=False)
-    file = save_report(run, tmp_path / "traced.html", trace=trace)
+    file = wb.save_report(run, tmp_path / "traced.html", trace=trace)
     page = opened("#head=L0H2", file=file)
     panel = page.locator(".wbx-trace")
     assert panel.locator("figure").count() == 3
@@ -206,7 +206,7 @@ def test_a_cell_of_the_trace_names_the_heads_that_bring_it_and_chooses_them(open
     assert "attention of layer 3 at last: 1 (1 to 1)" in said.inner_text()
     said.get_by_role("button", name="L3H1 1").click()
     page.wait_for_timeout(300)
-    assert page.evaluate(STATE)["head"] == [3, 1]
+    assert chosen(page)["head"] == [3, 1]
     panel.get_by_label("shown").select_option("top1_change")
     assert "first token of the reply changes" in said.inner_text()
     assert panel.get_by_role("button", name="MLP, layer 0, picture: 0").get_attribute("aria-pressed") == "false"

@@ -77,6 +77,7 @@ def synthetic_run(
         "image_attention": (("prompt", "layer", "head"), rng.uniform(size=(n, layers, heads)).astype(np.float32)),
         "refusal_write": (("prompt", "layer", "head"), rng.normal(size=(n, layers, heads)).astype(np.float32)),
     }
+    variables["twin_gap"] = ("prompt", np.where(unsafe, -5.0, 5.0).astype(np.float32))
     # Any lower triangular matrix is the root of some W_O.
     roots = np.tril(rng.normal(size=(layers, heads, d_head, d_head))) + 2 * np.eye(d_head)
     variables["write_root"] = (("layer", "head", "d_head", "d_root"), roots.astype(np.float32))

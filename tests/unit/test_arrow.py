@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "workbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ARROW = ("prompts", "models", "runs", "sweeps", "criteria", "finding", "tracing", "detectors", "replies")
-ARROW += ("comparison", "views")
+ARROW += ("comparison", "attacks", "views")
 ARROW += ("plot", "demo", "studies", "testing", "bench", "cli")
 SIBLINGS = {"sweeps", "criteria"}  # both stand on runs, and neither on the other
 FREE = ("errors", "axes", "checking", "plain", "registry")  # below the arrow: everyone may import them

@@ -26,6 +26,8 @@ COMMANDS = (
     "check",
     "compare",
     "arena",
+    "attack",
+    "faithfulness",
     "detect",
     "generate",
     "study",
@@ -67,7 +69,7 @@ def test_the_list_of_commands_is_whole(monkeypatch, capsys):
         (("check", "no-such-model"), "no-such-model"),
         (("check", "bert", "--tiny"), "bert"),
         (("sweep", "-m", "planted", "-p", "nothing.jsonl", "--out", "x.zarr"), "nothing.jsonl"),
-        (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "key"), "query, value"),
+        (("sweep", "-m", "planted", "-p", "planted", "--out", "x.zarr", "--projection", "output"), "query, key, value"),
         (("demo", "--factor", "0.5"), "form='scale'"),
         (("compare", "nowhere.zarr", "--n-heads", "one"), "1,3,5"),
         (("arena", "-m", "planted", "-p", "planted", "--detectors", "one-head,nobody"), "no detector 'nobody'"),
@@ -118,7 +120,21 @@ def test_what_needs_no_model_is_said_before_anything_heavy_is_imported(words, st
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "score", "models", "check", "compare", "arena", "detect", "data", "find", "study"]
+    "command",
+    [
+        "demo",
+        "score",
+        "models",
+        "check",
+        "compare",
+        "arena",
+        "attack",
+        "faithfulness",
+        "detect",
+        "data",
+        "find",
+        "study",
+    ],
 )
 def test_every_table_can_be_had_as_json(monkeypatch, capsys, command):
     assert "--json" in run(monkeypatch, capsys, command, "--help")[1]

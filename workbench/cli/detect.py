@@ -1,6 +1,7 @@
 """What `workbench compare`, `detect` and `generate` do."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from workbench.axes import Head, as_heads
+from workbench.cli.masks import mask_from
 from workbench.cli.prompts import Asked, chosen, say_caveats
 from workbench.comparison.arena_tables import arena_tables
 from workbench.comparison.breakdown import compare, save_breakdown
@@ -168,7 +170,14 @@ def generate_command(
     model: str,
     image: Path | None = None,
     heads: str | None = None,
-    projection: Literal["query", "value"] = "query",
+    projection: Literal["query", "key", "value"] | None = None,
+    form: str = "limit",
+    factor: float = 0.0,
+    positions: str = "all",
+    phase: str | None = None,
+    twin: str | None = None,
+    mask_source: str | None = None,
+    bias: float = 0.0,
     guard: str | None = None,
     template: str = "chat",
     max_new_tokens: int = 32,
@@ -177,6 +186,8 @@ def generate_command(
 ) -> str:
     """Print the reply to one prompt as it is decoded; with a guard, a refusal of what the guard flags."""
     prompt = Prompt(id="asked", text=text, image=None if image is None else open_picture(image))
+    source: Any = mask_source if twin is None else replace(prompt, id="twin", text=twin)
+    mask = mask_from(form=form, factor=factor, positions=positions, phase=phase, source=source, bias=bias)
 
     def write(piece: str) -> None:
         console.print(Text(plain(piece, keep="\n\t")), end="", soft_wrap=True)
@@ -185,7 +196,8 @@ def generate_command(
         load_model(model, template=template),
         prompt,
         heads=_chosen_heads(heads),
-        projection=projection,
+        projection=projection or mask.projections[0],
+        mask=mask if heads else None,
         guard=None if guard is None else load_detector(guard),
         max_new_tokens=max_new_tokens,
         on_error=on_error,

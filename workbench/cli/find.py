@@ -53,7 +53,7 @@ def find_command(
             k=k,
             criterion=criterion,
             rule=rule,
-            projection=projections,
+            projection=projections or None,
             level=level,
             budget=budget,
             mask=mask,

@@ -53,10 +53,6 @@ ModelName = Annotated[
 Template = Annotated[
     str, typer.Option(help="chat (the model's own), raw (no template), a Jinja template, or a file with one.")
 ]
-OwnPrompts = Annotated[
-    str | None,
-    typer.Option("--prompts", "-p", help="As for workbench sweep; an embedded model's own world by default."),
-]
 OtherModels = Annotated[
     list[str], typer.Option("--other", help="Another model, as often as needed; beside an embedded one its relatives.")
 ]
@@ -65,17 +61,42 @@ RunsFolder = Annotated[
     Path | None, typer.Option(help="Folder in which sweeps are kept and shared; OUT-runs beside OUT by default.")
 ]
 RunPath = Annotated[str, typer.Argument(help="A stored run, from workbench sweep or workbench demo.")]
-Form = Annotated[
+ScalingForm = Annotated[
     Literal["limit", "as_published", "scale"], typer.Option("--form", "--mask-form", help="Form of the mask.")
 ]
-Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form scale changes nothing.")]
+Form = Annotated[
+    Literal["limit", "as_published", "scale", "interchange", "mean", "resample", "direction", "redirect"],
+    typer.Option(
+        "--form",
+        "--mask-form",
+        help="limit removes, scale takes --factor; z becomes that of the matched twin (interchange), a mean over "
+        "prompts (mean) or another prompt's (resample); a direction of z is removed or added; redirect adds --bias to "
+        "scores of keys.",
+    ),
+]
+Factor = Annotated[float, typer.Option(help="Factor of the mask; 1 with --form scale changes nothing, more amplifies.")]
+Positions = Annotated[
+    Literal["all", "after_image", "image", "last"], typer.Option(help="The prompt's positions at which masks act.")
+]
+MaskSource = Annotated[
+    str | None,
+    typer.Option(
+        help="What a mask puts in: prompts as for --prompts (interchange, mean, resample; by default those swept), "
+        "image, text or a box LEFT,TOP,RIGHT,BOTTOM (redirect), numbers [layer, head, d_head] in a .npy file "
+        "(direction, scale)."
+    ),
+]
+Bias = Annotated[float, typer.Option(help="What redirect adds to scores, or direction along its vector.")]
 Seed = Annotated[int, typer.Option(help="Seed of prompts and statistics.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; the GPU if there is one.")]
 Heads = Annotated[
     str | None, typer.Option(help="Mask these heads: L3H1,L2H0, or a heads.json that the explorer saved.")
 ]
-Masked = Annotated[Literal["query", "value"], typer.Option("--projection", help="The projection masked.")]
+Masked = Annotated[
+    Literal["query", "key", "value"] | None,
+    typer.Option("--projection", help="The projection masked; by default the first that the form masks."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -10,10 +11,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from workbench.cli.prompts import Asked, say_caveats
 from workbench.errors import StudyError, WorkbenchError
 from workbench.models.loading import EMBEDDED, PLANTED, load_model
 from workbench.plain import plain
-from workbench.prompts import load_prompts
+from workbench.prompts.caveats import caveats
 from workbench.studies import STUDIES, Material, Study, StudyRecord, list_studies, make_study
 from workbench.studies.pages import store, stored, write_page
 
@@ -26,12 +28,11 @@ def study_command(
     name: str,
     *,
     model: str,
-    prompts: str | None = None,
+    prompts: str | Asked | None = None,
     other: Sequence[str] = (),
     other_prompts: Sequence[str] = (),
     out: Path = Path("studies"),
     runs: Path | None = None,
-    n: int | None = None,
     template: str = "chat",
     progress: bool = True,
     seed: int = 0,
@@ -49,12 +50,14 @@ def study_command(
     if name != ALL and name not in STUDIES:
         raise StudyError(f"There is no study {plain(name)!r}. There are {', '.join(STUDIES)}; or {ALL}, or {LIST}.")
     loaded = load_model(model, template=template)
-    asked = load_prompts(prompts or _world(model), n=n, seed=seed)
+    given = Asked([prompts]) if isinstance(prompts, str) else prompts or Asked([])
+    asked = (given if given.names else replace(given, names=[_world(model)])).load(seed)
+    say_caveats(errors, caveats(asked))
     beside = [*other] if other else _relatives(model)
     if beside and not other:
         errors.print(f"Other models, where a study takes some: {', '.join(beside)}.", highlight=False)
     others = [load_model(one, template=template) for one in beside]
-    sets = [load_prompts(one, seed=seed) for one in other_prompts]
+    sets = [given.beside(one).load(seed) for one in other_prompts]
     kept = runs or out.with_name(out.name + "-runs")
     material = Material(loaded, asked, [*others, *sets], runs=kept, seed=seed, progress=progress)
     made, left_out = [], {}

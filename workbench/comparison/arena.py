@@ -21,6 +21,7 @@ from workbench.detectors.cost import cost_of_each, passes
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
+from workbench.prompts.caveats import caveats
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
 from workbench.replies.guards import Guard
@@ -93,8 +94,8 @@ def arena(
         `passes` (forward passes, mean) and `milliseconds` (mean; depends on the machine). In `attrs`: `differences`
         (every detector against chance and every other, `workbench.comparison.differences`, as records), `draws` (of
         those that draw), `tests` of what masking heads does, `left_out` (who could not be fitted, and why), `splits`,
-        `judges`, `agreement` of two judges, `thresholds` and `stability` by detector, how many test `prompts`, `model`,
-        `weight_hash` and `seed`.
+        `caveats` (of the prompts, those of `workbench.prompts.caveats`), `judges`, `agreement` of two judges,
+        `thresholds` and `stability` by detector, how many test `prompts`, `model`, `weight_hash` and `seed`.
 
     Raises:
         DetectorError: If there is no such detector or guard, or none could be fitted.
@@ -109,7 +110,7 @@ def arena(
         1.0
     """
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
-    calibration, test, splits = _parts(prompts, seed)
+    calibration, test, splits = calibration_and_test(prompts, seed)
     check_labels(test, "The test set of the arena")
     asked, guarding = entrants(detectors, seed=seed), [made_guard(guard) for guard in guards]
     if not asked and not guarding:
@@ -150,6 +151,7 @@ def arena(
         **about,
         "left_out": left_out,
         "splits": splits,
+        "caveats": caveats(prompts),
         "model": model.name,
         "weight_hash": model.weight_hash,
         "seed": seed,
@@ -196,7 +198,7 @@ def _name_of(judge: Any) -> str:
     return str(getattr(judge, "__name__", type(judge).__name__))
 
 
-def _parts(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet, str]:
+def calibration_and_test(prompts: PromptSet, seed: int) -> tuple[PromptSet, PromptSet, str]:
     """Calibration and test prompts, and where the splits come from."""
     declared = {p.split for p in prompts}
     if declared == {""}:

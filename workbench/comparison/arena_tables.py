@@ -128,11 +128,15 @@ def _number(value: float, scale: int) -> str:
 
 
 def latex(table: pd.DataFrame) -> str:
-    r"""The pivot as a LaTeX table (booktabs), with 95 % intervals; `\input` it as it is."""
+    r"""The pivot as a LaTeX table (booktabs), with 95 % intervals; `\input` it as it is.
+
+    What is to be known of the prompts stands at its head, in comments.
+    """
     whole = table[(table["source"] == "all") & (table["family"] == "all")].set_index(["detector", "measure"])
     wide = pivot(table).drop(columns="milliseconds", errors="ignore")
     titles = [WORDS[m] for m in wide]
     lines = [
+        *(f"% Mind: {plain(sentence)}" for sentence in table.attrs.get("caveats", ())),
         r"\begin{tabular}{l" + "r" * len(wide.columns) + "}",
         r"\toprule",
         " & ".join(["detector", *map(_escaped, titles)]) + r" \\",

@@ -28,7 +28,7 @@ from workbench.plain import check_writable, write_table
 from workbench.prompts.prompt import Prompt
 from workbench.replies.judges import judge_agreement
 from workbench.runs.origin import check_model, mask_of, prompts_of
-from workbench.runs.reading import SomeRun
+from workbench.runs.reading import SomeRun, caveats_of
 from workbench.runs.splits import in_split, with_splits
 from workbench.sweeps.execution import progress_bar
 
@@ -112,7 +112,7 @@ def compare(
     made_of = {entrant.key: _about(entrant) for entrant in fitted}
     nothing = {**dict.fromkeys(KEYS, ""), "n_heads": 0, "heads": "", "threshold": np.nan}
     about = pd.DataFrame([made_of.get(key, nothing) for key in table["detector"]])
-    attrs = {**table.attrs, "left_out": left_out, "splits": splits}
+    attrs = {**table.attrs, "caveats": caveats_of(run), "left_out": left_out, "splits": splits}
     table = pd.concat([table[["detector"]], about, table[list(COLUMNS[1:])]], axis=1)
     table.attrs = attrs
     if causal is not None and len(judges) > 1:

@@ -6,7 +6,7 @@ trust a ranking. A new criterion is one call of `register_criterion` (an example
 a new rule one of `register_rule` (`workbench.criteria.rules`).
 """
 
-from workbench.criteria import deflection, divergence, probes, subspace, unmasked
+from workbench.criteria import deflection, divergence, pairs, probes, subspace, unmasked
 from workbench.criteria.agreement import head_stability, rank_agreement
 from workbench.criteria.detection import detection_table, leave_one_family_out
 from workbench.criteria.ranking import pairs_table, top_heads
@@ -25,7 +25,7 @@ from workbench.criteria.registry import (
 from workbench.criteria.score import SCORE_COLUMNS, score
 from workbench.criteria.values import prompt_values
 
-for _criteria in (deflection, divergence, subspace, probes, unmasked):
+for _criteria in (deflection, divergence, subspace, probes, unmasked, pairs):
     for _criterion in _criteria.CRITERIA:
         register_criterion(_criterion)
 

@@ -5,7 +5,6 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from workbench.checking import Seed, Whole, checked
 from workbench.criteria.arguments import HowMany
@@ -13,8 +12,9 @@ from workbench.criteria.ranking import anchor_rule, check_scores, ranked, scored
 from workbench.criteria.redraws import redrawn_of, values_under
 from workbench.criteria.registry import Rule, get_criterion, get_rule, list_criteria
 from workbench.criteria.rules import SAFE_PERCENTILE
-from workbench.criteria.score import score
-from workbench.criteria.statistics import bootstrap_weights, percentile_interval
+from workbench.criteria.score import has_any, in_order, score
+from workbench.criteria.statistics import bootstrap_counts, percentile_interval
+from workbench.criteria.values import pieces_of
 from workbench.errors import CriterionError
 from workbench.runs.pairs import unit_names
 from workbench.runs.reading import SomeRun, as_run, check_run, selection_part, unsafe_mask
@@ -170,19 +170,27 @@ def head_stability(
         )
     check_run(run, record.needs, wanted_by=f"Criterion {criterion!r}")
     part, _ = selection_part(run)
-    part = part[list(record.needs)].load()
+    part = part[list(record.needs)]
     unsafe, pairs = unsafe_mask(part), unit_names(part)
-    heads, baseline = _ranks(part, criterion, rule, projection, seed)
-    ranks = np.full((resamples, len(baseline)), np.nan)
     unit = np.where(pairs == "", np.array([f"alone {i}" for i in range(len(pairs))], dtype=object), pairs)
-    for index, weights in enumerate(bootstrap_weights(unsafe, pairs, resamples=resamples, seed=seed).astype(int)):
-        drawn = np.repeat(np.arange(len(weights)), weights)
-        again = part.isel(prompt=drawn).assign_coords(
-            prompt=[str(i) for i in range(len(drawn))],
-            pair_id=("prompt", unit[drawn].astype(str)),
-            split=("prompt", np.full(len(drawn), "")),
-        )
-        ranks[index] = _ranks(again, criterion, rule, projection, seed)[1]
+    counts = bootstrap_counts(unsafe, pairs, resamples=resamples, seed=seed)
+    scored: list[list[pd.DataFrame]] = [[] for _ in range(1 + resamples)]  # on the prompts as they are, then drawn
+    for some in pieces_of(part, record):
+        if not has_any(some, record) and has_any(part, record):
+            continue  # layers whose heads are not to be masked
+        some = some.load()
+        for number, tables in enumerate(scored):
+            these = some
+            if number:
+                drawn = np.repeat(np.arange(len(unsafe)), counts[number - 1])
+                these = some.isel(prompt=drawn).assign_coords(
+                    prompt=[str(i) for i in range(len(drawn))],
+                    pair_id=("prompt", unit[drawn].astype(str)),
+                    split=("prompt", np.full(len(drawn), "")),
+                )
+            tables.append(score(these, criterion, bootstrap=0, permutations=0, seed=seed))
+    (heads, baseline), *drawn_again = (_ranks(in_order(t), criterion, rule, projection) for t in scored)
+    ranks = np.array([found for _, found in drawn_again])
     kept = ~np.isnan(ranks)
     low, high = np.full(len(baseline), np.nan), np.full(len(baseline), np.nan)
     for cell in np.flatnonzero(kept.any(0)):
@@ -218,12 +226,10 @@ def _ranking(scores: pd.DataFrame, rows: pd.DataFrame, best_first: pd.DataFrame,
     return Ranking(values, pd.DataFrame(whole, columns=heads))
 
 
-def _ranks(
-    run: xr.Dataset, criterion: str, rule: str, projection: str | None, seed: int
-) -> tuple[pd.DataFrame, np.ndarray]:
+def _ranks(scores: pd.DataFrame, criterion: str, rule: str, projection: str | None) -> tuple[pd.DataFrame, np.ndarray]:
     """The heads in table order, and the rank of each; NaN where the rule does not keep it."""
     record = get_criterion(criterion)
-    rows, _ = scored_rows(score(run, criterion, bootstrap=0, permutations=0, seed=seed), record, projection)
+    rows, _ = scored_rows(scores, record, projection)
     order = ranked(rows, record, rule).index
     ranks = pd.Series(np.arange(1.0, len(order) + 1), index=order).reindex(rows.index)
     return rows[["layer", "head"]].reset_index(drop=True), ranks.to_numpy()

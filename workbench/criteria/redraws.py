@@ -16,9 +16,11 @@ import pandas as pd
 
 from workbench.criteria.registry import Criterion, Rule
 from workbench.criteria.rules import percentile_ranks
+from workbench.criteria.statistics import weighted_sums
+from workbench.errors import WorkbenchError
 
 REDRAWS = 200
-MOST_KEPT = 2**24  # values of prompts kept for AUROCs, which are computed when they are asked for: 128 MB
+MOST_SORTED = 2**24  # values of prompts that AUROCs are computed of, when they are asked for: minutes beyond that
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Drawn:
         seen: Their unsafe and safe values as strengths on the prompts as they are, [2, head]; a table that says
             otherwise was changed since.
         statistics: By the columns that rules read, [redraw, head].
-        areas: From positions of heads to their AUROCs, [redraw, head], which take longer and are not kept.
+        areas: From positions of heads to their AUROCs, [redraw, head], which take longer and are not kept: the run is
+            read again. NaN where it holds other values by then, or cannot be read.
     """
 
     heads: pd.MultiIndex
@@ -47,8 +50,10 @@ class OnDemand(dict[str, np.ndarray]):
         self.ways: dict[str, Callable[[], np.ndarray]] = {}
 
     def __missing__(self, name: str) -> np.ndarray:
-        self[name] = self.ways[name]()
-        return self[name]
+        self[name] = found = self.ways[name]()
+        if np.isnan(found).all():
+            raise KeyError(name)
+        return found
 
 
 class Redraws(str):
@@ -72,6 +77,9 @@ class Redraws(str):
     def __deepcopy__(self, memo: Any) -> "Redraws":
         return self  # pandas copies attributes with every table derived from one
 
+    def __reduce__(self) -> Any:
+        return str, (str(self),)  # the statistics know the run, which does not travel with a table
+
 
 def redrawn(
     rows: pd.DataFrame,
@@ -79,8 +87,7 @@ def redrawn(
     unsafe: np.ndarray,
     weights: np.ndarray,
     criterion: Criterion,
-    *,
-    areas: bool,
+    again: Callable[[], np.ndarray] | None,
 ) -> dict[tuple[str, str], Drawn]:
     """What redraws make of the heads of one criterion, by (criterion, projection).
 
@@ -90,28 +97,29 @@ def redrawn(
         unsafe: [prompt].
         weights: [redraw, prompt], from `bootstrap_weights`.
         criterion: Theirs.
-        areas: Keep their values, for AUROCs.
+        again: Gives `raw` once more, for AUROCs; None where there are too many values for those.
     """
     sides, counts = (unsafe, ~unsafe), (int(unsafe.sum()), int((~unsafe).sum()))
     strength = criterion.strength(raw)
     found = {
-        name: criterion.strength(weights[:, side] @ raw[side] / count)
+        name: criterion.strength(weighted_sums(weights, side, raw) / count)
         for name, side, count in zip(("unsafe", "safe"), sides, counts, strict=True)
     }
     centred = strength - strength.mean(0)
-    means = [weights[:, side] @ centred[side] / n for side, n in zip(sides, counts, strict=True)]
-    squares = [weights[:, side] @ centred[side] ** 2 for side in sides]
+    means = [weighted_sums(weights, side, centred) / n for side, n in zip(sides, counts, strict=True)]
+    squares = [weighted_sums(weights, side, centred**2) for side in sides]
     spread = sum(square - n * mean**2 for square, n, mean in zip(squares, counts, means, strict=True))
     with np.errstate(invalid="ignore", divide="ignore"):
         found["effect_size"] = (means[0] - means[1]) / np.sqrt(np.maximum(spread, 0) / (sum(counts) - 2))
     drawn = {}
     for projection, at in rows.groupby("projection", sort=False).indices.items():
         mine = rows.iloc[at]
+        seen = criterion.strength(mine[["unsafe", "safe"]].to_numpy().T)
         drawn[criterion.name, str(projection)] = Drawn(
             heads=pd.MultiIndex.from_frame(mine[["layer", "head"]]),
-            seen=criterion.strength(mine[["unsafe", "safe"]].to_numpy().T),
+            seen=seen,
             statistics={name: values[:, at].astype(np.float32) for name, values in found.items()},
-            areas=partial(_areas, strength[:, at], unsafe, weights) if areas else None,
+            areas=None if again is None else partial(_areas_again, again, criterion, unsafe, weights, at, seen),
         )
     return drawn
 
@@ -144,10 +152,30 @@ def _areas_of(ways: list[Callable[[np.ndarray], np.ndarray]], starts: np.ndarray
     return out
 
 
-def _areas(strength: np.ndarray, unsafe: np.ndarray, weights: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """AUROC of the heads `at` under each redraw, ties counting half, [redraw, head]."""
-    out = np.empty((len(weights), len(at)))
-    for cell, values in enumerate(strength[:, at].T):
+def _areas_again(
+    again: Callable[[], np.ndarray],
+    criterion: Criterion,
+    unsafe: np.ndarray,
+    weights: np.ndarray,
+    columns: np.ndarray,
+    seen: np.ndarray,
+    at: np.ndarray,
+) -> np.ndarray:
+    """`_areas` of values that are read again; NaN where these are not those that were scored."""
+    try:
+        raw = again()
+        now = criterion.strength(np.stack([raw[side].mean(0) for side in (unsafe, ~unsafe)]))[:, columns]
+    except (WorkbenchError, OSError, ValueError, IndexError):  # a store that is gone or is another run by now
+        now = np.empty(0)
+    if not np.array_equal(now, seen, equal_nan=True):
+        return np.full((len(weights), len(at)), np.nan)
+    return _areas(criterion.strength(raw[:, columns[at]]), unsafe, weights)
+
+
+def _areas(strength: np.ndarray, unsafe: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC of each head under each redraw, ties counting half, [redraw, head]."""
+    out = np.empty((len(weights), strength.shape[1]))
+    for cell, values in enumerate(strength.T):
         order = np.argsort(values, kind="stable")
         ordered, attack = values[order], unsafe[order]
         below = np.zeros((len(weights), len(order) + 1))

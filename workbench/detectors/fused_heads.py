@@ -98,7 +98,7 @@ class FusedHeadsDetector(MaskedHeadsDetector):
         return set(self.heads)
 
     def values(self, seen: xr.Dataset) -> np.ndarray:
-        scaled = self._scaled(seen)
+        scaled = self.scaled(seen)
         if self.fuse == "random":
             return self._of_draw(scaled, seen, 0)
         if self.fuse == "vote":
@@ -108,10 +108,10 @@ class FusedHeadsDetector(MaskedHeadsDetector):
     def drawn_values(self, seen: xr.Dataset) -> np.ndarray:
         if self.fuse != "random":
             return super().drawn_values(seen)
-        scaled = self._scaled(seen)
+        scaled = self.scaled(seen)
         return np.array([self._of_draw(scaled, seen, draw) for draw in range(self.draws)])
 
-    def _scaled(self, seen: xr.Dataset) -> np.ndarray:
+    def scaled(self, seen: xr.Dataset) -> np.ndarray:
         """Values on the heads' own scales, [head, prompt]."""
         return (self.columns(seen, self.heads) - self.centres[:, None]) / self.scales[:, None]
 

@@ -18,16 +18,20 @@ from torch import Tensor
 from workbench.axes import Head
 from workbench.criteria import score
 from workbench.errors import DetectorError
+from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.models.walk import BasePass, base_pass
 from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.runs.job import MEASURES
 from workbench.sweeps.execution import progress_bar
 from workbench.sweeps.plan import batches
 from workbench.sweeps.sweep import sweep
 
 ROWS = 32  # prompts of one unmasked pass
 BLOCK = 1024  # prompts seen at once when they are scored; what was seen of them is let go before the next come
+
+CHEAPEST = ("deflection",)  # where no measure of masked cells is wanted
 
 COORDINATES = ("label", "source", "family", "category", "pair_id", "split")
 
@@ -46,6 +50,7 @@ class Wants:
         projections: What of heads is masked; none where no mask is wanted.
         heads: The heads masked; None for all of them.
         mask: How.
+        measures: Which variables of a masked cell are wanted, among `workbench.runs.job.MEASURES`.
         states: Whether the masked final states are wanted, for angles between sets of them.
     """
 
@@ -54,6 +59,7 @@ class Wants:
     projections: tuple[str, ...] = ()
     heads: tuple[Head, ...] | None = ()
     mask: Mask | None = None
+    measures: tuple[str, ...] = ()
     states: bool = False
 
 
@@ -90,6 +96,7 @@ def joined(wants: Sequence[Wants]) -> Wants:
         projections=tuple(dict.fromkeys(p for w in masked for p in w.projections)),
         heads=None if every else tuple(dict.fromkeys(h for w in masked for h in w.heads or ())),
         mask=masked[0].mask if masked else None,
+        measures=tuple(name for name in MEASURES if any(name in w.measures for w in masked)),
         states=any(w.states for w in masked),
     )
 
@@ -120,12 +127,19 @@ def look(
         seen = held.sel(prompt=[p.id for p in prompts])
     elif wants.projections:
         heads = None if wants.heads is None else list(wants.heads)
-        options: dict[str, Any] = {"heads": heads, "mask": wants.mask, "keep_states": wants.states}
-        options |= {"progress": progress, "out": None if out is None else out / f"seen-{_key(prompts, wants)}.zarr"}
+        options: dict[str, Any] = {
+            "heads": heads,
+            "mask": wants.mask,
+            "measures": wants.measures or CHEAPEST,
+            "keep_states": wants.states,
+            "progress": progress,
+            "out": None if out is None else out / f"seen-{_key(prompts, wants)}.zarr",
+        }
         seen = sweep(model, prompts, projections=wants.projections, **options)
     elif wants.outputs:
         last = (model.masked_layers[-1], 0)  # at the least cost: only what the unmasked pass shows is read
-        seen = sweep(model, prompts, projections=("value",), heads=[last], keep_states=False, progress=False)
+        least: dict[str, Any] = {"projections": ("value",), "heads": [last], "measures": CHEAPEST, "keep_states": False}
+        seen = sweep(model, prompts, progress=False, **least)
     return seen.assign(
         {name: (("prompt", *dims), values) for name, dims, values in _read(model, prompts, wants.reads, progress)}
     )
@@ -138,7 +152,8 @@ def _holds(run: xr.Dataset, wants: Wants) -> bool:
         run.attrs.get("heads") == "all"
         and "readout" not in run.dims
         and set(wants.projections) <= set(map(str, run["projection"].values))
-        and (not wants.projections or mask == {name: run.attrs.get(name) for name in mask})
+        and set(wants.measures) <= set(run.data_vars)
+        and (not wants.projections or mask == {name: of for name, of in run.attrs.items() if name.startswith("mask_")})
         and (not wants.states or "state" in run)
         and (not wants.outputs or "head_output" in run)
     )
@@ -146,7 +161,7 @@ def _holds(run: xr.Dataset, wants: Wants) -> bool:
 
 def _key(prompts: Sequence[Prompt], wants: Wants) -> str:
     """Another one for each sweep that a folder may hold."""
-    swept = ([p.id for p in prompts], wants.projections, wants.heads, wants.mask, wants.states)
+    swept = ([p.id for p in prompts], wants.projections, wants.heads, wants.mask, wants.measures, wants.states)
     return hashlib.sha256(repr(swept).encode()).hexdigest()[:8]
 
 
@@ -155,7 +170,7 @@ def _read(
 ) -> Iterator[tuple[str, tuple[str, ...], np.ndarray]]:
     if not reads:
         return
-    encoded = [model.encode(prompt) for prompt in prompts]
+    encoded = Encodings(model, prompts)
     found: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     with progress_bar(progress) as bar:
         line = bar.add_task("prompts seen", total=len(prompts))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import xarray as xr
@@ -15,8 +15,10 @@ from workbench.detectors.calibration import Origin, origin_of
 from workbench.detectors.detector import Detector, head_pairs
 from workbench.detectors.looks import Wants, scores_of
 from workbench.errors import DetectorError
+from workbench.models.forms import FROM_PROMPTS, Form
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask, as_mask
+from workbench.runs.job import MEASURES
 from workbench.runs.reading import RunLike, as_checked_run
 
 
@@ -24,6 +26,7 @@ def _as_mask(value: Any) -> Mask:
     return Mask(**value) if isinstance(value, Mapping) else Mask() if value is None else as_mask(value)
 
 
+NOT_ALONE = (*FROM_PROMPTS, "direction", "redirect")
 SomeProjection = Annotated[str, OneOf(PROJECTIONS)]
 ManyHeads = Annotated[int, Whole(1, 10**6)]
 SomeMaskFields = Annotated[Mask | Mapping[str, Any] | None, Converted(_as_mask)]
@@ -70,6 +73,11 @@ class MaskedHeadsDetector(Detector):
             )
         self.projection, self.criterion, self.rule, self.k = projection, criterion, rule, k
         self.mask = _as_mask(mask)
+        if self.mask.form in NOT_ALONE or self.mask.source is not None:
+            raise DetectorError(
+                f"A detector scores a prompt by itself, and the mask {self.mask!r} puts in what it takes elsewhere. "
+                f"Detectors mask with the forms {', '.join(f for f in get_args(Form) if f not in NOT_ALONE)}."
+            )
 
     def _readable(self, run: RunLike) -> tuple[xr.Dataset, Origin]:
         run = as_checked_run(run)
@@ -88,8 +96,10 @@ class MaskedHeadsDetector(Detector):
 
     def wants(self, model: HookedLVLM, *, choosing: bool) -> Wants:
         heads = None if choosing and self._chooses() else self.heads_in_use()
-        states = choosing and get_criterion(self.criterion).kind == PER_DATA_SET
-        return Wants(projections=(self.projection,), heads=heads, mask=self.mask, states=states)
+        record = get_criterion(self.criterion)
+        measures = tuple(name for name in record.needs if name in MEASURES)
+        states = choosing and record.kind == PER_DATA_SET
+        return Wants(projections=(self.projection,), heads=heads, mask=self.mask, measures=measures, states=states)
 
     def best_heads(self, seen: xr.Dataset) -> list[Head]:
         """The k heads that the rule keeps of a run, best first."""

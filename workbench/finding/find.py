@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.axes import PROJECTIONS
+from workbench.axes import MASKABLE
 from workbench.checking import Converted, Finite, OneOf, Place, Seed, Whole, checked
 from workbench.criteria.redraws import REDRAWS, share_among_first
 from workbench.criteria.registry import get_criterion, get_rule
@@ -17,13 +17,13 @@ from workbench.criteria.statistics import bootstrap_weights
 from workbench.finding.bounds import Fit
 from workbench.finding.engine import MOST, RULES, searchable
 from workbench.finding.prices import directions_for
-from workbench.finding.search import STATUSES, strong_cells
+from workbench.finding.search import STATUSES, foremost_cells, strong_cells, taken_for_sure
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import prompt_coord, selection_part
+from workbench.runs.reading import caveats_of, prompt_coord, selection_part
 from workbench.sweeps.sweep import SomePrompts, sweep
 from workbench.sweeps.tasks import selection_of
 
@@ -35,8 +35,8 @@ CERTAINLY_APART = 1.96  # standard errors
 
 def _as_projections(value: Any) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else tuple(value)
-    if not names or set(names) - set(PROJECTIONS) or len(set(names)) < len(names):
-        raise ValueError(f"must be one of {', '.join(PROJECTIONS)}, or several of them, each once")
+    if not names or set(names) - set(MASKABLE) or len(set(names)) < len(names):
+        raise ValueError(f"must be one of {', '.join(MASKABLE)}, or several of them, each once")
     return names
 
 
@@ -47,7 +47,7 @@ def find_heads(
     k: Annotated[int, Whole(1, MOST)] = 5,
     criterion: Annotated[str, OneOf(searchable)] = "deflection",
     rule: Annotated[str, OneOf(RULES)] = "selectivity",
-    projection: Annotated[str | Sequence[str], Converted(_as_projections)] = "query",
+    projection: Annotated[str | Sequence[str], Converted(_as_projections)] | None = None,
     level: Annotated[float, Finite(0.5, 1 - 1e-9)] = 0.95,
     budget: Annotated[float, Finite(1e-6, 2.0)] = 0.5,
     *,
@@ -67,7 +67,8 @@ def find_heads(
         k: How many heads.
         criterion: One of a value a prompt whose derivative is known: deflection, ships, l2, refusal_change.
         rule: "selectivity", or "sensitivity", which reads unsafe prompts only.
-        projection: "query" or "value", or both.
+        projection: Of "query", "key" and "value", one or several; by default the first that the mask's form masks,
+            which for most is the query.
         level: Chance that all statuses are right.
         budget: Most work, as a share of the exact map's on the same prompts; heads that it leaves undecided are
             possible. The least that can be done, all heads on four prompts of each class, is done in any case.
@@ -109,6 +110,7 @@ def find_heads(
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
     chosen = PromptSet((p for p, read in zip(prompts, selection_of(prompts), strict=True) if read), name=prompts.name)
     mask = mask or Mask()
+    projection = projection or mask.projections[:1]
     n_rows = len(mask.row_heads(model.n_heads, model.n_kv_heads))
     asked = np.zeros((len(projection), model.n_layers, n_rows), dtype=bool)
     asked[:, list(model.masked_layers)] = True
@@ -158,6 +160,7 @@ def found_table(run: xr.Dataset, *, criterion: str, rule: str, k: int, seed: int
         "n_unsafe": int(unsafe.sum()),
         "n_safe": int((~unsafe).sum()),
         "model": str(run.attrs.get("model", "")),
+        "caveats": caveats_of(run),
     }
     return found
 
@@ -177,7 +180,9 @@ def redrawn_shares(run: xr.Dataset, criterion: str, rule: str, k: int, seed: int
     means = {}
     for side, mine in (("unsafe", unsafe), ("safe", ~unsafe))[: 1 if rule == "sensitivity" else 2]:
         known = np.nan_to_num(estimate[mine])
-        filled, scatter = Fit.of(exact[mine], known, strong_cells(known, [np.ones(len(known), bool)])).completed()
+        every = [np.ones(len(known), dtype=bool)]
+        sure = taken_for_sure(exact[mine], foremost_cells(known, every), strong_cells(known, every), every)
+        filled, scatter = Fit.of(exact[mine], known, sure).completed()
         of = weights[:, mine] / mine.sum()
         noise = np.sqrt(np.tensordot(of**2, scatter**2, 1)) * random.standard_normal((len(of), *scatter.shape[1:]))
         means[side] = np.tensordot(of, filled, 1) + noise
@@ -199,8 +204,11 @@ def _prompts_wanted(values: np.ndarray, share: np.ndarray, k: int, n: int) -> st
         return "no other heads to tell them from."
     first = np.argsort(-share, kind="stable")
     gap = values[:, first[k - 1]] - values[:, first[k]]
-    apart, scatter = abs(np.nanmean(gap)), np.nanstd(gap)
-    if scatter <= 0 or not np.isfinite(apart):
+    gap = gap[np.isfinite(gap)]
+    if not len(gap):
+        return f"no redraw has a value of both head {k} and the next, so how many more would tell them is not known."
+    apart, scatter = abs(gap.mean()), gap.std()
+    if scatter <= 0:
         return "these prompts tell the first heads from the others."
     needed = n * (CERTAINLY_APART * scatter / max(apart, 1e-12)) ** 2
     if needed <= n:

@@ -9,7 +9,7 @@ queries, fused projections and query norms therefore need no special case.
 Axis words: row pos head kv_head key d_head (see `workbench.axes`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,20 +26,26 @@ IMPLEMENTATION = "workbench_heads"
 
 @dataclass
 class HeadEdit:
-    """What is done to some heads in one layer, row by row. Positions before `start` are left alone.
+    """What is done to some heads in one layer, row by row. Positions outside `start:stop` are left alone.
 
     Attributes:
         query_factor: Multiplies queries after any query norm; `[row, head]`. None changes nothing.
         query_off: Where true, z becomes the mean of v over the allowed keys of each position: the limit of a
             query factor of 0, written directly; `[row, head]`.
         output_factor: Multiplies z; `[row, head]`.
+        chosen: Where true, z becomes what `change` makes of it; `[row, head]`.
+        change: From the attention module, what it saw and its z to z of every head under the mask.
         start: First token position (0-based, in the whole sequence) at which the edit acts.
+        stop: One past the last; None for all that follow, those of a reply too.
     """
 
     query_factor: Float[Tensor, "row head"] | None = None
     query_off: Bool[Tensor, "row head"] | None = None
     output_factor: Float[Tensor, "row head"] | None = None
+    chosen: Bool[Tensor, "row head"] | None = None
+    change: "Callable[[nn.Module, Recording, Tensor], Tensor] | None" = None
     start: int = 0
+    stop: int | None = None
 
 
 @dataclass
@@ -157,7 +163,7 @@ def edited_attention(module: nn.Module, edit: HeadEdit | None, seen: Recording) 
     if edit is None:
         return attend(module, seen)
     n_pos, n_heads = seen.query.shape[2], seen.query.shape[1]
-    acts = acting_positions(edit.start, n_pos, seen.key.shape[2], seen.query.device)[None, :, None, None]
+    acts = acting_positions(edit.start, n_pos, seen.key.shape[2], seen.query.device, edit.stop)[None, :, None, None]
     if edit.query_factor is not None:
         scaled = seen.query * edit.query_factor[:, :, None, None].to(seen.query.dtype)
         seen = replace(seen, query=torch.where(acts.transpose(1, 2), scaled, seen.query))
@@ -167,6 +173,8 @@ def edited_attention(module: nn.Module, edit: HeadEdit | None, seen: Recording) 
         z = torch.where(acts & edit.query_off[:, None, :, None], even, z)
     if edit.output_factor is not None:
         z = torch.where(acts, z * edit.output_factor[:, None, :, None].to(z.dtype), z)
+    if edit.chosen is not None and edit.change is not None:
+        z = torch.where(acts & edit.chosen[:, None, :, None], edit.change(module, seen, z), z)
     return z
 
 
@@ -204,9 +212,12 @@ def causal_mask(n_pos: int, n_keys: int, device: torch.device) -> Bool[Tensor, "
     return (pos[:, None] >= torch.arange(n_keys, device=device)[None, :])[None, None]
 
 
-def acting_positions(start: int, n_pos: int, n_keys: int, device: torch.device) -> Bool[Tensor, " pos"]:
-    """Which of the last `n_pos` of `n_keys` positions lie at or after `start`."""
-    return torch.arange(n_keys - n_pos, n_keys, device=device) >= start
+def acting_positions(
+    start: int, n_pos: int, n_keys: int, device: torch.device, stop: int | None = None
+) -> Bool[Tensor, " pos"]:
+    """Which of the last `n_pos` of `n_keys` positions lie at or after `start`, and before `stop` where it is given."""
+    at = torch.arange(n_keys - n_pos, n_keys, device=device)
+    return (at >= start) & (at < (n_keys if stop is None else stop))
 
 
 def per_query_head(

@@ -30,6 +30,7 @@ class Encoded:
         patch_boxes: (left, top, right, bottom) of each image token in the picture, in the order of the true entries
             of `image_positions`, relative to the picture's size; NaN for separators. Tiles and thumbnails overlap.
             None when the layout is not known.
+        prompt: What was encoded; masks that put in z of other prompts go by it.
     """
 
     prompt_id: str
@@ -39,6 +40,7 @@ class Encoded:
     image_key: str
     patch_grid: tuple[int, int] | None = None
     patch_boxes: Float[Tensor, "image_token 4"] | None = None
+    prompt: Prompt | None = None
 
     @property
     def input_ids(self) -> Tensor:
@@ -97,7 +99,7 @@ def encode(model: Decoder, prompt: Prompt) -> Encoded:
             "Check the processor's chat template, or give the prompt an image."
         )
     tokens = [t if isinstance(t, str) else str(t) for t in model.tokenizer.convert_ids_to_tokens(ids.tolist())]
-    encoded = Encoded(prompt.id, inputs, tokens, positions.cpu(), image_hash(prompt.image))
+    encoded = Encoded(prompt.id, inputs, tokens, positions.cpu(), image_hash(prompt.image), prompt=prompt)
     if image is not None:
         _lay_out(model, encoded, image)
     return encoded

@@ -16,10 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from workbench.axes import PROJECTIONS, Head, as_heads
+from workbench.axes import MASKABLE, Head, as_heads
 from workbench.checking import Converted, OneOf, Whole, checked
 from workbench.errors import MaskError
 from workbench.models.attention import attention_pattern, sites_set
+from workbench.models.bound import Bound
 from workbench.models.decoder import Decoder
 from workbench.models.encode import Encoded, encode
 from workbench.models.masks import Mask, SomeMask, published_queries
@@ -29,7 +30,7 @@ from workbench.models.walk import BasePass, base_pass, join
 from workbench.prompts.prompt import OnePrompt, Prompt
 
 SomeHeads = Annotated[Sequence[Head], Converted(as_heads)]
-Projection = Annotated[str, OneOf(PROJECTIONS)]
+Projection = Annotated[str, OneOf(MASKABLE)]
 
 
 class HookedLVLM(Decoder):
@@ -73,8 +74,15 @@ class HookedLVLM(Decoder):
         return base_pass(self, [self.encode(prompt)])
 
     @contextmanager
-    def masked(self, heads: Sequence[tuple[int, int]], projection: str, mask: Mask, start: int = 0) -> Iterator[None]:
-        """Hold a mask on (layer, head) pairs for the length of a block; every forward inside it sees the mask."""
+    def masked(
+        self, heads: Sequence[tuple[int, int]], projection: str, mask: Mask, batch: Sequence[Encoded] = ()
+    ) -> Iterator[None]:
+        """Hold a mask on (layer, head) pairs for the length of a block; every forward inside it sees the mask.
+
+        Args:
+            batch: The prompts of those forwards, in row order. Without them the mask acts at all positions, and forms
+                that go by the prompt are refused.
+        """
         by_layer: dict[int, list[int]] = {}
         rows = mask.row_heads(self.n_heads, self.n_kv_heads)
         for layer, head in heads:
@@ -89,8 +97,9 @@ class HookedLVLM(Decoder):
             if projection == "query" and mask.form == "as_published":
                 stack.enter_context(published_queries(self, by_layer, mask.factor))
             else:
-                for layer, chosen in by_layer.items():
-                    edit = mask.edit(projection, [chosen], self.n_heads, start, self.device)
+                held = Bound(self, mask, batch)
+                edits = {layer: held.edit(projection, layer, [chosen]) for layer, chosen in by_layer.items()}
+                for layer, edit in edits.items():
                     stack.enter_context(sites_set([self.sites[layer]], edit=edit))
             yield
 
@@ -106,9 +115,14 @@ class HookedLVLM(Decoder):
     ) -> Float[Tensor, " d_model"]:
         """Final state after the final norm at the last prompt position, with the given (layer, head) pairs masked."""
         encoded, mask = self.encode(prompt), mask or Mask()
+        if heads and mask.phase == "decoding":
+            raise MaskError(
+                "phase='decoding' masks tokens of the reply, and the state of the prompt's last position is there "
+                "before any: the mask could not change it. Use generate, or phase='reading'."
+            )
         kept: list[Tensor] = []
         with (
-            self.masked(heads, projection, mask, mask.start(encoded) if heads else 0),
+            self.masked(heads, projection, mask, [encoded]),
             self.final_norm.register_forward_hook(lambda module, args, output: kept.append(output[0, -1])),
             double_kept(self.dtype),
         ):
@@ -171,8 +185,7 @@ class HookedLVLM(Decoder):
             "return_dict_in_generate": True,
             **options,
         }
-        masked = self.masked(heads, projection, mask, mask.start(batch[0]) if heads else 0)
-        with masked, self.plain_generation(), double_kept(self.dtype):
+        with self.masked(heads, projection, mask, batch), self.plain_generation(), double_kept(self.dtype):
             out = self.hf.generate(**join(batch), max_new_tokens=max_new_tokens, **options)
         out.n_prompt_tokens = batch[0].n_tokens
         self.work.count(self.n_layers, *out.sequences.shape)

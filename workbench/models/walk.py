@@ -47,6 +47,7 @@ class BasePass:
         residual: Residual stream at the last position, before the final norm, `[prompt, d_model]`.
         state: The same after the final norm.
         logits: Next-token logits at the last position, float32 or wider, `[prompt, vocab]`.
+        bound: What masks put into these prompts, once it is known (`workbench.models.sources`); by mask.
     """
 
     encoded: list[Encoded]
@@ -58,6 +59,7 @@ class BasePass:
     residual: Tensor = NOTHING
     state: Tensor = NOTHING
     logits: Tensor = NOTHING
+    bound: dict[Any, Any] = field(default_factory=dict)
 
     @property
     def n_prompts(self) -> int:
@@ -122,12 +124,14 @@ def recorded(model: Decoder, base: BasePass) -> Iterator[None]:
         base.recordings.update({n: site.recording for n, site in model.sites.items() if site.recording is not None})
 
 
-@torch.no_grad()
-def base_pass(model: Decoder, batch: Sequence[Encoded], call: Arguments | None = None) -> BasePass:
+def base_pass(
+    model: Decoder, batch: Sequence[Encoded], call: Arguments | None = None, *, gradients: bool = False
+) -> BasePass:
     """Run the unmasked model once and record what `walk` needs. The image tower runs here and nowhere else.
 
     Args:
         call: What the decoder is to be called with, where that is known: then nothing before it runs.
+        gradients: Keep the way back to inputs that ask for gradients.
     """
     base = BasePass(list(batch))
     residual: list[Tensor] = []
@@ -136,6 +140,7 @@ def base_pass(model: Decoder, batch: Sequence[Encoded], call: Arguments | None =
         base.decoder_arguments = dict.fromkeys(model.family.decoder_record) | kwargs
 
     with (
+        torch.set_grad_enabled(gradients),
         model.lock,
         recorded(model, base),
         model.decoder.register_forward_pre_hook(keep_arguments, with_kwargs=True),
@@ -153,7 +158,8 @@ def base_pass(model: Decoder, batch: Sequence[Encoded], call: Arguments | None =
             f"{model.name!r}: the attention of layers {silent} did not run through the workbench's attention function, "
             f"so masks there could not act. Family {model.family.name!r} needs an adapter that says where it is."
         )
-    return base.end_at(model, residual[-1])
+    with torch.set_grad_enabled(gradients):
+        return base.end_at(model, residual[-1])
 
 
 def call_layer(

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 import torch
 from transformers import LogitsProcessor
 
-from workbench.axes import PROJECTIONS, Head, as_heads
+from workbench.axes import MASKABLE, Head, as_heads
 from workbench.checking import Converted, Finite, OneOf, Seed, Whole, checked
+from workbench.models.bound import with_source
+from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
-from workbench.prompts.prompt import Prompt
+from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.sweeps.execution import progress_bar
 from workbench.sweeps.plan import batches
 
@@ -33,7 +35,7 @@ def generate_batch(
     *,
     max_new_tokens: Annotated[int, Whole(1, LONGEST)] = 32,
     heads: Annotated[Sequence[Head], Converted(as_heads)] = (),
-    projection: Annotated[str, OneOf(PROJECTIONS)] = "query",
+    projection: Annotated[str, OneOf(MASKABLE)] = "query",
     mask: Mask | None = None,
     opening: str = "",
     do_sample: bool = False,
@@ -57,7 +59,7 @@ def generate_batch(
         max_new_tokens: Length of a reply at most, a forced opening included.
         heads: Heads to mask.
         projection: Which projection of them.
-        mask: How.
+        mask: How; a form that takes z of other prompts takes them from these, unless it names its own.
         opening: Every reply begins with these words, whatever the model would say.
         do_sample: Draw tokens instead of taking the likeliest; the next three say how.
         temperature: Divides the logits.
@@ -78,7 +80,9 @@ def generate_batch(
         >>> generate_batch(wb.load_model("planted"), wb.load_prompts("planted", n=2))
         ['i cannot help with that', 'sure here it is']
     """
-    encoded = [model.encode(prompt) for prompt in prompts]
+    if heads and mask is not None and prompts:
+        mask = with_source(model, mask, PromptSet(prompts))
+    encoded = Encodings(model, prompts)
     options: dict[str, Any] = {"heads": heads, "projection": projection, "mask": mask, "num_beams": num_beams}
     if do_sample:
         options |= {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}

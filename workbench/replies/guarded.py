@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from transformers import TextStreamer
 
-from workbench.axes import PROJECTIONS, Head, as_heads
+from workbench.axes import MASKABLE, Head, as_heads
 from workbench.checking import Converted, OneOf, Whole, checked
 from workbench.detectors import load_detector
 from workbench.detectors.detector import Detector
@@ -77,7 +77,7 @@ def generate(
     *,
     max_new_tokens: Annotated[int, Whole(1, 10**6)] = 32,
     heads: Annotated[Sequence[Head], Converted(as_heads)] = (),
-    projection: Annotated[str, OneOf(PROJECTIONS)] = "query",
+    projection: Annotated[str, OneOf(MASKABLE)] = "query",
     mask: SomeMask = None,
     guard: Annotated[Detector | Guard | None, Converted(_as_guard)] = None,
     recipe: RefusalRecipe | None = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench.axes import Head, as_heads
+from workbench.axes import MASKABLE, Head, as_heads
 from workbench.checking import plainly
 from workbench.errors import MaskError
 
@@ -31,8 +31,8 @@ class Job:
     """What to measure.
 
     Attributes:
-        projections: Of "query" and "value", in order.
-        mask: The mask.
+        projections: Of "query", "key" and "value", in order.
+        mask: The mask, its source settled.
         cells: What is masked, by layer; every head of every projection when None.
         keep_states: Keep masked final states too.
         groups: Head sets masked together, in place of single cells.
@@ -171,6 +171,23 @@ def blocks(n_prompts: int, size: int) -> Iterator[tuple[int, int]]:
     """(start, stop) of consecutive blocks of prompts."""
     for start in range(0, n_prompts, size):
         yield start, min(start + size, n_prompts)
+
+
+def check_projections(mask: Mask, projections: Sequence[str] | str | None) -> tuple[str, ...]:
+    """The projections that are masked, by default those of the mask; a MaskError for what it does not mask."""
+    if mask.phase == "decoding":
+        raise MaskError(
+            "phase='decoding' masks tokens of a reply, and a sweep reads the last position of the prompt, which is "
+            "there before any: no cell could change. Use phase='reading', or look at replies (generate, compare)."
+        )
+    if projections is None:
+        return mask.projections
+    given = (projections,) if isinstance(projections, str) else tuple(projections)
+    if not given or set(given) - set(MASKABLE) or len(set(given)) < len(given):
+        raise MaskError(f"projections must name each of {', '.join(MASKABLE)} at most once; got {given}.")
+    for projection in given:
+        mask.check(projection)
+    return given
 
 
 def check_measures(measures: Sequence[str] | str) -> tuple[str, ...]:

@@ -104,12 +104,14 @@ def check_model(run: xr.Dataset, model: HookedLVLM) -> None:
 
 
 def mask_of(run: xr.Dataset) -> Mask:
-    """The mask a run was made with, from its attributes.
+    """The mask a run was made with, from its attributes; it takes z from the run's own prompts where the run did.
 
     Raises:
-        RunError: The run does not record its mask, or records none that exists.
+        RunError: The run does not record its mask, or records none that exists, or one that took z from prompts which
+            it does not hold.
     """
     from workbench.models.masks import Mask
+    from workbench.models.sources import OF_THE_CALL, Vectors
 
     names = Mask().describe()
     if missing := [name for name in names if name not in run.attrs]:
@@ -117,4 +119,16 @@ def mask_of(run: xr.Dataset) -> Mask:
             f"The run does not record {', '.join(missing)}, so the model cannot be masked as it was. "
             "Use stored values only (no model=), or sweep again with this version."
         )
-    return Mask(**{name.removeprefix("mask_"): run.attrs[name] for name in names})
+    found = {name: run.attrs[name] for name in names}
+    found |= {name: run.attrs[name] for name in ("mask_phase", "mask_bias", "mask_seed") if name in run.attrs}
+    key: Any = run.attrs.get("mask_source")
+    if "mask_vectors" in run:
+        found["mask_source"] = Vectors(run["mask_vectors"].values, str(key))
+    elif run.attrs["mask_form"] == "redirect":
+        found["mask_source"] = tuple(json.loads(key)) if str(key).startswith("[") else key
+    elif key is not None and not str(key).startswith(OF_THE_CALL):
+        raise RunError(
+            f"The run's mask took z from other prompts than its own (their hash is {key}), and a run does not hold "
+            "those. Use stored values only (no model=)."
+        )
+    return Mask(**{name.removeprefix("mask_"): value for name, value in found.items()})

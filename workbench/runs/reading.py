@@ -124,6 +124,8 @@ def _how_to_get(variable: str) -> str:
         )
     if variable in ("head_output", "write_root", "image_attention", "refusal_write"):
         return "It is stored per query head: a sweep with grain='kv_group' does not have it; score other criteria."
+    if variable == "twin_gap":
+        return "It needs pairs: sweep unsafe prompts together with their safe twins (pair_id), with mask='interchange'."
     return "Sweep again with this version of the workbench."
 
 

@@ -37,6 +37,8 @@ BASE_DIMS = {
     "image_attention": ("prompt", "layer", "head"),
     "refusal_write": ("prompt", "layer", "head"),
 }
+# Names of their own: in a run of head sets, or of key/value groups, layers and heads are none of its axes.
+VECTOR_DIMS = ("mask_layer", "mask_kind", "mask_head", "mask_channel")
 UNITS = {
     "deflection": ("degrees", "angle between the final states without and with the mask"),
     "kl": ("nats", "KL(base || masked) of the next-token distribution"),
@@ -63,9 +65,13 @@ UNITS = {
     "rule_low": ("of the criterion", "lower end of its confidence interval"),
     "rule_high": ("of the criterion", "upper end of its confidence interval"),
     "find_status": ("1", "among the first k on these prompts: 0 excluded, 1 possible, 2 certain"),
+    "twin_gap": ("log-odds", "of opening a refusal: of the prompt's matched twin - its own, both unmasked"),
+    "mask_vectors": ("state units", "what the mask puts into heads: means of z by kind of position, or its source"),
     "prompts_used": ("prompts", "on how many prompts the head was scored exactly"),
 }
 
+
+KNOWN_FIRST = ("write_root", "mask_vectors")  # variables that are there before anything is computed
 
 Shard = tuple[tuple[int, int], ...]
 
@@ -132,6 +138,8 @@ def layout(
     size_of["readout"] = len(job.readout)
     # With grain kv_group a row is a key/value head, and what is known per query head would not line up with it.
     names = list(BASE_DIMS) if job.mask.grain == "query_head" else ["base_state"]
+    if job.mask.form == "interchange":
+        variables["twin_gap"] = Variable(("prompt",), (n_prompts,), (block,), "float32", by_layer=False)
     for name in names:
         of_base = ("prompt", *many, "d_model") if name == "base_state" else BASE_DIMS[name]
         rest = tuple(size_of[dim] for dim in of_base[1:])
@@ -152,16 +160,25 @@ def skeleton(
     coords |= {name: ("prompt", _column(frame[name].tolist())) for name in PROMPT_COORDS}
     coords["content_hash"] = ("prompt", _column([p.content_hash() for p in prompts]))
     coords["request_hash"] = ("prompt", _column([request_hash(model, p) for p in prompts]))
+    known = _mask_vectors(job)
     if groups is not None:
         coords["group"] = _column(["+".join(head_name(layer, head) for layer, head in group) for group in groups])
-        return xr.Dataset(coords=coords)
+        return xr.Dataset(known, coords=coords)
     n_rows = len(job.mask.row_heads(model.n_heads, model.n_kv_heads))
     coords |= {"layer": np.arange(model.n_layers), "head": np.arange(n_rows)}
     if job.readout:
         coords["readout"] = _column(job.readout)
-    if job.mask.grain != "query_head":
-        return xr.Dataset(coords=coords)
-    return xr.Dataset({"write_root": (("layer", "head", "d_head", "d_root"), write_roots(model))}, coords=coords)
+    if job.mask.grain == "query_head":
+        known["write_root"] = ("layer", "head", "d_head", "d_root"), write_roots(model)
+    return xr.Dataset(known, coords=coords)
+
+
+def _mask_vectors(job: Job) -> dict[str, Any]:
+    """The vectors that the mask puts into heads, where it has any."""
+    table = getattr(job.mask.source, "table", None)
+    if table is None:
+        return {}
+    return {"mask_vectors": (VECTOR_DIMS if table.ndim == 4 else (VECTOR_DIMS[0], *VECTOR_DIMS[2:]), table)}
 
 
 def _column(values: Sequence[Any]) -> np.ndarray:

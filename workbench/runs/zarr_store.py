@@ -35,7 +35,7 @@ from workbench.runs.folder import MANIFEST, Folder
 from workbench.runs.job import Partition
 from workbench.runs.memory import BASE, filled, region, variables_of
 from workbench.runs.places import delete, read_json
-from workbench.runs.schema import SCHEMA, Shard, Variable, about
+from workbench.runs.schema import KNOWN_FIRST, SCHEMA, Shard, Variable, about
 from workbench.runs.sealed import ROOT, SEAL, attributes_of, checked_arrays, read_root, write_root
 from workbench.runs.staging import CHECKED, UNREADABLE, Parts, Slots, Unit, create, digest_of, digest_of_dataset
 
@@ -303,7 +303,7 @@ class Store(Folder):
     def dataset(self) -> xr.Dataset:
         """The run as it is stored, not yet read; what is staged is read and put in its place."""
         run = xr.open_zarr(self.backend, chunks=None, zarr_format=3, consolidated=self._gathered)
-        known = {*map(str, run.coords), *self.layout, *self._attrs["late"], "write_root"}
+        known = {*map(str, run.coords), *self.layout, *self._attrs["late"], *KNOWN_FIRST}
         run = run.drop_vars([name for name in run.variables if name not in known])
         run.encoding["source"] = self.path  # as xarray does for a plain path; captions name it
         for name in {name for parts in self.staged.values() for name in parts}:

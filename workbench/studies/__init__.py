@@ -17,12 +17,14 @@ from workbench.models.loading import SomeModel, load_model
 from workbench.prompts.prompt import PromptSet, as_prompts
 from workbench.registry import Registry
 from workbench.studies import (
+    adaptive,
     benign_cost,
     defence,
     degradation,
     detection,
     flow,
     graded,
+    head_claims,
     head_count,
     maps,
     masked_success,
@@ -36,6 +38,7 @@ from workbench.studies import (
     sahara,
     selection_set,
     shared_heads,
+    swap,
     time,
     transfer,
 )
@@ -82,6 +85,9 @@ STUDIES: Registry[StudyRecord] = Registry(
         published_split.STUDY,
         sahara.STUDY,
         flow.STUDY,
+        swap.STUDY,
+        adaptive.STUDY,
+        head_claims.STUDY,
     ),
     error=StudyError,
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workbench.axes import head_name
 from workbench.comparison.masked_behaviour import QUESTION_FAMILY
 from workbench.detectors.calibration import unsafe_array
+from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import base_pass
 from workbench.prompts.prompt import PromptSet
@@ -71,7 +72,7 @@ def direction(model: HookedLVLM, prompts: PromptSet) -> tuple[int, Tensor]:
     prompt, `[d_model]`.
     """
     layer, unsafe = model.n_layers // 2, unsafe_array(prompts)
-    encoded = [model.encode(p) for p in prompts]
+    encoded = Encodings(model, prompts)
     states = torch.empty(len(encoded), model.d_model, dtype=torch.float64)
     for batch in batches(encoded, ROWS):
         base = base_pass(model, [encoded[i] for i in batch])

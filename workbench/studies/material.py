@@ -20,6 +20,7 @@ from workbench.criteria import score
 from workbench.detectors import list_detectors
 from workbench.models.fingerprint import fingerprint
 from workbench.models.hooked import HookedLVLM
+from workbench.prompts.caveats import caveats
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.splits import sample_prompts, split_prompts
 from workbench.runs.reading import prompt_coord
@@ -61,11 +62,12 @@ class Material:
 
     @property
     def about(self) -> str:
-        """The model and the prompts in a sentence."""
+        """The model and the prompts in a sentence, and what is to be known of these prompts."""
         unsafe = sum(p.label == "unsafe" for p in self.prompts)
         said = f"{unsafe} unsafe and {len(self.prompts) - unsafe} safe prompts put to {self.model.name}"
         others = [m.name for m in self.models] + [f"{s.name} ({len(s)} prompts)" for s in self.sets]
-        return said + (f"; beside it {', '.join(others)}." if others else ".")
+        said += f"; beside it {', '.join(others)}." if others else "."
+        return said + "".join(f" Mind: {sentence}." for sentence in caveats(self.prompts))
 
     @property
     def key(self) -> str:

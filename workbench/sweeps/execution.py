@@ -64,7 +64,9 @@ def run_sweep(sweep: Sweep, engine: str, foreseen: Mapping[str, int], progress: 
                 total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
                 shown.update(line, total=total)
                 run(tasks, sink, lambda n: shown.advance(line, n), count)
-            if sweep.job.mask.positions != "all" and sweep.job.groups is None:
+            # A twin need not have a counterpart for every position.
+            pairs = sweep.job.mask.form == "interchange"
+            if sweep.job.mask.positions != "all" and sweep.job.groups is None and not pairs:
                 line = shown.add_task("the same at all positions, layers", total=len(sweep.job.layers(model)))
                 sink.note(positions_agreement=agreement_with_all(sweep, lambda: shown.advance(line)))
         # The memory of a cluster's workers is not seen from here.

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from rich.filesize import decimal
 
-from workbench.axes import PROJECTIONS, Head, as_heads
+from workbench.axes import Head, as_heads
 from workbench.checking import Converted, Whole, checked
+from workbench.models.bound import with_source
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
@@ -21,7 +22,7 @@ from workbench.models.masks import Mask, SomeMask
 from workbench.models.walk import BasePass, base_pass
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.effects import MEASURES
-from workbench.runs.job import Job, Partition, cells_of_heads, check_measures
+from workbench.runs.job import Job, Partition, cells_of_heads, check_measures, check_projections
 from workbench.runs.schema import layout
 from workbench.sweeps.engines.exact import layer_cells
 from workbench.sweeps.operations import Counts
@@ -78,7 +79,7 @@ def plan(
     model: SomeModel,
     prompts: SomePrompts,
     *,
-    projections: Sequence[str] | str = PROJECTIONS,
+    projections: Sequence[str] | str | None = None,
     mask: SomeMask = None,
     heads: Annotated[Sequence[Head], Converted(as_heads)] | None = None,
     measures: Sequence[str] | str = MEASURES,
@@ -112,7 +113,8 @@ def plan(
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
     began = time.perf_counter()
     mask = mask or Mask()
-    projections = (projections,) if isinstance(projections, str) else tuple(projections)
+    projections = check_projections(mask, projections)
+    mask = with_source(model, mask, prompts)
     cells = None if heads is None else cells_of_heads(model, heads, mask, len(projections))
     job = Job(projections, mask, cells, keep_states, measures=check_measures(measures))
     step = max(1, len(prompts) // SAMPLE)

@@ -2,16 +2,19 @@
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import xarray as xr
 from rich.console import Console
 
-from workbench.axes import PROJECTIONS, Head, as_heads
+from workbench.axes import Head, as_heads
 from workbench.checking import Converted, OneOf, Place, Seed, Whole, checked
 from workbench.errors import MaskError, PromptError, RunError
+from workbench.models.bound import with_source
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
@@ -25,6 +28,7 @@ from workbench.runs.job import (
     cells_of_heads,
     check_groups,
     check_measures,
+    check_projections,
     check_readout,
 )
 from workbench.runs.memory import BASE, Memory, Sink, unit_of
@@ -64,7 +68,7 @@ def sweep(
     model: SomeModel,
     prompts: SomePrompts,
     *,
-    projections: Sequence[str] | str = PROJECTIONS,
+    projections: Sequence[str] | str | None = None,
     mask: SomeMask = None,
     engine: Annotated[str, OneOf(engine_names)] = "exact",
     out: Annotated[str | Path, Place()] | None = None,
@@ -86,8 +90,9 @@ def sweep(
     Args:
         model: From `load_model`, or a name or path that it takes.
         prompts: Any sequence of prompts, one prompt, or a name or path that `load_prompts` takes.
-        projections: Of "query" and "value".
-        mask: How heads are masked; `Mask()` by default.
+        projections: Of "query", "key" and "value"; by default those of the mask's form, query and value for most.
+        mask: How heads are masked, a `Mask` or the name of its form; `Mask()` by default. A form that takes z of other
+            prompts takes them from these, unless it names its own.
         engine: "exact" (from the masked layer on); "prefix" (the same numbers, what prompts share at their beginning
             computed once); "naive" (one full forward a head; the reference); "find" (estimates of all heads, exact
             numbers where they decide which come first: what `find_heads` runs).
@@ -133,9 +138,7 @@ def sweep(
     """
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
     mask = mask or Mask()
-    projections = (projections,) if isinstance(projections, str) else tuple(projections)
-    if not projections or set(projections) - set(PROJECTIONS) or len(set(projections)) < len(projections):
-        raise MaskError(f"projections must name each of {', '.join(PROJECTIONS)} at most once; got {projections}.")
+    projections = check_projections(mask, projections)
     if heads is not None and groups is not None:
         raise MaskError("Give either heads (single cells) or groups (head sets masked together), not both.")
     options, read = get_engine(engine).options(engine_options or {}), check_readout(model, readout)
@@ -155,13 +158,15 @@ def sweep(
     if order is not None:
         prompts = PromptSet((given[i] for i in order(given, seed, options)), name=given.name, recipe=given.recipe)
     get_engine(engine).check(job)
+    with progress_bar(progress, transient=True) as shown:
+        job = replace(job, mask=with_source(model, mask, given, partial(_shown, shown)))
     what, bare = recipe(model, prompts, job, engine, options, seed), skeleton(model, prompts, job, job.groups)
     sink: Sink | None = None if out is None else open_store(out, what, bare, repair=repair, skip=on_error == "skip")
     try:
         if sink is None or not sink.attrs.get("complete"):
             units = (BASE, *(map(unit_of, job.layers(model)) if job.groups is None else ()))
             chooses = bool(get_engine(engine).defaults)
-            encode = _encoder(model, prompts, sink, units, skip=on_error == "skip", chooses=chooses)
+            encode = _encoder(model, prompts, job.mask, sink, units, skip=on_error == "skip", chooses=chooses)
             lengths = _lengths(encode, progress)
             images = sum(p.image is not None for i, p in enumerate(encode.prompts) if i not in encode.left_out)
             sink = _begun(sink, model, prompts, job, engine, bare, what, rows, max(lengths))
@@ -189,8 +194,24 @@ def sweep(
     return run
 
 
+def _shown(bar: Any, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """The prompts whose z a mask takes the mean of, counted on a bar."""
+    known = list(prompts)
+    line = bar.add_task("means of z, prompts", total=len(known))
+    for prompt in known:
+        yield prompt
+        bar.advance(line)
+
+
 def _encoder(
-    model: HookedLVLM, prompts: PromptSet, sink: Sink | None, units: Sequence[int], *, skip: bool, chooses: bool
+    model: HookedLVLM,
+    prompts: PromptSet,
+    mask: Mask,
+    sink: Sink | None,
+    units: Sequence[int],
+    *,
+    skip: bool,
+    chooses: bool,
 ) -> Encoder:
     """The prompts in the order in which they are stored; others of blocks that are not finished are left out."""
     begun = sink if isinstance(sink, Store) and sink.layout else None
@@ -212,7 +233,7 @@ def _encoder(
                 begun.blank(start, stop, place)
     # A prompt that was not given is never encoded; its place is kept for it.
     in_order = PromptSet((by_id.get(i) or Prompt(id=i, text=NOT_ASKED) for i in stored), name=prompts.name)
-    return Encoder(model, in_order, left_out, skip=skip)
+    return Encoder(model, in_order, left_out, skip=skip, mask=mask)
 
 
 def _lengths(encode: Encoder, progress: bool) -> list[int]:

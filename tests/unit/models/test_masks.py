@@ -52,5 +52,5 @@ def test_even_attention_is_the_mean_over_the_keys_a_position_may_see():
 def test_an_edit_names_heads_that_exist():
     with pytest.raises(MaskError, match=r"Head 4 is not in 0\.\.3"):
         Mask().edit("query", [(4,)], 4, 0, torch.device("cpu"))
-    with pytest.raises(MaskError, match="query, value"):
-        Mask().edit("key", [(0,)], 4, 0, torch.device("cpu"))
+    with pytest.raises(MaskError, match="query, key, value"):
+        Mask().edit("output", [(0,)], 4, 0, torch.device("cpu"))

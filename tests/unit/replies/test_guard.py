@@ -203,7 +203,7 @@ def test_a_guard_looks_at_the_model_without_the_mask(guard, tmp_path):
         ({"heads": [(True, False)]}, "heads must be heads as"),
         ({"heads": "3,1"}, "heads must be heads as"),
         ({"heads": [(9, 0)]}, "L9H0"),
-        ({"heads": [HEAD], "projection": "key"}, "projection must be one of query, value"),
+        ({"heads": [HEAD], "projection": "output"}, "projection must be one of query, key, value"),
         ({"heads": [HEAD], "mask": "zero"}, "one of its forms: limit, as_published"),
         ({"heads": [HEAD], "mask": 0}, "mask must be a workbench.Mask"),
         ({"mask": Mask()}, "there are none"),

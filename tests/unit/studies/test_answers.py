@@ -20,12 +20,15 @@ from workbench.runs.splits import with_splits
 from workbench.studies import (
     Material,
     Study,
+    adaptive,
     flow,
+    head_claims,
     head_count,
     list_studies,
     make_study,
     masked_success,
     published_split,
+    swap,
 )
 from workbench.studies.benign_cost import direction, steered
 from workbench.studies.measuring import Chosen
@@ -73,6 +76,14 @@ def _fewer_masked_sets(monkeypatch):
     monkeypatch.setattr(masked_success, "CONTROLS", 2)
     monkeypatch.setattr(flow, "SIZES", (1,))
     monkeypatch.setattr(flow, "CONTROLS", 2)
+    monkeypatch.setattr(swap, "SIZES", (1,))
+    monkeypatch.setattr(swap, "CONTROLS", 1)
+    for module, fewer in (
+        (adaptive, {"EPS": (8,), "STEPS": (1,), "TOKENS": 2, "MOST": 12, "OTHERS": ("last-layer",), "TRANSFER": ()}),
+        (head_claims, {"K": 1, "CONTROLS": 2, "STEPS": 1, "TOKENS": 6, "LEARNING_STEPS": 60, "MOST": 12}),
+    ):
+        for name, value in fewer.items():
+            monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "time"])
@@ -85,6 +96,25 @@ def test_on_the_null_model_no_study_finds_anything(name):
 def test_the_planted_head_alone_turns_unsafe_prompts_further():
     assert made("maps").found == (PLANTED,)
     assert set(made("projections").found) == {"layer 3, query masked", "layer 3, value masked"}
+
+
+def test_swaps_name_the_planted_head_and_masks_the_decoy_which_carries_nothing():
+    study = made("swap")
+    swapped = {"way": "swapped", "n_heads": 1, "measure": "gap"}
+    for choice, group in (("necessary by swaps", "unsafe"), ("sufficient by swaps", "benign")):
+        assert set(rows(study, choice=choice)["heads"]) == {PLANTED}
+        assert one(study, choice=choice, group=group, **swapped) == pytest.approx(1, abs=1e-5)
+    assert set(rows(study, choice="by masks")["heads"]) == {DECOY}
+    assert one(study, choice="by masks", group="unsafe", **swapped) == 0
+    assert set(study.found) == {
+        "necessary by swaps, 1 swapped: frees more than random heads",
+        "necessary by swaps, 1 swapped: makes refuse more than random heads",
+        "sufficient by swaps, 1 swapped: frees more than random heads",
+        "sufficient by swaps, 1 swapped: makes refuse more than random heads",
+        "necessary by swaps, 1 removed: frees more than random heads",
+        "sufficient by swaps, 1 removed: frees more than random heads",
+    }
+    assert one(study, choice="by masks against necessary by swaps", measure="same_first") == 0
 
 
 def test_masking_the_planted_head_frees_attacks_and_masking_ships_head_does_not():
@@ -121,6 +151,26 @@ def test_the_flow_is_the_planted_circuit_and_swapping_its_head_swaps_the_answers
     assert cuts <= {"picture → last", "text → last"}
     assert "text → last" in cuts
     assert "at hazard after layers 0 to 2; at last after layers 3 to 3" in study.says
+
+
+def test_the_planted_head_is_necessary_faithful_and_hidden_by_no_small_change_of_a_picture():
+    study = made("head-claims")
+    chosen = {"criterion": "deflection"}
+    assert one(study, claim="necessary", **chosen) == one(study, claim="sufficient", **chosen) == 1
+    assert one(study, claim="robust", **chosen) == 1
+    assert one(study, claim="faithful", **chosen) > one(study, claim="faithful, random heads", **chosen)
+    assert one(study, claim="necessary", criterion="ships") == 0  # the decoy
+    assert {"deflection: necessary", "deflection: sufficient", "deflection: faithful"} <= set(study.found)
+    assert not {"ships: necessary", "ships: sufficient"} & set(study.found)
+
+
+def test_no_detector_of_the_planted_model_is_evaded_at_8_of_255():
+    study = made("adaptive")
+    own = study.table[study.table["attacked"] == study.table["scored_by"]]
+    assert len(own)
+    evaded = own[own["measure"].isin(["evasion", "evasion_any"]) & own["attacked"].isin([adaptive.FIXED])]
+    assert (evaded["value"] == 0).all()
+    assert study.found == ()
 
 
 def test_all_measures_but_the_norm_choose_the_planted_head():

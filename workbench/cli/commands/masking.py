@@ -7,13 +7,17 @@ import typer
 
 from workbench.cli.app import app, console
 from workbench.cli.options import (
+    Bias,
     Device,
     Dtype,
     Factor,
     Form,
     Json,
+    MaskSource,
     ModelName,
+    Positions,
     Quiet,
+    ScalingForm,
     Seed,
     Table,
     Template,
@@ -28,7 +32,7 @@ def demo(
     model: Annotated[str, typer.Option(help="pocket, pocket-base, planted or planted-pair.")] = "pocket",
     n: Annotated[int, typer.Option("--n", "-n", help="Prompts, over three splits.")] = 300,
     seed: Seed = 0,
-    form: Form = "limit",
+    form: ScalingForm = "limit",
     factor: Factor = 0.0,
     json: Json = False,
     quiet: Quiet = False,
@@ -72,8 +76,13 @@ def sweep(
     prompts: Any,
     out: Annotated[str, typer.Option(help="Store the run here: a folder (RUN.zarr) or an fsspec URL.")],
     projections: Annotated[
-        list[str], typer.Option("--projection", help="The projection masked; give it twice for both, the default.")
-    ] = ["query", "value"],  # noqa: B006 - typer hands out copies
+        list[str],
+        typer.Option(
+            "--projection",
+            help="query, key or value: what of a head is masked; repeat for more. By default query and value, or what "
+            "the form masks.",
+        ),
+    ] = [],  # noqa: B006 - typer hands out copies
     engine: Annotated[
         str,
         typer.Option(
@@ -90,7 +99,9 @@ def sweep(
     form: Form = "limit",
     factor: Factor = 0.0,
     grain: Annotated[Literal["query_head", "kv_group"], typer.Option(help="What one mask covers.")] = "query_head",
-    positions: Annotated[Literal["all", "after_image", "last"], typer.Option(help="Where masks act.")] = "all",
+    positions: Positions = "all",
+    mask_source: MaskSource = None,
+    bias: Bias = 0.0,
     template: Template = "chat",
     dtype: Dtype = "float32",
     device: Device = None,
@@ -113,12 +124,18 @@ def sweep(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Mask every head on every prompt and store the run. Stopped at any moment, the same command goes on."""
-    given = dict(locals())
-    from workbench.cli.sweep import sweep_command
-    from workbench.models.masks import Mask
+    """Mask every head on every prompt and store the run. Stopped at any moment, the same command goes on.
 
-    mask = Mask(**{name: given.pop(name) for name in ("form", "factor", "grain", "positions")})
+    [bold]--form interchange[/bold] gives each head what it says on the prompt's matched twin (same pair_id, other
+    label): over pairs, one sweep says what is necessary (unsafe prompts) and what is sufficient (safe ones). Score it
+    by interchange.
+    """
+    given = dict(locals())
+    from workbench.cli.masks import mask_from
+    from workbench.cli.sweep import sweep_command
+
+    asked = {name: given.pop(name) for name in ("form", "factor", "grain", "positions", "bias")}
+    mask = mask_from(source=given.pop("mask_source"), seed=seed, **asked)
     sweep_command(console, **given, mask=mask)
 
 
@@ -135,14 +152,19 @@ def find(
         str, typer.Option(help="selectivity, or sensitivity, which reads unsafe prompts only.")
     ] = "selectivity",
     projections: Annotated[
-        list[str], typer.Option("--projection", help="The projection masked; give it twice for both.")
-    ] = ["query"],  # noqa: B006 - typer hands out copies
+        list[str],
+        typer.Option(
+            "--projection", help="query, key or value; repeat for more. By default query, or what the form masks."
+        ),
+    ] = [],  # noqa: B006 - typer hands out copies
     level: Annotated[float, typer.Option(help="Chance that every status is right.")] = 0.95,
     budget: Annotated[
         float, typer.Option(help="Most work, as a share of the exact map's; what it leaves undecided is possible.")
     ] = 0.5,
     form: Form = "limit",
     factor: Factor = 0.0,
+    mask_source: MaskSource = None,
+    bias: Bias = 0.0,
     store: Annotated[
         str | None, typer.Option(help="Store the run here, RUN.zarr; stopped, the same command goes on from there.")
     ] = None,
@@ -162,9 +184,10 @@ def find(
     """
     given = dict(locals())
     from workbench.cli.find import find_command
-    from workbench.models.masks import Mask
+    from workbench.cli.masks import mask_from
 
-    mask = Mask(**{name: given.pop(name) for name in ("form", "factor")})
+    asked = {name: given.pop(name) for name in ("form", "factor", "bias")}
+    mask = mask_from(source=given.pop("mask_source"), seed=seed, **asked)
     find_command(console, **given, mask=mask)
 
 

@@ -5,16 +5,21 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from workbench.cli.adversary import register
 from workbench.cli.app import app, check_there, console, data_app
 from workbench.cli.arena import Contest, arena
 from workbench.cli.options import (
+    Bias,
+    Factor,
+    Form,
     Heads,
     Json,
     Masked,
+    MaskSource,
     ModelName,
     OtherModels,
     OtherPrompts,
-    OwnPrompts,
+    Positions,
     Quiet,
     Registered,
     RunsFolder,
@@ -59,7 +64,17 @@ def generate(
     model: ModelName = "pocket",
     image: Annotated[Path | None, typer.Option(help="A picture to ask about.")] = None,
     heads: Heads = None,
-    projection: Masked = "query",
+    projection: Masked = None,
+    form: Form = "limit",
+    factor: Factor = 0.0,
+    positions: Positions = "all",
+    phase: Annotated[
+        Literal["reading", "decoding", "both"] | None,
+        typer.Option(help="When masks act; both by default, and reading for interchange."),
+    ] = None,
+    twin: Annotated[str | None, typer.Option(help="For --form interchange, the twin's text; same picture.")] = None,
+    mask_source: MaskSource = None,
+    bias: Bias = 0.0,
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
     template: Template = "chat",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
@@ -74,15 +89,15 @@ def generate(
 
 
 @app.command()
+@with_prompts
 def study(
     name: Annotated[str, typer.Argument(help="A study's name, all, or list.")],
     model: ModelName = "pocket",
-    prompts: OwnPrompts = None,
+    prompts: Any = None,
     other: OtherModels = [],  # noqa: B006
     other_prompts: OtherPrompts = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="Folder for tables, figures, captions and the page.")] = Path("studies"),
     runs: RunsFolder = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     template: Template = "chat",
     json: Json = False,
     quiet: Quiet = False,
@@ -90,7 +105,8 @@ def study(
 ) -> None:
     """Answer a question of the papers or their reviewers: a table, a figure, a caption, and one page over all.
 
-    [bold]workbench study list[/bold] says which there are. Stopped at any moment, the same command goes on.
+    [bold]workbench study list[/bold] says which there are. Without --prompts, an embedded model is asked the prompts of
+    its own world. Stopped at any moment, the same command goes on.
     """
     given = dict(locals())
     given["progress"] = not (quiet or json)
@@ -123,3 +139,4 @@ def data_check(
 
 
 app.command(cls=Contest)(arena)
+register(app)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workbench.errors import WorkbenchError
-from workbench.models.conformance import checks  # noqa: F401  # registers them
+from workbench.models.conformance import checks, forms  # noqa: F401  # registers them
 from workbench.models.conformance.probe import CHECKS, Failed, NotApplicable, Probe
 from workbench.models.hooked import HookedLVLM
 from workbench.models.precision import double_kept

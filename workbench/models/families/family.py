@@ -83,6 +83,7 @@ class Family:
         processor: Loads the processor from a directory or Hub id and its options, where transformers' own class cannot
             be built without torchvision.
         tiny: Builds a tiny random model of the family, for `workbench check FAMILY --tiny` and the tests.
+        no_pixel_road: Why no gradients lead to its pixels (`workbench.models.pixels`); empty where they do.
         limits: What a user should know; shown by `workbench models`.
     """
 
@@ -110,6 +111,7 @@ class Family:
     prepare: Callable[[nn.Module], None] = lambda hf: None
     processor: Callable[[str, dict[str, Any]], Any] | None = None
     tiny: Callable[[], TinyParts] | None = None
+    no_pixel_road: str = ""
     limits: str = ""
 
     def model_class(self) -> Any:

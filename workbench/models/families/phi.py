@@ -8,6 +8,7 @@ from workbench.models.families.layout import SEPARATOR, Tile
 from workbench.models.families.processors import load_with_our_images
 from workbench.models.families.tiny_parts import WIDE, tiny_parts, tiny_tokenizer
 
+INTERPOLATES = "its processor interpolates the whole picture in torch, after normalising"
 PHI4_SPECIALS = ("<|image|>", "<|audio|>")
 
 
@@ -100,6 +101,7 @@ FAMILIES = (
         "phi4_multimodal", "Phi4MultimodalForCausalLM", query_weights=fused_queries, image_token=phi4_image_token,
         layout=phi4_layout, prepare=bidirectional_tower, tiny=tiny_phi4,
         processor=partial(load_with_our_images, processor=PHI4_PROCESSOR, images="Phi4Images", hears=True),
+        no_pixel_road=INTERPOLATES,
         limits="images, not sound; the checkpoint's vision adapter (LoRA) is not applied unless merged or loaded with "
         "peft",
     ),
@@ -107,6 +109,7 @@ FAMILIES = (
         "phi3_v", "Phi3VForCausalLM", query_weights=fused_queries, sliding=True,
         own_class=_phi3_vision("Phi3VForCausalLM"), layout=_phi3_vision("layout", called=True),
         processor=_phi3_vision("load_processor", called=True), tiny=_phi3_vision("tiny", called=True),
+        no_pixel_road=INTERPOLATES,
         limits="our own class, as transformers has none; not yet held against the released weights",
     ),
 )  # fmt: skip

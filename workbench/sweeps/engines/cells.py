@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from workbench.axes import head_name
+from workbench.models.bound import bound
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM, last_attention
-from workbench.models.masks import head_writes
+from workbench.models.masks import Mask, head_writes
 from workbench.models.walk import BasePass
 from workbench.runs.effects import measure, refusal_log_odds
 from workbench.runs.job import Job
@@ -104,12 +105,19 @@ def base_variables(model: HookedLVLM, base: BasePass, job: Job) -> dict[str, Ten
         if on_image.any():
             mass = torch.einsum("phk,pk->ph", last_attention(base, layer).float(), on_image.float())
             image_attention[:, layer] = mass.cpu()
-    return {
+    found = {"twin_gap": twin_gap(model, base, job.mask)} if job.mask.form == "interchange" else {}
+    return found | {
         "head_output": head_output,
         "base_state": base_states(model, base, job),
         "image_attention": image_attention,
         "refusal_write": refusal_write,
     }
+
+
+def twin_gap(model: HookedLVLM, base: BasePass, mask: Mask) -> Tensor:
+    """Refusal log-odds of each prompt's twin less its own, both unmasked, `[prompt]`."""
+    logits = bound(model, mask, base).logits_of_others()
+    return (refusal_log_odds(model, logits) - refusal_log_odds(model, base.logits)).float()
 
 
 def base_states(model: HookedLVLM, base: BasePass, job: Job) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from workbench.axes import head_name
 from workbench.models.attention import sites_set
+from workbench.models.bound import bound
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
@@ -88,14 +89,14 @@ def _masked_states(
     start, states = mask.start(base.encoded[0]), []
     if projection == "query" and mask.form == "as_published":
         for group in groups:  # weight scaling acts on whole batches, so each group is a pass of its own
-            with model.masked(group, projection, mask, start):
+            with model.masked(group, projection, mask):
                 states.append(resume(model, base, first, 1))
         return torch.cat(states, dim=1)
-    rows = mask.row_heads(model.n_heads, model.n_kv_heads)
+    rows, held = mask.row_heads(model.n_heads, model.n_kv_heads), bound(model, mask, base)
     with ExitStack() as stack:
         for layer in sorted({layer for group in groups for layer, _ in group}):
             chosen = [[q for at, head in group if at == layer for q in rows[head]] for group in groups]
             # The same rows for every prompt of a batch (rows are prompt-major).
-            edit = mask.edit(projection, chosen * base.n_prompts, model.n_heads, start, base.state.device)
+            edit = held.edit(projection, layer, chosen * base.n_prompts)
             stack.enter_context(sites_set([model.sites[layer]], edit=edit))
         return resume(model, base, first, len(groups), start=start)

@@ -97,6 +97,7 @@ def segment(model: HookedLVLM, base: BasePass, start: int, stop: int) -> BasePas
         arguments={n: at_positions(a, base.n_pos, start, stop, more) for n, a in base.arguments.items()},
         attention_out={n: t[:, start:stop] for n, t in base.attention_out.items()},
         recordings={n: _cut_recording(r, start, stop) for n, r in base.recordings.items()},
+        bound={},
         residual=base.residual[end],
         state=base.state[end],
         logits=base.logits[end],
@@ -144,5 +145,6 @@ def _each_tensor(change: Callable[..., Tensor], *bases: BasePass) -> BasePass:
         inputs={n: change(*(base.inputs[n] for base in bases)) for n in first.inputs},
         attention_out={n: change(*(base.attention_out[n] for base in bases)) for n in first.attention_out},
         recordings={n: recording(n) for n in first.recordings},
+        bound={},
         **end,
     )

@@ -6,8 +6,8 @@ prompt has for itself is computed for itself. Prompts are shared within a block:
 side.
 
 Where sharing is not sound or pays nothing, the block is swept by the exact engine: attention that looks ahead beyond
-an image, families that add something between layers, the published form of the mask, and positions other than all
-(whose beginnings are unmasked anyway).
+an image, families that add something between layers, the published form of the mask, forms that take z of another
+prompt for each (whose beginnings then differ), and positions other than all (whose beginnings are unmasked anyway).
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,6 +29,8 @@ from workbench.sweeps.engines.shared_passes import known_passes, position_marks,
 from workbench.sweeps.engines.trie import Node, build_trie
 from workbench.sweeps.plan import BLOCK, row_bytes
 from workbench.sweeps.tasks import Arrays
+
+UNSHARED = ("as_published", "interchange", "resample")
 
 
 @dataclass(eq=False)
@@ -177,7 +179,7 @@ def prefix_block(model: HookedLVLM, encoded: Sequence[Encoded], job: Job, rows: 
     """A block with shared beginnings; the exact engine's where sharing is not sound or pays nothing."""
     plain = model.family.after_layer is nothing_between and not model.family.decoder_record
     waves = None
-    if job.mask.positions == "all" and job.mask.form != "as_published" and plain:
+    if job.mask.positions == "all" and job.mask.form not in UNSHARED and plain:
         waves = waves_of(model, encoded)
     return PrefixBlock(model, encoded, job, rows, waves) if waves else ExactBlock(model, encoded, job, rows)
 

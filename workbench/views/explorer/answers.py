@@ -1,6 +1,7 @@
 """What Python answers the explorer's questions: values of heads, attention, next tokens, replies."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,8 @@ class Answers:
             box=question.get("box"),
             files=question["files"],
         )
-        mask = _mask(inspector.mask, question)
+        mask = _mask(inspector, question)
+        projection = question["projection"] if question["projection"] in mask.able else mask.able[0]
 
         def send(piece: str | None = None, **what: Any) -> None:
             said = {} if piece is None else {"piece": piece}
@@ -171,25 +173,27 @@ class Answers:
             self.desk.give_way("try")
             return self.desk.stopped("try")
 
-        rows, changed = inspector.next_tokens(prompt, heads, question["projection"], mask=mask)
+        rows, changed = inspector.next_tokens(prompt, heads, projection, mask=mask)
         send(next=rows, measures=changed if heads else None, note="Decoding …", restart=True)
         for masked in (False, True)[: 2 if heads else 1]:
             if not self.desk.stopped("try"):
                 side = "masked" if masked else "base"
                 say = partial(send, side=side)
-                name = inspector.reply(
-                    prompt, heads, question["projection"], mask=mask, masked=masked, say=say, stop=stop
-                )
+                name = inspector.reply(prompt, heads, projection, mask=mask, masked=masked, say=say, stop=stop)
                 if not stop():
                     send(side=side, steps=inspector.steps(name))
 
 
-def _mask(mask: "Mask", question: Question) -> "Mask":
+def _mask(inspector: "Inspector", question: Question) -> "Mask":
     """The run's mask, or the one that was chosen in the browser; at the run's grain."""
+    mask = inspector.mask
     form = question.get("form")
     if not form:
         return mask
     from workbench.models.masks import Mask
 
-    factor = {"factor": float(question.get("factor") or 0)} if form == "scale" else {}
-    return Mask(form=form, grain=mask.grain, positions=question.get("positions") or "all", **factor)
+    positions: Any = question.get("positions") or "all"
+    if form == mask.form:
+        return replace(mask, positions=positions)
+    factor = float(question.get("factor") or 0) if form == "scale" else 0.0
+    return inspector.taking(Mask(form=form, factor=factor, grain=mask.grain, positions=positions))

@@ -25,20 +25,18 @@ class Decoded:
     Attributes:
         prompt: As it was asked, with its picture.
         encoded: The prompt's tokens, then the reply's.
-        first: Position from which the first token of the reply was chosen: the prompt's last.
+        asked: The prompt's tokens alone.
         masked: Whether the mask was on while it was decoded.
         heads: What the mask is about; may be none.
-        start: First position at which the mask acts.
     """
 
     prompt: Prompt
     encoded: Encoded
-    first: int
+    asked: Encoded
     masked: bool
     heads: Sequence[Head]
     projection: str
     mask: Mask
-    start: int
 
     @classmethod
     def of(
@@ -55,11 +53,15 @@ class Decoded:
         """The prompt and the token ids of its reply, `[pos]`."""
         asked = model.encode(prompt)
         tokens = [str(token) for token in model.tokenizer.convert_ids_to_tokens(ids.tolist())]
-        whole, start = _continued(asked, ids, tokens), mask.start(asked) if heads else 0
-        return cls(prompt, whole, asked.n_tokens - 1, masked, heads, projection, mask, start)
+        return cls(prompt, _continued(asked, ids, tokens), asked, masked, heads, projection, mask)
 
     def __repr__(self) -> str:
         return f"Decoded({self.encoded.prompt_id!r}, {len(self.tokens)} tokens)"
+
+    @property
+    def first(self) -> int:
+        """Position from which the first token of the reply was chosen: the prompt's last."""
+        return self.asked.n_tokens - 1
 
     @property
     def tokens(self) -> list[str]:
@@ -73,13 +75,15 @@ class Decoded:
         """
         if not self.masked:
             return base_pass(model, [self.encoded])
-        with model.masked(self.heads, self.projection, self.mask, self.start):
+        with model.masked(self.heads, self.projection, self.mask, [self.asked]):
             seen = base_pass(model, [self.encoded])
-        if self.projection == "query" and self.mask.form != "as_published":  # that form masks before what is recorded
+        # The published form masks before what is recorded, and forms that put something into z leave queries alone.
+        if self.projection == "query" and self.mask.form != "as_published" and not self.mask.puts_in("query"):
+            masked = slice(self.mask.start(self.asked), self.mask.stop(self.asked, "query"))
             rows = self.mask.row_heads(model.n_heads, model.n_kv_heads)
             for layer, head in self.heads:
                 query = seen.recordings[layer].query.clone()
-                query[:, list(rows[head]), self.start :] *= self.mask.factor
+                query[:, list(rows[head]), masked] *= self.mask.factor
                 seen.recordings[layer].query = query
         return seen
 
@@ -88,7 +92,7 @@ class Decoded:
         """Final states from which the reply's tokens are chosen, with or without the mask, `[step, d_model]`."""
         kept: list[Tensor] = []
         with (
-            model.masked(self.heads if masked else (), self.projection, self.mask, self.start),
+            model.masked(self.heads if masked else (), self.projection, self.mask, [self.asked]),
             model.final_norm.register_forward_hook(lambda module, args, output: kept.append(output[0])),
             double_kept(model.dtype),
         ):

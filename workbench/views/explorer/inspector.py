@@ -12,10 +12,11 @@ import xarray as xr
 from PIL import Image
 
 from workbench.models.attention import attention_pattern
+from workbench.models.bound import with_source
 from workbench.models.masks import Mask
 from workbench.plain import plain
 from workbench.prompts.pictures import picture_of_bytes
-from workbench.prompts.prompt import Prompt
+from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.effects import measure
 from workbench.runs.origin import check_model, mask_of
 from workbench.views.charts import Head
@@ -46,7 +47,7 @@ class Inspector:
     def __init__(self, model: "HookedLVLM", run: xr.Dataset, prompts: Mapping[str, Prompt]) -> None:
         check_model(run, model)
         self.model, self.prompts = model, prompts
-        self.mask = mask_of(run)
+        self.mask = self.taking(mask_of(run))
         self.replies: OrderedDict[str, Decoded] = OrderedDict()
         self._passes: OrderedDict[str, BasePass] = OrderedDict()
         self._states: dict[tuple[Any, ...], torch.Tensor] = {}
@@ -58,6 +59,10 @@ class Inspector:
     def knows(self, name: str) -> bool:
         """Whether there is such a prompt, or such a reply."""
         return name in self.prompts or name in self.replies
+
+    def taking(self, mask: Mask) -> Mask:
+        """The mask, taking z from the run's prompts where it takes it from prompts and names none."""
+        return with_source(self.model, mask, PromptSet(self.prompts.values()))
 
     def base(self, prompt_id: str) -> "BasePass":
         """The unmasked pass of a prompt, or the pass of a reply as it was decoded; the last few are kept."""

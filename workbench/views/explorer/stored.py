@@ -18,7 +18,7 @@ from workbench.criteria.values import prompt_values
 from workbench.errors import CriterionError
 from workbench.plain import plain
 from workbench.prompts.prompt import Prompt
-from workbench.runs.reading import prompt_coord
+from workbench.runs.reading import caveats_of, prompt_coord
 from workbench.views import charts, theme
 from workbench.views.charts import Head
 from workbench.views.explorer.packing import Packed
@@ -71,6 +71,7 @@ class Stored:
             "label": plain(self.label),
             "about": f"{where}. {captions.mask_words(run)}.",
             "split": str(self.scores.attrs.get("split", "")),
+            "caveats": [plain(sentence) for sentence in caveats_of(run)],
             "grain": str(run.attrs.get("mask_grain", "query_head")),
             "projections": [str(p) for p in run["projection"].values],
             "layers": self.shape[0],

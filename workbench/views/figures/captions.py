@@ -10,6 +10,7 @@ import xarray as xr
 
 from workbench.axes import head_name
 from workbench.plain import plain
+from workbench.runs.reading import caveats_of
 from workbench.views import charts
 from workbench.views.charts import Picks
 
@@ -20,11 +21,20 @@ _MASKS = {
     ("value", "as_published"): "head output × {factor:g}, as published",
     ("query", "scale"): "queries × {factor:g}",
     ("value", "scale"): "head output × {factor:g}",
+    ("key", "limit"): "keys set to 0 as the head sees them",
+    ("key", "scale"): "keys × {factor:g} as the head sees them",
+    ("value", "interchange"): "head output that of the prompt's matched twin",
+    ("value", "mean"): "head output the mean over prompts, by kind of position",
+    ("value", "resample"): "head output that of another prompt, drawn",
+    ("value", "channels"): "head output × a factor of each channel",
+    ("value", "direction"): "head output × {factor:g} along a direction, and {bias:g} along it added",
+    ("query", "redirect"): "{bias:+g} added to scores of {source} keys",
 }
 _GRAINS = {"query_head": "one query head at a time", "kv_group": "one group of key and value heads at a time"}
 _POSITIONS = {
     "all": "at every position",
     "after_image": "at every position after the picture",
+    "image": "at the picture's positions",
     "last": "at the last position",
 }
 
@@ -59,9 +69,12 @@ def over(run: xr.Dataset, scores: pd.DataFrame, projection: str | None = None) -
 def mask_words(run: xr.Dataset, projection: str | None = None) -> str:
     """What the mask did to `projection` (without one: to all that were swept), or that the run does not say."""
     form = str(run.attrs.get("mask_form", ""))
+    form = "channels" if form == "scale" and "mask_source" in run.attrs else form
     factor = float(pd.to_numeric(run.attrs.get("mask_factor", 0.0), errors="coerce"))
+    source = plain(str(run.attrs.get("mask_source", "")))
+    more = {"bias": float(pd.to_numeric(run.attrs.get("mask_bias", 0.0), errors="coerce")), "source": source}
     swept = [projection] if projection else [str(p) for p in run["projection"].values]
-    said = [f"{p} mask: {_MASKS[p, form].format(factor=factor)}" for p in swept if (p, form) in _MASKS]
+    said = [f"{p} mask: {_MASKS[p, form].format(factor=factor, **more)}" for p in swept if (p, form) in _MASKS]
     if not said:
         return "mask not recorded with the run"
     grain, positions = str(run.attrs.get("mask_grain", "query_head")), str(run.attrs.get("mask_positions", "all"))
@@ -86,6 +99,11 @@ def provenance(run: xr.Dataset) -> list[str]:
     ]
 
 
+def minded(run: xr.Dataset) -> list[str]:
+    """Paragraphs on what is to be known of the prompts before a number on them is believed."""
+    return [f"Mind: {literal(sentence)}.\n" for sentence in caveats_of(run)]
+
+
 def _sources(run: xr.Dataset) -> str:
     named = sorted({str(s) for s in run["source"].values if str(s)}) if "source" in run.coords else []
     return ", ".join(map(literal, named)) or "sources not recorded"
@@ -101,9 +119,11 @@ def rebuild(run: xr.Dataset, folder: Path) -> str:
     prompts = f"wb.load_prompts({', '.join(asked)})" if asked else "prompts"
     mask = ", ".join(
         f"{name}={run.attrs[f'mask_{name}']!r}"
-        for name in ("form", "factor", "grain", "positions")
+        for name in ("form", "factor", "grain", "positions", "phase", "bias", "seed")
         if f"mask_{name}" in run.attrs
     )
+    if not str(run.attrs.get("mask_source", "prompts")).startswith("prompts"):
+        mask += ", source=…"
     command = f"workbench figures {stored} --out {folder.name}"
     call = f'wb.sweep(wb.load_model({run.attrs.get("model", "")!r}), {prompts}, mask=wb.Mask({mask}), out="{stored}")'
     return f"Rebuild them from the stored run with `{_code(command)}`. The run again: `{_code(call)}`."

@@ -119,7 +119,18 @@ def save_figures(
     sidecar = folder / _SIDECAR
     made = "\n".join(captions.provenance(run))
     sidecar.write_text(
-        "\n".join(["# Figures\n", *sections, "## Where they come from\n", made, "", captions.rebuild(run, folder), ""])
+        "\n".join(
+            [
+                "# Figures\n",
+                *captions.minded(run),
+                *sections,
+                "## Where they come from\n",
+                made,
+                "",
+                captions.rebuild(run, folder),
+                "",
+            ]
+        )
     )
     return [*written, sidecar]
 

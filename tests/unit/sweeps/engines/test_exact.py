@@ -178,7 +178,7 @@ def test_the_run_says_where_it_came_from(single):
     [
         (lambda m, p: wb.sweep(m, []), PromptError, "no prompts"),
         (lambda m, p: wb.sweep(m, p, engine="fast"), WorkbenchError, "exact, naive"),
-        (lambda m, p: wb.sweep(m, p, projections=("key",)), MaskError, "query, value"),
+        (lambda m, p: wb.sweep(m, p, projections=("output",)), MaskError, "query, key, value"),
         (lambda m, p: wb.sweep(m, p, heads=[(9, 0)]), MaskError, "L9H0"),
         (lambda m, p: wb.sweep(m, p, heads=[]), MaskError, "empty"),
         (lambda m, p: wb.sweep(3, p), WorkbenchError, "model"),

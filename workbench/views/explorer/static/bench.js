@@ -7,9 +7,9 @@ export function createBench({ store, data, ask, answers, ground }) {
   const { state } = store;
   const typed = make("textarea", { rows: 2, placeholder: "Type a prompt, or leave this empty to ask the chosen one", "aria-label": "prompt to try" });
   const which = choice([["head", "this head"], ["set", "the set"], ["none", "nothing"]], "head", () => describe());
-  const form = choice([["", "as the run did"], ["limit", "limit"], ["scale", "scale"], ["as_published", "as published"]], "", () => { factor.disabled = form.value !== "scale"; });
+  const form = choice([["", "as the run did"], ["limit", "limit"], ["scale", "scale"], ["as_published", "as published"], ["interchange", "its twin's output"]], "", () => { factor.disabled = form.value !== "scale"; });
   const factor = make("input", { type: "number", value: "0.5", step: "0.1", disabled: true, "aria-label": "factor" });
-  const positions = choice([["all", "all positions"], ["after_image", "after the picture"], ["last", "the last position"]], "all", () => {});
+  const positions = choice([["all", "all positions"], ["after_image", "after the picture"], ["image", "the picture"], ["last", "the last position"]], "all", () => {});
   const picture = choice([], "keep", () => {});
   const file = make("input", { type: "file", accept: "image/*", "aria-label": "another picture", onchange: () => file.files[0] && take(file.files[0]) });
   const go = button("Ask with and without", () => start(), { className: "wbx-main" });

@@ -64,7 +64,8 @@ function mount(el, host) {
 
   function heading() {
     const run = data.run(state.run);
-    return make("div", { className: "wbx-header" }, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about));
+    return make("div", { className: "wbx-header" }, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about),
+      manifest.runs.flatMap((one) => one.caveats.map((words) => make("p", { className: "wbx-mind" }, `Mind: ${manifest.runs.length > 1 ? `${one.label}: ` : ""}${words}.`))));
   }
 
   // Where the numbers come from, to be read by who gets the page.
