@@ -93,8 +93,8 @@ def _normal_p(difference: float, samples: np.ndarray) -> float:
     if not len(samples):
         return float("nan")
     spread = float(samples.std())
-    if spread == 0:  # no resample moves it: as little likely as so many can tell
-        return 1.0 if difference == 0 else 1 / (len(samples) + 1)
+    if spread == 0:
+        return 1.0 if difference == 0 else 0.0
     return float(2 * norm.sf(abs(difference) / spread))
 
 
