@@ -124,7 +124,8 @@ def look(
     seen = xr.Dataset(coords={"prompt": [p.id for p in prompts], **about})
     store = None if out is None else out / f"seen-{_key(prompts, wants)}.zarr"
     if run is not None and (wants.projections or wants.outputs) and _holds(run, wants):
-        seen = run.sel(prompt=[p.id for p in prompts])
+        held = run if wants.states else run.drop_vars("state", errors="ignore")
+        seen = held.sel(prompt=[p.id for p in prompts])
     elif wants.projections:
         heads = None if wants.heads is None else list(wants.heads)
         options: dict[str, Any] = {
