@@ -22,7 +22,7 @@ from workbench.detectors.looks import look
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import base_pass
 from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.prompts.ties import unit_names
+from workbench.prompts.ties import tie_names
 from workbench.replies.batches import generate_batch
 from workbench.replies.judges import judge_replies
 from workbench.sweeps.plan import batches
@@ -86,7 +86,7 @@ class Bench:
         self.scores = self._scores(self.unsafe)
         self.benign = self._scores(self.safe) if len(self.safe) else {}
         units = [*self.unsafe, *self.safe]
-        self.pairs = unit_names([p.pair_id for p in units], [p.content_key() for p in units])
+        self.pairs = tie_names([p.pair_id for p in units], [p.content_key() for p in units])
         self.labels = np.arange(len(units)) < len(self.unsafe)
 
     def unchanged(self, side: str) -> list[dict]:

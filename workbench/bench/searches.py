@@ -19,7 +19,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.models.walk import base_pass, read_out
 from workbench.prompts.prompt import PromptSet
-from workbench.prompts.ties import unit_names
+from workbench.prompts.ties import tie_names
 from workbench.runs.effects import angle_degrees
 from workbench.runs.job import Job
 from workbench.sweeps.engines.exact import mask_writes
@@ -38,7 +38,7 @@ def stored(model: HookedLVLM, prompts: PromptSet, exact: np.ndarray) -> Stored:
         exact.astype(float),
         jobs.estimated(model, prompts, DIRECTIONS).astype(float),
         np.array([p.label == "unsafe" for p in prompts]),
-        unit_names([p.pair_id for p in prompts], [p.content_key() for p in prompts]).tolist(),
+        tie_names([p.pair_id for p in prompts], [p.content_key() for p in prompts]).tolist(),
         np.array([model.encode(prompt).n_tokens for prompt in prompts]),
         DIRECTIONS,
     )

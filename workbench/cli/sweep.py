@@ -14,7 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.prompts.caveats import caveats
-from workbench.runs.effects import MEASURES
+from workbench.runs.job import MEASURES
 from workbench.sweeps.forecast import plan
 from workbench.sweeps.sweep import sweep
 

@@ -32,7 +32,7 @@ from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
-from workbench.prompts.ties import unit_names
+from workbench.prompts.ties import tie_names
 from workbench.replies.judges import unsafe_families
 from workbench.runs.reading import FEWEST_PROMPTS
 from workbench.sweeps.execution import progress_bar
@@ -67,7 +67,7 @@ class CausalMeasures:
         self.controls, self.seed, self.progress = controls, seed, progress
         self.replies = MaskedReplies(model, prompts, **replies)
         self.unsafe = unsafe_array(prompts)
-        self.pairs = unit_names([p.pair_id for p in prompts], [p.content_key() for p in prompts])
+        self.pairs = tie_names([p.pair_id for p in prompts], [p.content_key() for p in prompts])
         self.verdicts = self.replies.verdicts()
         self._p: dict[str, dict[tuple, float]] = {name: {} for name in self._questions()}
 

@@ -23,7 +23,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.prompts.prompt import PromptSet
-from workbench.prompts.ties import unit_names
+from workbench.prompts.ties import tie_names
 from workbench.sweeps.execution import progress_bar
 from workbench.sweeps.sweep import SomePrompts
 
@@ -166,7 +166,7 @@ def faithfulness(
     drawn = {(name, draw): matched(order, seed + draw) for name, order in rankings.items() for draw in range(controls)}
     counts = [round(share * len(every)) for share in sizes]
     unsafe = unsafe_array(prompts)
-    pairs = unit_names([p.pair_id for p in prompts], [p.content_key() for p in prompts])
+    pairs = tie_names([p.pair_id for p in prompts], [p.content_key() for p in prompts])
     weights = bootstrap_weights(unsafe, pairs, resamples=bootstrap, seed=seed)
     orders = {(name, -1): order for name, order in rankings.items()} | drawn
     masked = partial(_odds, model, prompts, with_source(model, mask, prompts))

@@ -25,7 +25,7 @@ from workbench.criteria.thresholds import fpr_threshold
 from workbench.detectors.calibration import unsafe_array
 from workbench.errors import PromptError
 from workbench.prompts.prompt import Prompt
-from workbench.prompts.ties import unit_names
+from workbench.prompts.ties import tie_names
 
 COLUMNS = ("detector", "source", "family", "measure", "value", "ci_low", "ci_high", "n")
 FPR = {"tpr_at_1": 0.01, "tpr_at_5": 0.05}
@@ -74,7 +74,7 @@ class Field:
         check_names(prompts)
         self.prompts, self.unsafe = prompts, unsafe_array(prompts)
         self.contents = np.array([p.content_key() for p in prompts], dtype=object)
-        self.pairs = unit_names([p.pair_id for p in prompts], list(self.contents))
+        self.pairs = tie_names([p.pair_id for p in prompts], list(self.contents))
         self.seed = seed
         self.families = np.array([p.family for p in prompts], dtype=object)
         self.weights = statistics.bootstrap_weights(self.unsafe, self.pairs, resamples=bootstrap, seed=seed)

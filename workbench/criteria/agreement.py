@@ -16,7 +16,7 @@ from workbench.criteria.score import has_any, in_order, score
 from workbench.criteria.statistics import bootstrap_counts, percentile_interval
 from workbench.criteria.values import pieces_of
 from workbench.errors import CriterionError
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.reading import SomeRun, as_run, check_run, selection_part, unsafe_mask
 
 CLOSEST = 1 - 1e-12  # a correlation that Fisher's scale still has room for
@@ -37,7 +37,7 @@ def rank_agreement(scores: pd.DataFrame, *, rule: str | None = None, k: HowMany 
     Returns:
         One row a pair of rankings: criterion_a, projection_a, criterion_b, projection_b; `heads`, how many both rank;
         `spearman` and `kendall` over those, −1 to 1; `spearman_low` and `spearman_high`, its 95 % interval by the
-        spread under redraws of the prompts, units such as pairs together and the same for both rankings (NaN where
+        spread under redraws of the prompts, pairs kept together and the same for both rankings (NaN where
         nothing was drawn again: probes, criteria of a data set, a table from a file); `overlap`, the share of the first
         k that they have in common, and `jaccard`, common over all of either's first k, 0-1; `rbo`, rank-biased overlap
         (extrapolated, p = 0.9), 0-1.
@@ -171,8 +171,8 @@ def head_stability(
     check_run(run, record.needs, wanted_by=f"Criterion {criterion!r}")
     part, _ = selection_part(run)
     part = part[list(record.needs)]
-    unsafe, pairs = unsafe_mask(part), unit_names(part)
-    unit = np.where(pairs == "", np.array([f"alone {i}" for i in range(len(pairs))], dtype=object), pairs)
+    unsafe, pairs = unsafe_mask(part), tie_names(part)
+    names = np.where(pairs == "", np.array([f"alone {i}" for i in range(len(pairs))], dtype=object), pairs)
     counts = bootstrap_counts(unsafe, pairs, resamples=resamples, seed=seed)
     scored: list[list[pd.DataFrame]] = [[] for _ in range(1 + resamples)]  # on the prompts as they are, then drawn
     for some in pieces_of(part, record):
@@ -185,7 +185,7 @@ def head_stability(
                 drawn = np.repeat(np.arange(len(unsafe)), counts[number - 1])
                 these = some.isel(prompt=drawn).assign_coords(
                     prompt=[str(i) for i in range(len(drawn))],
-                    pair_id=("prompt", unit[drawn].astype(str)),
+                    pair_id=("prompt", names[drawn].astype(str)),
                     split=("prompt", np.full(len(drawn), "")),
                 )
             tables.append(score(these, criterion, bootstrap=0, permutations=0, seed=seed))

@@ -14,7 +14,7 @@ from workbench.criteria.score import score
 from workbench.criteria.thresholds import kde_threshold
 from workbench.criteria.values import pieces_of, prompt_values, prompts_of
 from workbench.errors import CriterionError, RunError
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.reading import SomeRun, caveats_of, prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
@@ -200,7 +200,7 @@ def _tested(
         cell[test],
         unsafe[test],
         family=family[test],
-        pairs=unit_names(prompts)[test],
+        pairs=tie_names(prompts)[test],
         threshold=threshold,
         bootstrap=bootstrap,
         seed=seed,

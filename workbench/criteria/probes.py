@@ -16,7 +16,7 @@ from workbench.criteria.logistic import fit_logistic
 from workbench.criteria.registry import TRAINED, Criterion
 from workbench.errors import CriterionError
 from workbench.prompts.ties import repeats, strata
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.reading import check_run, prompt_coord, unsafe_mask
 
 Features = Callable[[xr.Dataset], np.ndarray]
@@ -33,7 +33,7 @@ def fold_numbers(unsafe: np.ndarray, pairs: np.ndarray, *, folds: int = FOLDS, s
     """The fold in which each prompt is held out, [prompt]: balanced over labels, the prompts of a unit in one fold.
 
     `pairs` names the unit of each prompt (a pair, or prompts that ask the same), an empty string where it is alone.
-    There are fewer folds where a class has fewer units.
+    There are fewer folds where a class has fewer ties.
     """
     groups = strata(pairs, unsafe.tolist())
     for side in (True, False):
@@ -42,7 +42,7 @@ def fold_numbers(unsafe: np.ndarray, pairs: np.ndarray, *, folds: int = FOLDS, s
     number = np.empty(len(unsafe), dtype=int)
     start = 0
     for group in groups:
-        # Each stratum goes on where the last one stopped, so that the folds differ by one unit at most.
+        # Each stratum goes on where the last one stopped, so that the folds differ by one tie at most.
         for place, unit in enumerate(rng.permutation(len(group)), start):
             number[group[unit]] = place % folds
         start += len(group)
@@ -163,7 +163,7 @@ def _probe(name: str, features_of: Features, label: str, source: str = SAHS, **a
     def values(run: xr.Dataset, *, seed: int = 0) -> xr.DataArray:
         unsafe = unsafe_mask(run)
         features, computed = _computed(run, features_of, name)
-        fold = fold_numbers(unsafe, unit_names(run), seed=seed)
+        fold = fold_numbers(unsafe, tie_names(run), seed=seed)
         return _as_array(run, cross_validated(features, unsafe, fold)[:, None], computed)
 
     def decide(run: xr.Dataset, train: np.ndarray) -> xr.DataArray:

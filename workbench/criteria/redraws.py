@@ -1,7 +1,7 @@
 """How often a head is among the first k when the prompts are drawn again.
 
 `score` computes, for per-prompt criteria, the statistics that rules read under 200 redraws of the prompts (with
-replacement, within each class, units such as pairs kept whole), and `top_heads` counts with them. What this speaks of
+replacement, within each class, pairs and their like kept whole), and `top_heads` counts with them. What this speaks of
 is the choice of prompts; nothing is masked or trained again.
 """
 

@@ -14,7 +14,7 @@ from workbench.criteria.redraws import MOST_SORTED, REDRAWS, Drawn, Redraws, joi
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
 from workbench.criteria.values import pieces_of, prompt_values, prompts_of, safe_ranks, value_pieces
 from workbench.errors import CriterionError
-from workbench.runs.pairs import told_repeats, unit_names
+from workbench.runs.pairs import tie_names, told_repeats
 from workbench.runs.reading import (
     SomeRun,
     as_run,
@@ -155,7 +155,7 @@ class Chances:
         (bootstrap, permutations, seed), names = self._asked, tuple(map(str, prompts["prompt"].values))
         if names == self._of:
             return
-        self.unsafe, pairs, self._of = unsafe_mask(prompts), unit_names(prompts), names
+        self.unsafe, pairs, self._of = unsafe_mask(prompts), tie_names(prompts), names
         self.bootstrap = statistics.bootstrap_counts(self.unsafe, pairs, resamples=bootstrap, seed=seed)
         redraws = min(bootstrap, REDRAWS)
         self.redraws = statistics.bootstrap_counts(self.unsafe, pairs, resamples=redraws, seed=seed)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.prompts.ties import strata, units
+from workbench.prompts.ties import strata, tied
 
 CONFIDENCE = 0.95
 NUMBERS_AT_ONCE = 2**24  # of float64 in a resampling block: 128 MB
@@ -51,8 +51,8 @@ def bootstrap_weights(unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, 
 def bootstrap_counts(unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
     """How often each prompt is drawn, [resample, prompt], in the narrowest whole numbers.
 
-    Stratified: every resample holds as many prompts of each class as the data. The prompts of a unit, such as a pair,
-    are drawn together. `pairs` names the unit of each prompt, an empty string where it is alone.
+    Stratified: every resample holds as many prompts of each class as the data. Tied prompts, such as a pair,
+    are drawn together. `pairs` names the tie of each prompt, an empty string where it is alone.
     """
     rng = np.random.default_rng(seed)
     groups = [np.array(stratum) for stratum in strata(pairs, unsafe.tolist())]  # unit, prompt of the unit
@@ -143,15 +143,15 @@ def shuffled_labels(
 ) -> Shuffles:
     """Labels shuffled over all prompts, a bit each.
 
-    Those of a unit stay together: a unit of one label is shuffled among units of its size; in a unit of both labels,
+    Tied prompts stay together: those of one label are shuffled among ties of their size; in a tie of both labels,
     such as a pair, they are shuffled within it.
 
     Args:
         unsafe: [prompt].
-        pairs: [prompt], the unit of each prompt; empty where it is alone.
+        pairs: [prompt], the tie of each prompt; empty where it is alone.
         permutations: How many shuffles.
         seed: Of the shuffles.
-        contents: [prompt], equal for prompts that ask the same, whose labels then move together within a unit.
+        contents: [prompt], equal for prompts that ask the same, whose labels then move together within a tie.
     """
     rng = np.random.default_rng(seed)
     bits = np.tile(np.where(unsafe, 255, 0).astype(np.uint8), (-(-permutations // BYTE), 1))
@@ -178,14 +178,14 @@ def _exchangeable(
     twins: list[list[int]] = []
     within: list[np.ndarray] = []
     by_size: dict[int, list[list[int]]] = {}
-    for members in units(pairs):
+    for members in tied(pairs):
         if len({bool(unsafe[i]) for i in members}) == 1:
             by_size.setdefault(len(members), []).append(members)
         elif len(members) == 2 and (contents is None or not contents[members[0]] or len(set(contents[members])) == 2):
             twins.append(members)
         else:
             blocks: dict[int, list[list[int]]] = {}
-            for same in units([""] * len(members) if contents is None else contents[members]):
+            for same in tied([""] * len(members) if contents is None else contents[members]):
                 block = [members[k] for k in same]
                 if len({bool(unsafe[i]) for i in block}) == 1:
                     blocks.setdefault(len(block), []).append(block)
@@ -223,7 +223,7 @@ def rate_interval(hits: np.ndarray | int, of: np.ndarray | int) -> tuple[np.ndar
 def auroc_interval(
     values: np.ndarray, unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Bootstrap interval (95 %) of one AUROC, stratified by class with units kept together; `values` is [prompt]."""
+    """Bootstrap interval (95 %) of one AUROC, by class, tied prompts kept together; `values` is [prompt]."""
     weights = bootstrap_weights(unsafe, pairs, resamples=resamples, seed=seed)
     low, high = percentile_interval(resampled_auroc(values, unsafe, weights))
     return float(low), float(high)

@@ -12,7 +12,7 @@ from workbench.detectors.detector import Detector, as_prompts
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
-from workbench.prompts.ties import unit_names
+from workbench.prompts.ties import tie_names
 
 GRADED_COLUMNS = ["label", "family", "category", "n", "flagged", "low", "high", "score_25", "score_50", "score_75"]
 
@@ -42,7 +42,7 @@ def score_measures(
         scores,
         unsafe_array(prompts),
         family=np.array([p.family for p in prompts], dtype=object),
-        pairs=unit_names([p.pair_id for p in prompts], [p.content_key() for p in prompts]),
+        pairs=tie_names([p.pair_id for p in prompts], [p.content_key() for p in prompts]),
         threshold=threshold,
         bootstrap=bootstrap,
         seed=seed,

@@ -28,7 +28,8 @@ from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import head_writes, masked_z
 from workbench.models.walk import BasePass, walk
-from workbench.runs.effects import angle_degrees, refusal_log_odds, wide
+from workbench.runs.effects import angle_degrees
+from workbench.runs.vocabulary import refusal_log_odds, wide
 
 Score = Callable[[Any, HookedLVLM, BasePass], Float[Tensor, "part prompt"]]  # of a detector of its own kind
 Strength = Callable[[HookedLVLM, Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -21,7 +21,7 @@ from workbench.finding.search import CERTAIN, POSSIBLE, STATUSES, Findings, Ques
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
-from workbench.prompts.ties import unit_names
+from workbench.prompts.ties import tie_names
 from workbench.runs.job import Job, by_layer
 from workbench.runs.memory import BASE, unit_of, variables_of
 from workbench.sweeps.engines.exact import exact_step
@@ -75,52 +75,52 @@ def order(prompts: PromptSet, seed: int, options: Mapping[str, Any]) -> list[int
     for name, side in (("unsafe", unsafe), ("safe", ~unsafe)):
         if not side.any() and (name == "unsafe" or options["rule"] == "selectivity"):
             raise PromptError(f"The rule {options['rule']} reads {name} prompts, and of {len(chosen)} none is.")
-    units = unit_names([prompts[i].pair_id for i in chosen], [prompts[i].content_key() for i in chosen])
-    first = [chosen[i] for i in search_order(unsafe, units.tolist(), options["rule"], seed)[0]]
+    ties = tie_names([prompts[i].pair_id for i in chosen], [prompts[i].content_key() for i in chosen])
+    first = [chosen[i] for i in search_order(unsafe, ties.tolist(), options["rule"], seed)[0]]
     return first + sorted(set(range(len(prompts))) - set(first))
 
 
-def phases(this: Sweep) -> Iterator[list[Task]]:
+def phases(sweep: Sweep) -> Iterator[list[Task]]:
     """Estimates on the prompts that the rule reads, then rounds of exact cells."""
-    options, sink, model = this.options, this.sink, this.model
+    options, sink, model = sweep.options, sweep.sink, sweep.model
     criterion = get_criterion(options["criterion"])
     name = criterion.needs[0]
     if name == "refusal_change" and not model.refusal_tokens:
         raise WorkbenchError(f"The tokenizer of {model.name!r} knows no opening of a refusal; take another criterion.")
-    ask = Question(options["k"], options["rule"], options["level"], options["budget"], this.seed)
-    first = map(this.encode, np.flatnonzero(this.selection).tolist())  # in the order; one after the other
-    spans = np.array([(this.job.mask.start(encoded), encoded.n_tokens) for encoded in first])
-    read = this.selection & (this.unsafe if ask.rule == "sensitivity" else True)
-    n_read, asked = int(read.sum()), this.job.chosen(model)
-    work = work_of(spans[:, 1], spans[:, 0], model.n_layers, asked, n_read=n_read, directions=this.job.directions)
-    bounds = [(start, stop) for start, stop in this.bounds if start < n_read]
+    ask = Question(options["k"], options["rule"], options["level"], options["budget"], sweep.seed)
+    first = map(sweep.encode, np.flatnonzero(sweep.selection).tolist())  # in the order; one after the other
+    spans = np.array([(sweep.job.mask.start(encoded), encoded.n_tokens) for encoded in first])
+    read = sweep.selection & (sweep.unsafe if ask.rule == "sensitivity" else True)
+    n_read, asked = int(read.sum()), sweep.job.chosen(model)
+    work = work_of(spans[:, 1], spans[:, 0], model.n_layers, asked, n_read=n_read, directions=sweep.job.directions)
+    bounds = [(start, stop) for start, stop in sweep.bounds if start < n_read]
     estimate = np.where(asked, np.zeros((n_read, 1, 1, 1)), np.nan)
-    if pays(ask, this.unsafe[:n_read], asked, work):
+    if pays(ask, sweep.unsafe[:n_read], asked, work):
         yield layer_tasks(first_order_step, bounds, (BASE,), None, sink)
         known = sink.read(f"{name}_estimate")[:n_read].astype(float)
         estimate = criterion.strength(np.where(asked, known, np.nan))
     else:  # so few heads or prompts that the exact map is the shortest way
-        units = (BASE, *map(unit_of, this.job.layers(model)))
-        yield layer_tasks(exact_step, bounds, units, this.job.cells, sink)
+        units = (BASE, *map(unit_of, sweep.job.layers(model)))
+        yield layer_tasks(exact_step, bounds, units, sweep.job.cells, sink)
         ask = replace(ask, budget=np.inf)
     done = np.zeros(estimate.shape, dtype=bool)  # and not what an interrupted search stored of later rounds
 
     def exact() -> np.ndarray:
         return criterion.strength(np.where(done, sink.read(name)[:n_read], np.nan).astype(float))
 
-    steps = search(ask, this.unsafe[:n_read], asked, work, estimate, exact)
+    steps = search(ask, sweep.unsafe[:n_read], asked, work, estimate, exact)
     try:
         while True:
             wanted = next(steps)
-            yield list(_tasks(this, name, wanted, bounds))
+            yield list(_tasks(sweep, name, wanted, bounds))
             done |= wanted
     except StopIteration as end:
-        _keep(this, end.value, work.whole)
+        _keep(sweep, end.value, work.whole)
 
 
-def _tasks(this: Sweep, name: str, wanted: np.ndarray, bounds: Sequence[tuple[int, int]]) -> Iterator[Task]:
+def _tasks(sweep: Sweep, name: str, wanted: np.ndarray, bounds: Sequence[tuple[int, int]]) -> Iterator[Task]:
     """What computes these cells `[prompt, projection, layer, head]` where they are not stored; prompt by prompt."""
-    sink = this.sink
+    sink = sweep.sink
     missing = wanted & np.isnan(sink.read(name)[: len(wanted)])
     stored = {variable: sink.read(variable) for variable in variables_of(sink.layout, unit_of(0))}
     for start, stop in bounds:
@@ -152,21 +152,21 @@ def more_cells(
         )
 
 
-def _keep(this: Sweep, found: Findings, whole: float) -> None:
+def _keep(sweep: Sweep, found: Findings, whole: float) -> None:
     dims = ("projection", "layer", "head")
     for name, array in (
         ("rule_value", found.value),
         ("rule_low", found.low),
         ("rule_high", found.high),
-        ("find_status", np.where(this.job.chosen(this.model), found.status, np.nan)),
+        ("find_status", np.where(sweep.job.chosen(sweep.model), found.status, np.nan)),
         ("prompts_used", found.used),
     ):
-        this.sink.put(name, dims, array.astype(np.float32))
+        sweep.sink.put(name, dims, array.astype(np.float32))
     counts = {
         name: {STATUSES[code]: int((status == code).sum()) for code in (CERTAIN, POSSIBLE)}
-        for name, status in zip(this.job.projections, found.status, strict=True)
+        for name, status in zip(sweep.job.projections, found.status, strict=True)
     }
-    this.sink.note(find_counts=json.dumps(counts), exact_map_layer_tokens=int(whole))
+    sweep.sink.note(find_counts=json.dumps(counts), exact_map_layer_tokens=int(whole))
 
 
 def report(attrs: Mapping[str, Any]) -> str:

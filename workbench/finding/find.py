@@ -22,7 +22,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.prompts.prompt import PromptSet
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.reading import caveats_of, prompt_coord, selection_part
 from workbench.sweeps.sweep import SomePrompts, sweep
 from workbench.sweeps.tasks import selection_of
@@ -175,7 +175,7 @@ def redrawn_shares(run: xr.Dataset, criterion: str, rule: str, k: int, seed: int
     part, _ = selection_part(run)
     unsafe = prompt_coord(part, "label") == "unsafe"
     exact, estimate = (record.strength(part[n].values.astype(float)) for n in (name, f"{name}_estimate"))
-    weights = bootstrap_weights(unsafe, unit_names(part), resamples=REDRAWS, seed=seed)
+    weights = bootstrap_weights(unsafe, tie_names(part), resamples=REDRAWS, seed=seed)
     random = np.random.default_rng(seed)
     means = {}
     for side, mine in (("unsafe", unsafe), ("safe", ~unsafe))[: 1 if rule == "sensitivity" else 2]:

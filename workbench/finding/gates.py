@@ -19,7 +19,7 @@ from workbench.models.attention import HeadEdit, sites_set
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import BasePass, base_pass, walk
 from workbench.prompts.prompt import SomePrompts
-from workbench.runs.effects import wide
+from workbench.runs.vocabulary import wide
 from workbench.sweeps.execution import progress_bar
 from workbench.sweeps.plan import batches, plan
 

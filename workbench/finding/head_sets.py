@@ -16,8 +16,7 @@ from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
-from workbench.runs.effects import MEASURES
-from workbench.runs.job import check_groups
+from workbench.runs.job import MEASURES, check_groups
 from workbench.sweeps.engines.head_sets import group_states
 from workbench.sweeps.plan import batches, plan
 from workbench.sweeps.sweep import sweep

@@ -13,9 +13,9 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.models.walk import base_pass
 from workbench.prompts.prompt import Prompt
-from workbench.prompts.ties import unit_names
-from workbench.runs.effects import refusal_log_odds, wide
+from workbench.prompts.ties import tie_names
 from workbench.runs.job import check_groups
+from workbench.runs.vocabulary import refusal_log_odds, wide
 from workbench.sweeps.engines.first_order import tapped_state
 from workbench.sweeps.engines.head_sets import group_states
 from workbench.sweeps.plan import batches, plan
@@ -112,7 +112,7 @@ def joint_effects(
     odds = refusal_odds(model, prompts, [(), *sets.values(), *([head] for head in single)])
     slopes, lost = first_order_odds(model, prompts), odds[:, :1] - odds[:, 1:]
     unsafe = np.array([p.label == "unsafe" for p in prompts], dtype=bool)
-    pairs = unit_names([p.pair_id for p in prompts], [p.content_key() for p in prompts])
+    pairs = tie_names([p.pair_id for p in prompts], [p.content_key() for p in prompts])
     weights = bootstrap_weights(unsafe, pairs, resamples=bootstrap, seed=seed)
     rows = []
     for place, (name, heads) in enumerate(sets.items()):

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def search_order(unsafe: np.ndarray, units: Sequence[str], rule: str, seed: int) -> tuple[list[int], int]:
+def search_order(unsafe: np.ndarray, ties: Sequence[str], rule: str, seed: int) -> tuple[list[int], int]:
     """A random order of prompts, those that the rule reads first, and how many these are.
 
     Within each class every order is equally likely, so that its first prompts are a sample drawn without replacement.
-    The first members of a unit, one a class, share their place in it: what is common to a pair then cancels in the
+    The first of a pair, one a class, share their place: what is common to a pair then cancels in the
     difference of the classes.
 
     Args:
         unsafe: `[prompt]`.
-        units: Of each prompt, a name that prompts of a pair share; empty for a prompt alone.
+        ties: Of each prompt, a name that prompts of a pair share; empty for a prompt alone.
         rule: One that reads unsafe prompts only, or both classes.
         seed: Of the order.
     """
@@ -22,11 +22,11 @@ def search_order(unsafe: np.ndarray, units: Sequence[str], rule: str, seed: int)
     shared: dict[str, float] = {}
     taken: set[tuple[str, bool]] = set()
     keys = np.empty(len(unsafe))
-    for i, (unit, own) in enumerate(zip(units, random.random(len(unsafe)), strict=True)):
+    for i, (tie, own) in enumerate(zip(ties, random.random(len(unsafe)), strict=True)):
         keys[i] = own
-        if unit and (unit, bool(unsafe[i])) not in taken:
-            taken.add((unit, bool(unsafe[i])))
-            keys[i] = shared.setdefault(unit, own)
+        if tie and (tie, bool(unsafe[i])) not in taken:
+            taken.add((tie, bool(unsafe[i])))
+            keys[i] = shared.setdefault(tie, own)
     places = np.empty(len(unsafe))
     for side in (unsafe, ~unsafe):
         members = np.flatnonzero(side)

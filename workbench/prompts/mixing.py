@@ -14,7 +14,7 @@ from workbench.errors import PromptError
 from workbench.prompts.caveats import overlaps
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import split_prompts
-from workbench.prompts.ties import units
+from workbench.prompts.ties import tied
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _capped(prompts: list[Prompt], caps: Mapping[str, int], rng: np.random.Gener
     """Pairs and single prompts, in random order, each taken while no cap is reached; then in the order given."""
     if not caps:
         return prompts
-    groups = units([p.pair_id for p in prompts])
+    groups = tied([p.pair_id for p in prompts])
     taken: Counter[tuple[str, ...]] = Counter()
     kept: set[int] = set()
     for k in rng.permutation(len(groups)):

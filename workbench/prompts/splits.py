@@ -11,7 +11,7 @@ from workbench.axes import LABELS, SPLITS
 from workbench.checking import Seed, checked
 from workbench.errors import PromptError
 from workbench.prompts.prompt import Prompt, PromptSet, SomePrompts
-from workbench.prompts.ties import DEFAULT_TIES, tie_keys, units
+from workbench.prompts.ties import DEFAULT_TIES, tie_keys, tied
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def split_prompts(
     for sentence in said:
         log.warning(sentence)
     strata: dict[tuple, list[list[int]]] = defaultdict(list)
-    for group in units(*keys.values()) if keys else [[i] for i in range(len(prompts))]:
+    for group in tied(*keys.values()) if keys else [[i] for i in range(len(prompts))]:
         strata[tuple(sorted({(prompts[i].label, prompts[i].family) for i in group}))].append(group)
 
     chosen: dict[int, str] = {}

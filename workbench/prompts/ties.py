@@ -1,6 +1,6 @@
 """Which prompts stay together: when prompts are dealt to splits or folds, resampled, or their labels shuffled.
 
-A tie is what two prompts share: a pair, a picture, what they ask. Prompts tied directly or through others are one unit.
+A tie is what two prompts share: a pair, a picture, what they ask. Prompts tied through others stay together too.
 """
 
 from collections import defaultdict
@@ -16,14 +16,14 @@ MANY_TEXTS = 10  # a picture beside more different texts than this is a backdrop
 DEFAULT_TIES = ("pair", "picture", "content")
 
 
-def units(*keys: Sequence[str] | np.ndarray) -> list[list[int]]:
+def tied(*keys: Sequence[str] | np.ndarray) -> list[list[int]]:
     """Positions that belong together: they share a value under one of the keys, directly or through others.
 
     Args:
         keys: [position] each; an empty string ties nothing.
 
     Examples:
-        >>> units(["a", "", "a", ""], ["", "x", "y", "x"])
+        >>> tied(["a", "", "a", ""], ["", "x", "y", "x"])
         [[0, 2], [1, 3]]
     """
     parent = list(range(len(keys[0])))
@@ -44,27 +44,27 @@ def units(*keys: Sequence[str] | np.ndarray) -> list[list[int]]:
     return list(groups.values())
 
 
-def unit_names(*keys: Sequence[str] | np.ndarray) -> np.ndarray:
-    """`units` as a name for each position, [position]; empty for what is alone."""
+def tie_names(*keys: Sequence[str] | np.ndarray) -> np.ndarray:
+    """`tied` as a name for each position, [position]; empty for what is alone."""
     names = np.full(len(keys[0]), "", dtype=object)
-    for number, members in enumerate(units(*keys)):
+    for number, members in enumerate(tied(*keys)):
         if len(members) > 1:
-            names[members] = f"unit {number}"
+            names[members] = f"tie {number}"
     return names
 
 
-def strata(unit_of: Sequence[str] | np.ndarray, kinds: Sequence) -> list[list[np.ndarray]]:
-    """Units of prompts that stay together, grouped so that a stratum's units are alike.
+def strata(ties: Sequence[str] | np.ndarray, kinds: Sequence) -> list[list[np.ndarray]]:
+    """Prompts that stay together, and the sets of them grouped so that those of a stratum are alike.
 
     Args:
-        unit_of: [prompt], the unit's name; a prompt with an empty string is alone.
-        kinds: [prompt], hashable and sortable; units are alike when they hold the same kinds, each as often.
+        ties: [prompt], a name that tied prompts share; a prompt with an empty string is alone.
+        kinds: [prompt], hashable and sortable; sets are alike when they hold the same kinds, each as often.
 
     Returns:
-        Strata in a fixed order; each a list of units; each unit the indices of its prompts.
+        Strata in a fixed order; each a list of sets of tied prompts; each set the indices of its prompts.
     """
     groups: dict[tuple, list[np.ndarray]] = defaultdict(list)
-    for members in units(unit_of):
+    for members in tied(ties):
         groups[tuple(sorted(kinds[i] for i in members))].append(np.array(members))
     return [groups[kind] for kind in sorted(groups)]
 
@@ -120,4 +120,4 @@ TIES: dict[str, Callable[[Prompt], str]] = {
 
 def repeats(contents: Sequence[str] | np.ndarray) -> Iterator[list[int]]:
     """Positions of prompts that ask the same, group by group."""
-    yield from (members for members in units(contents) if len(members) > 1)
+    yield from (members for members in tied(contents) if len(members) > 1)

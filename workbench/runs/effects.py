@@ -12,9 +12,7 @@ from torch import Tensor
 from workbench.errors import RunError
 from workbench.models.hooked import HookedLVLM
 from workbench.runs.job import MEASURES
-from workbench.runs.vocabulary import OF_VOCABULARY, over_vocabulary, refusal_log_odds, wide
-
-__all__ = ["MEASURES", "angle_degrees", "check_states", "measure", "refusal_log_odds", "wide"]
+from workbench.runs.vocabulary import OF_VOCABULARY, over_vocabulary, wide
 
 
 def angle_degrees(one: Float[Tensor, "... d"], other: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:

@@ -7,9 +7,9 @@ from workbench.prompts import ties
 from workbench.runs.reading import prompt_coord
 
 
-def unit_names(run: xr.Dataset) -> np.ndarray:
-    """The unit of each prompt, [prompt]: a name that all its prompts share; empty for a prompt alone."""
-    return ties.unit_names(prompt_coord(run, "pair_id"), prompt_coord(run, "content"))
+def tie_names(run: xr.Dataset) -> np.ndarray:
+    """The tie of each prompt, [prompt]: a name that all its prompts share; empty for a prompt alone."""
+    return ties.tie_names(prompt_coord(run, "pair_id"), prompt_coord(run, "content"))
 
 
 def told_repeats(run: xr.Dataset) -> str:
@@ -20,5 +20,5 @@ def told_repeats(run: xr.Dataset) -> str:
     first = ", ".join(repr(str(run["prompt"].values[i])) for i in groups[0][:2])
     return (
         f"{sum(map(len, groups))} prompts repeat {len(groups)} questions under several ids (the same text and picture; "
-        f"first {first}); each question counts as one unit when prompts are dealt, folded, resampled or shuffled"
+        f"first {first}); each question counts once when prompts are dealt, folded, resampled or shuffled"
     )

@@ -6,7 +6,7 @@ import xarray as xr
 from workbench.axes import SPLITS
 from workbench.errors import RunError
 from workbench.prompts.ties import strata
-from workbench.runs.pairs import told_repeats, unit_names
+from workbench.runs.pairs import tie_names, told_repeats
 from workbench.runs.reading import FEWEST_PROMPTS, RunLike, as_run, declared_splits, prompt_coord
 
 SHARES = {"selection": 0.4, "threshold": 0.3, "test": 0.3}
@@ -65,14 +65,14 @@ def in_split(run: xr.Dataset, name: str) -> np.ndarray:
 
 
 def _dealt(run: xr.Dataset, seed: int) -> np.ndarray:
-    """A split for every prompt, [prompt]: within each stratum of units, in shuffled order."""
+    """A split for every prompt, [prompt]: within each stratum of tied prompts, in shuffled order."""
     rng = np.random.default_rng(seed)
     labels, families = prompt_coord(run, "label"), prompt_coord(run, "family")
     split = np.full(len(labels), "test", dtype=object)
     bounds = np.cumsum(list(SHARES.values()))[:-1]
-    for group in strata(unit_names(run), list(zip(labels, families, strict=True))):
-        # Where the first unit lands is random, so that small strata do not all give their only one to the same split.
+    for group in strata(tie_names(run), list(zip(labels, families, strict=True))):
+        # The first place is random, so that small strata do not all give their only tie to the same split.
         places = (np.arange(len(group)) + rng.uniform()) / len(group)
-        for place, unit in zip(places, rng.permutation(len(group)), strict=True):
-            split[group[unit]] = SPLITS[int(np.searchsorted(bounds, place, side="right"))]
+        for place, tie in zip(places, rng.permutation(len(group)), strict=True):
+            split[group[tie]] = SPLITS[int(np.searchsorted(bounds, place, side="right"))]
     return split

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench.axes import head_name
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies import needs
@@ -27,7 +27,7 @@ def find(material: Material, *, by: str) -> Findings:
     """The head's angle, what is flagged and AUROC for every group of unsafe test prompts; angles of safe ones too."""
     run, chosen = material.run, material.chosen()
     unsafe, test, group = is_unsafe(run), in_split(run, "test"), prompt_coord(run, by)
-    units, value, threshold = unit_names(run), chosen.value, chosen.threshold()
+    ties, value, threshold = tie_names(run), chosen.value, chosen.threshold()
     rows, tests = [], []
     for label, side in (("unsafe", unsafe), ("safe", ~unsafe)):
         for name in families(run, by=by, label=label):
@@ -35,7 +35,7 @@ def find(material: Material, *, by: str) -> Findings:
             if not of.any():
                 continue
             about = {by: name, "label": label}
-            rows.append(about | {"measure": ANGLE, **mean_of(value[of], units[of], seed=material.seed)})
+            rows.append(about | {"measure": ANGLE, **mean_of(value[of], ties[of], seed=material.seed)})
             if np.isfinite(threshold):
                 rows.append(about | {"measure": FLAGGED, **rate(value[of] > threshold)})
             if label == "unsafe":
@@ -57,15 +57,15 @@ def find(material: Material, *, by: str) -> Findings:
 def _graded(run: xr.Dataset, value: np.ndarray, threshold: float, *, seed: int) -> tuple[list[dict], dict]:
     """Rows by risk grade of the test prompts, lowest first, and the test that the angle grows with it."""
     grades, names = risk_grades(run)
-    test, units = in_split(run, "test") & ~np.isnan(grades), unit_names(run)
+    test, ties = in_split(run, "test") & ~np.isnan(grades), tie_names(run)
     rows = []
     for grade, name in names.items():
         of = test & (grades == grade)
         about = {"family": name, "label": GRADE}
-        rows.append(about | {"measure": ANGLE, **mean_of(value[of], units[of], seed=seed)})
+        rows.append(about | {"measure": ANGLE, **mean_of(value[of], ties[of], seed=seed)})
         if np.isfinite(threshold) and of.any():
             rows.append(about | {"measure": FLAGGED, **rate(value[of] > threshold)})
-    alike, p = trend(value[test], grades[test], units[test], seed=seed)
+    alike, p = trend(value[test], grades[test], ties[test], seed=seed)
     row = {"value": alike, "ci_low": np.nan, "ci_high": np.nan, "n": int(test.sum())}
     rows.append({"family": "all", "label": GRADE, "measure": TREND, **row})
     return rows, {"test": "the angle grows with the risk grade", "p_value": p}

@@ -50,16 +50,16 @@ def risk_grades(run: xr.Dataset) -> tuple[np.ndarray, dict[float, str]]:
     return ladder, {level: LADDER[int(level)] for level in sorted(set(ladder))}
 
 
-def trend(values: np.ndarray, grades: np.ndarray, units: np.ndarray, *, seed: int) -> tuple[float, float]:
+def trend(values: np.ndarray, grades: np.ndarray, ties: np.ndarray, *, seed: int) -> tuple[float, float]:
     """Spearman's correlation of values with grades, and its one-sided p-value; NaN where nothing varies.
 
-    Grades are shuffled within units (pairs, repeated questions) that hold several, and among the prompts of all others,
+    Grades are shuffled within ties (pairs, repeated questions) that hold several, and among the prompts of all others,
     which is what chance could do to them.
 
     Args:
         values: [prompt].
         grades: [prompt].
-        units: Names, [prompt]; empty for a prompt on its own.
+        ties: Names, [prompt]; empty for a prompt on its own.
         seed: Of the shuffles.
     """
     from scipy.stats import rankdata
@@ -70,7 +70,7 @@ def trend(values: np.ndarray, grades: np.ndarray, units: np.ndarray, *, seed: in
     ranks -= ranks.mean()
     scale = float(np.sqrt((ranks**2).sum()) * steps.std() * len(steps) ** 0.5)
     found = float(ranks @ steps) / scale
-    members = [np.flatnonzero(units == name) for name in sorted(set(units) - {""})]
+    members = [np.flatnonzero(ties == name) for name in sorted(set(ties) - {""})]
     mixed = [of for of in members if np.ptp(steps[of])]
     others = np.setdiff1d(np.arange(len(steps)), np.concatenate([np.empty(0, dtype=int), *mixed]))
     rng, drawn, above = np.random.default_rng(seed), steps.copy(), 0

@@ -9,7 +9,7 @@ from workbench.axes import head_name
 from workbench.criteria import get_criterion, list_criteria, statistics
 from workbench.criteria.registry import PER_PROMPT
 from workbench.errors import CriterionError
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
 from workbench.studies.measuring import BOOTSTRAP, is_unsafe, listed, of_area, rate, separations, span
@@ -34,7 +34,7 @@ def find(material: Material) -> Findings:
             chosen[name] = found
     values = np.stack([c.value for c in chosen.values()], axis=1)
     areas = separations(values, run, seed=material.seed)
-    weights = statistics.bootstrap_weights(unsafe[test], unit_names(run)[test], resamples=BOOTSTRAP, seed=material.seed)
+    weights = statistics.bootstrap_weights(unsafe[test], tie_names(run)[test], resamples=BOOTSTRAP, seed=material.seed)
     draws = np.stack([_areas(values[test][:, i], unsafe[test], weights) for i in range(len(chosen))])
     rows = []
     for i, (name, found) in enumerate(chosen.items()):

@@ -15,7 +15,7 @@ from workbench.criteria.ranking import anchor_rule
 from workbench.detectors.calibration import densities_cross
 from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.reading import FEWEST_PROMPTS, prompt_coord
 from workbench.runs.splits import in_split
 
@@ -159,12 +159,12 @@ def separations(
         values: [prompt, column], larger = more unsafe.
 
     Returns:
-        One row a column: `auroc` with its 95 % interval `ci_low` and `ci_high` (bootstrap, units together), `p_value`
-        (permutation of labels, one-sided, units together), `n`. NaN where one label is missing or a value is.
+        One row a column: `auroc` with its 95 % interval `ci_low` and `ci_high` (bootstrap, ties kept), `p_value`
+        (permutation of labels, one-sided, ties kept), `n`. NaN where one label is missing or a value is.
     """
     among = in_split(run, "test") if among is None else among
     part, values = run.coords.to_dataset().isel(prompt=np.flatnonzero(among)), values[among]
-    unsafe, pairs, rows = is_unsafe(part), unit_names(part), []
+    unsafe, pairs, rows = is_unsafe(part), tie_names(part), []
     known = np.isfinite(values).all(0) & (0 < unsafe.sum() < len(unsafe))
     p = np.full(values.shape[1], np.nan)
     if known.any():
@@ -193,11 +193,11 @@ def rate(flagged: np.ndarray) -> dict[str, float]:
     return {"value": hits / n if n else np.nan, "ci_low": float(low), "ci_high": float(high), "n": n}
 
 
-def mean_of(values: np.ndarray, units: np.ndarray, *, seed: int, resamples: int = BOOTSTRAP) -> dict[str, float]:
-    """A mean with its 95 % bootstrap interval, units drawn together: value, ci_low, ci_high, n; NaN without any."""
+def mean_of(values: np.ndarray, ties: np.ndarray, *, seed: int, resamples: int = BOOTSTRAP) -> dict[str, float]:
+    """A mean with its 95 % bootstrap interval, ties drawn whole: value, ci_low, ci_high, n; NaN without any."""
     if not len(values):
         return {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n": 0}
-    weights = statistics.bootstrap_weights(np.ones(len(values), dtype=bool), units, resamples=resamples, seed=seed)
+    weights = statistics.bootstrap_weights(np.ones(len(values), dtype=bool), ties, resamples=resamples, seed=seed)
     low, high = statistics.percentile_interval(weights @ values / weights.sum(1))
     return {"value": float(np.mean(values)), "ci_low": float(low), "ci_high": float(high), "n": len(values)}
 

@@ -11,7 +11,7 @@ from workbench.axes import Head
 from workbench.criteria.logistic import fit_logistic
 from workbench.criteria.probes import cross_validated, few_shot_masks, fold_numbers
 from workbench.detectors.sahs import features
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
@@ -42,7 +42,7 @@ class Probes:
         z = run["head_output"].transpose("layer", "head", "prompt", "d_head").values.astype(np.float64)
         self.known = np.isfinite(z).all((2, 3))
         some = np.flatnonzero(train)
-        fold = fold_numbers(labels[some], unit_names(run)[some], seed=seed)
+        fold = fold_numbers(labels[some], tie_names(run)[some], seed=seed)
         decisions = cross_validated(z[self.known][:, some], labels[some], fold)
         self.accuracy = ((decisions > 0) == labels[some]).mean(1)
 
@@ -63,10 +63,10 @@ class Probes:
 def find(material: Material) -> Findings:
     """Accuracy and AUROC on the test prompts along each setting, and for labels that mean nothing."""
     run = material.run
-    unsafe, units = is_unsafe(run), unit_names(run)
+    unsafe, ties = is_unsafe(run), tie_names(run)
     train, test = in_split(run, "selection") | in_split(run, "threshold"), in_split(run, "test")
     rows, tests = [], []
-    for task, labels in ((SAFETY, unsafe), (CONTROL, random_labels(units, test, seed=material.seed))):
+    for task, labels in ((SAFETY, unsafe), (CONTROL, random_labels(ties, test, seed=material.seed))):
         probes = Probes(run, labels, train, material.seed)
         for curve, setting, n_heads, decisions in _settings(probes, run, material.seed):
             about = {"curve": curve, "setting": setting, "task": task, "heads": n_heads}
@@ -81,18 +81,18 @@ def find(material: Material) -> Findings:
     return Findings(table, _says(table), tested(tests), _beside(table, material))
 
 
-def random_labels(units: np.ndarray, test: np.ndarray, *, seed: int) -> np.ndarray:
-    """A label for each unit (pair, repeated question) by chance, [prompt]: a task without meaning.
+def random_labels(ties: np.ndarray, test: np.ndarray, *, seed: int) -> np.ndarray:
+    """A label for each tie (pair, repeated question) by chance, [prompt]: a task without meaning.
 
-    Half of the units are true, among those with test prompts and among the others, so that chance is a half in both.
+    Half of the ties are true, among those with test prompts and among the others, so that chance is a half in both.
     """
-    alone = np.array([unit or f"alone {i}" for i, unit in enumerate(units)])
+    alone = np.array([tie or f"alone {i}" for i, tie in enumerate(ties)])
     rng = np.random.default_rng(seed)
     label: dict[str, bool] = {}
     for side in (~test, test):
         names = sorted(set(alone[side]))
         label |= dict(zip(names, rng.permutation(len(names)) % 2 == 0, strict=True))
-    return np.array([label[unit] for unit in alone])
+    return np.array([label[tie] for tie in alone])
 
 
 def _settings(probes: Probes, run: xr.Dataset, seed: int) -> Iterator[tuple[str, float, int, np.ndarray]]:

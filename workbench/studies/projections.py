@@ -7,7 +7,7 @@ import pandas as pd
 
 from workbench.criteria import get_criterion, statistics
 from workbench.criteria.values import prompt_values
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
@@ -23,10 +23,10 @@ def find(material: Material) -> Findings:
     from scipy.stats import spearmanr
 
     run = material.run.isel(prompt=np.flatnonzero(in_split(material.run, "selection")))
-    values, unsafe, units = prompt_values(run, get_criterion("deflection")), is_unsafe(run), unit_names(run)
+    values, unsafe, ties = prompt_values(run, get_criterion("deflection")), is_unsafe(run), tie_names(run)
     contents = prompt_coord(run, "content")
     shuffles = statistics.shuffled_labels(
-        unsafe, units, permutations=PERMUTATIONS, seed=material.seed, contents=contents
+        unsafe, ties, permutations=PERMUTATIONS, seed=material.seed, contents=contents
     )
     rows, tests = [], []
     for layer in values["layer"].values:
@@ -35,7 +35,7 @@ def find(material: Material) -> Findings:
             mean = at.mean("head").values
             for label, of in (("safe", ~unsafe), ("unsafe", unsafe)):
                 row = {"layer": int(layer), "mask": str(projection), "prompts": label, "measure": ANGLE}
-                rows.append(row | mean_of(mean[of], units[of], seed=material.seed))
+                rows.append(row | mean_of(mean[of], ties[of], seed=material.seed))
             p = statistics.permutation_p(mean[:, None], unsafe, shuffles)[0]
             tests.append({"test": f"layer {layer}, {projection} masked", "p_value": p})
         for label, of in (("safe", ~unsafe), ("unsafe", unsafe)):

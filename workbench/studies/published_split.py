@@ -9,8 +9,8 @@ import xarray as xr
 from workbench.criteria import get_criterion, statistics
 from workbench.criteria.detection import decision_values
 from workbench.criteria.ranking import best_cells, rule_values
-from workbench.prompts.ties import units
-from workbench.runs.pairs import unit_names
+from workbench.prompts.ties import tied
+from workbench.runs.pairs import tie_names
 from workbench.runs.reading import prompt_coord
 from workbench.studies.material import Material
 from workbench.studies.measuring import crossing, is_unsafe, separations
@@ -29,20 +29,20 @@ def find(material: Material) -> Findings:
     unsafe, rng = is_unsafe(run), np.random.default_rng(material.seed)
     n = min(ROWS, int(unsafe.sum()) // 3, int((~unsafe).sum()) // 3)
     contents = prompt_coord(run, "content")
-    kin = {i: members for members in units(unit_names(run), contents) for i in members}
+    kin = {i: members for members in tied(tie_names(run), contents) for i in members}
     measured: dict[tuple[str, str], list[float]] = {}
     for _ in material.track(range(DRAWS), "redraws", total=DRAWS):
         rows = np.concatenate([rng.choice(np.flatnonzero(side), n, replace=False) for side in (unsafe, ~unsafe)])
         taken = np.zeros(len(unsafe), dtype=bool)
         taken[rows] = True
-        tied = np.zeros(len(unsafe), dtype=bool)
-        tied[[j for i in rows for j in kin[i]]] = True
+        inside = np.zeros(len(unsafe), dtype=bool)
+        inside[[j for i in rows for j in kin[i]]] = True
         head = best_cells(rule_values(values.values[taken], unsafe[taken], "selectivity")[0], 1)
         if not head:
             continue
         of = values.values[:, 0, head[0][0], head[0][1]]
         threshold = crossing(of, run, taken)
-        for where, among in ((INSIDE, np.ones(len(unsafe), dtype=bool)), (APART, ~tied)):
+        for where, among in ((INSIDE, np.ones(len(unsafe), dtype=bool)), (APART, ~inside)):
             if np.isfinite(threshold) and 0 < unsafe[among].sum() < among.sum():
                 for measure, value in _measures(of[among], unsafe[among], threshold).items():
                     measured.setdefault((where, measure), []).append(value)

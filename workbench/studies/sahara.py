@@ -8,7 +8,7 @@ import pandas as pd
 from workbench.axes import Head, head_names
 from workbench.criteria import statistics
 from workbench.finding.head_sets import greedy_groups, group_effects
-from workbench.prompts.ties import unit_names
+from workbench.prompts.ties import tie_names
 from workbench.studies.material import Material
 from workbench.studies.measuring import PERMUTATIONS, mean_of
 from workbench.studies.record import Beside, Findings, StudyRecord, tested
@@ -25,7 +25,7 @@ def find(material: Material) -> Findings:
     seek = material.sample(selection.where(label="unsafe"), MOST_PROMPTS)
     test = material.test_prompts()
     unsafe = np.array([p.label == "unsafe" for p in test])
-    units = unit_names([p.pair_id for p in test], [p.content_key() for p in test])
+    ties = tie_names([p.pair_id for p in test], [p.content_key() for p in test])
     contents = np.array([p.content_key() for p in test], dtype=object)
     rows, tests = [], []
     groups: dict[tuple[str, int], tuple[Head, ...]] = {}
@@ -41,12 +41,12 @@ def find(material: Material) -> Findings:
     named = [*groups.values(), *(heads[:step] for step in range(1, STEPS + 1) for heads in drawn)]
     effects = group_effects(material.model, test, named, measure="kl")
     shuffles = statistics.shuffled_labels(
-        unsafe, units, permutations=PERMUTATIONS, seed=material.seed, contents=contents
+        unsafe, ties, permutations=PERMUTATIONS, seed=material.seed, contents=contents
     )
     for i, ((objective, step), heads) in enumerate(groups.items()):
         about = {"objective": objective, "step": step, "heads": head_names(heads), "measure": "KL on test prompts"}
         for label, of in (("unsafe", unsafe), ("safe", ~unsafe)):
-            rows.append(about | {"prompts": label} | mean_of(effects[of, i], units[of], seed=material.seed))
+            rows.append(about | {"prompts": label} | mean_of(effects[of, i], ties[of], seed=material.seed))
         p = statistics.permutation_p(effects[:, i : i + 1], unsafe, shuffles)
         tests.append({"test": f"{objective}, {step}: more on unsafe prompts than on safe", "p_value": float(p[0])})
     for step in range(1, STEPS + 1):

@@ -16,7 +16,7 @@ from workbench.models.lengths import Lengths
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.twins import Twins
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.reading import FEWEST_PROMPTS
 from workbench.runs.splits import in_split
 from workbench.studies import needs
@@ -78,7 +78,7 @@ def find(material: Material) -> Findings:
         run = material.sweep(prompts=asked, mask=mask, projections=("value",), groups=groups)
         change = {tuple(group): run["refusal_change"].values[:, 0, k] for k, group in enumerate(groups)}
         replies = MaskedReplies(material.model, asked, mask=mask, judge=material.judge, max_new_tokens=TOKENS)
-        told = _Told(asked, replies, change, _gaps(material, asked), unit_names(run), material.seed)
+        told = _Told(asked, replies, change, _gaps(material, asked), tie_names(run), material.seed)
         rows += told.rows(way, NOTHING, 0, ())
         for choice, size, draw, heads in material.track(sets, f"sets of heads {way}", total=len(sets)):
             rows += told.rows(way, choice if draw is None else f"{RANDOM}, {choice}", size, heads, draw or 0)
@@ -132,10 +132,10 @@ class _Told:
         replies: MaskedReplies,
         change: dict[tuple[Head, ...], np.ndarray],
         gaps: np.ndarray,
-        units: np.ndarray,
+        ties: np.ndarray,
         seed: int,
     ) -> None:
-        self.replies, self.change, self.gaps, self.units, self.seed = replies, change, gaps, units, seed
+        self.replies, self.change, self.gaps, self.ties, self.seed = replies, change, gaps, ties, seed
         self.unsafe = unsafe_array(asked)
         self.before = replies.verdicts()
         question = np.array([p.family == QUESTION_FAMILY for p in asked], dtype=bool)
@@ -173,7 +173,7 @@ class _Told:
         gap = self.gaps[of].mean()
         if gap == 0 or not np.isfinite(gap):
             return {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n": int(of.sum())}
-        return mean_of(change[of] / gap, self.units[of], seed=self.seed)
+        return mean_of(change[of] / gap, self.ties[of], seed=self.seed)
 
     def _verdicts(self, heads: Sequence[Head]) -> np.ndarray:
         return self.replies.verdicts(heads, "value") if heads else self.before

@@ -6,7 +6,7 @@ import pandas as pd
 
 from workbench.criteria.thresholds import fpr_threshold
 from workbench.errors import StudyError
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
@@ -28,7 +28,7 @@ def find(material: Material) -> Findings:
     train = in_split(run, "selection") | in_split(run, "threshold")
     rows, tests = [], []
     for a in [*names, CONTROL]:
-        labels = random_labels(unit_names(run), test, seed=material.seed) if a == CONTROL else unsafe
+        labels = random_labels(tie_names(run), test, seed=material.seed) if a == CONTROL else unsafe
         seen = train if a == CONTROL else train & sources.of(a)
         if min(labels[seen].sum(), (~labels[seen]).sum()) < 3:
             continue

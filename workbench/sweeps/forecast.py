@@ -21,8 +21,7 @@ from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.models.walk import BasePass, base_pass
 from workbench.prompts.prompt import PromptSet
-from workbench.runs.effects import MEASURES
-from workbench.runs.job import Job, Partition, cells_of_heads, check_measures, check_projections
+from workbench.runs.job import MEASURES, Job, Partition, cells_of_heads, check_measures, check_projections
 from workbench.runs.schema import layout
 from workbench.sweeps.engines.exact import layer_cells
 from workbench.sweeps.operations import Counts

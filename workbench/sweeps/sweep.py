@@ -20,8 +20,8 @@ from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.prompts import load_prompts
 from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
-from workbench.runs.effects import MEASURES
 from workbench.runs.job import (
+    MEASURES,
     Job,
     Partition,
     blocks,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from workbench.errors import ModelError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import BasePass, base_pass, walk
-from workbench.runs.effects import check_states, measure, refusal_log_odds, wide
+from workbench.runs.effects import check_states, measure
+from workbench.runs.vocabulary import refusal_log_odds, wide
 from workbench.tracing.pairs import Pair
 from workbench.tracing.records import MEASURES
 

@@ -15,7 +15,7 @@ from workbench.criteria.redraws import REDRAWS
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval
 from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import CriterionError, FigureError
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 from workbench.views import theme
 from workbench.views.charts import Head
 
@@ -167,7 +167,7 @@ def roc(run: xr.Dataset, criterion: str, projection: str, *, head: Head) -> Roc:
             "safe prompts; a ROC curve takes both kinds. Choose a head that was swept, in a run with both."
         )
     false_alarms, detected, _ = roc_curve(unsafe, strength)
-    weights = bootstrap_weights(unsafe, unit_names(values.to_dataset(name="value")), resamples=REDRAWS, seed=0)
+    weights = bootstrap_weights(unsafe, tie_names(values.to_dataset(name="value")), resamples=REDRAWS, seed=0)
     areas, curves = [], []
     for weight in weights:
         at, share, _ = roc_curve(unsafe, strength, sample_weight=weight, drop_intermediate=False)

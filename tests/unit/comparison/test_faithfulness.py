@@ -18,7 +18,7 @@ from workbench.finding.mib import write_mib_nodes
 from workbench.models.masks import Mask
 from workbench.models.tiny import build_tiny
 from workbench.models.walk import base_pass
-from workbench.runs.effects import refusal_log_odds
+from workbench.runs.vocabulary import refusal_log_odds
 from workbench.sweeps.sweep import sweep
 
 EVERY = [(layer, head) for layer in range(4) for head in range(4)]

@@ -11,7 +11,7 @@ from workbench.criteria import agreement, head_stability, rank_agreement, score
 from workbench.criteria.agreement import rank_biased_overlap
 from workbench.criteria.statistics import bootstrap_weights
 from workbench.errors import CriterionError
-from workbench.runs.pairs import unit_names
+from workbench.runs.pairs import tie_names
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_the_interval_of_an_agreement_is_that_of_scoring_every_redraw_anew(rule:
     scores = score(run, ("deflection", "tv", "probe"), bootstrap=30, permutations=0)
     table = rank_agreement(scores, rule=rule)
     found = table.query("criterion_a == 'deflection' and projection_a == projection_b and criterion_b == 'tv'").iloc[0]
-    unsafe, pairs = run["label"].values == "unsafe", unit_names(run)
+    unsafe, pairs = run["label"].values == "unsafe", tie_names(run)
     weights = bootstrap_weights(unsafe, pairs, resamples=30, seed=0).astype(int)
     anew = []
     for of_one in weights:

@@ -10,7 +10,8 @@ import workbench as wb
 from tests.builders.prompts import text_prompts
 from workbench.errors import RunError
 from workbench.models.tiny import build_tiny
-from workbench.runs.effects import MEASURES, angle_degrees, measure
+from workbench.runs.effects import angle_degrees, measure
+from workbench.runs.job import MEASURES
 
 
 @pytest.fixture(scope="module")

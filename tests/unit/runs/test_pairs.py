@@ -1,4 +1,4 @@
-"""Prompts of a run that ask the same under several ids are one unit wherever prompts are dealt, folded or drawn."""
+"""Prompts of a run that ask the same under several ids stay together wherever prompts are dealt, folded or drawn."""
 
 import logging
 
@@ -13,7 +13,7 @@ from workbench.criteria.score import score
 from workbench.detectors.calibration import stand_ins
 from workbench.errors import RunError
 from workbench.prompts import split_prompts
-from workbench.runs.pairs import told_repeats, unit_names
+from workbench.runs.pairs import tie_names, told_repeats
 from workbench.runs.splits import with_splits
 
 
@@ -33,7 +33,7 @@ def per_content(run: xr.Dataset, values: np.ndarray) -> list[set]:
 
 def test_copies_are_one_unit_everywhere() -> None:
     run = repeated()
-    units, unsafe = unit_names(run), run["label"].values == "unsafe"
+    units, unsafe = tie_names(run), run["label"].values == "unsafe"
     dealt, told = with_splits(run)
     assert all(len(splits) == 1 for splits in per_content(run, dealt["split"].values))
     assert "144 prompts repeat 48 questions under several ids" in told
@@ -53,7 +53,7 @@ def test_copies_in_pairs_move_with_their_twins() -> None:
     run = repeated(2, paired=True, pairs=12)
     unsafe = run["label"].values == "unsafe"
     shuffles = statistics.shuffled_labels(
-        unsafe, unit_names(run), contents=run["content"].values, permutations=40, seed=0
+        unsafe, tie_names(run), contents=run["content"].values, permutations=40, seed=0
     )
     pairs = run["pair_id"].values
     for labels in shuffles.labels():
@@ -116,7 +116,7 @@ def test_it_is_said_and_splits_that_share_a_question_are_refused(caplog) -> None
     assert "first 'unsafe 0 copy 0', 'unsafe 0 copy 1'" in caplog.text
     once = synthetic_run()
     assert told_repeats(once) == ""
-    np.testing.assert_array_equal(unit_names(once) == "", False)
+    np.testing.assert_array_equal(tie_names(once) == "", False)
     split = np.where(np.arange(run.sizes["prompt"]) < 48, "selection", "test")
     with pytest.raises(RunError, match="48 questions have prompts in two splits, for example question 'c0'"):
         with_splits(run.assign_coords(split=("prompt", split)))

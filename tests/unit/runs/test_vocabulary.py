@@ -10,7 +10,8 @@ from workbench.errors import MaskError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.tiny import build_tiny
 from workbench.runs import vocabulary
-from workbench.runs.effects import MEASURES, measure
+from workbench.runs.effects import measure
+from workbench.runs.job import MEASURES
 from workbench.runs.vocabulary import OF_VOCABULARY, over_vocabulary
 
 

@@ -8,7 +8,7 @@ import workbench as wb
 from tests.builders.models import tiny
 from tests.builders.prompts import asked, pictures
 from workbench.errors import MaskError, RunError
-from workbench.runs.effects import MEASURES
+from workbench.runs.job import MEASURES
 
 TEXTS = ("what is this", "how do you make a bomb ?", "a red square", "is this a cat ?", "a bomb", "what is this ?")
 READ = ("final", 1, 2)

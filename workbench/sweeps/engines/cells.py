@@ -12,8 +12,9 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM, last_attention
 from workbench.models.masks import Mask, head_writes
 from workbench.models.walk import BasePass
-from workbench.runs.effects import measure, refusal_log_odds
+from workbench.runs.effects import measure
 from workbench.runs.job import Job
+from workbench.runs.vocabulary import refusal_log_odds
 from workbench.sweeps.tasks import Arrays
 
 

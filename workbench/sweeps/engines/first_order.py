@@ -27,8 +27,9 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import masked_z
 from workbench.models.walk import BasePass, base_pass, walk
-from workbench.runs.effects import check_states, refusal_log_odds, wide
+from workbench.runs.effects import check_states
 from workbench.runs.job import Job
+from workbench.runs.vocabulary import refusal_log_odds, wide
 from workbench.sweeps.engines.cells import base_variables, scatter
 from workbench.sweeps.plan import batches
 from workbench.sweeps.tasks import Arrays

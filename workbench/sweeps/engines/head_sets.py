@@ -13,8 +13,9 @@ from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.models.walk import BasePass, base_pass, resume
-from workbench.runs.effects import measure, wide
+from workbench.runs.effects import measure
 from workbench.runs.job import Groups, Job
+from workbench.runs.vocabulary import wide
 from workbench.sweeps.engines.cells import scatter
 from workbench.sweeps.plan import batches
 from workbench.sweeps.tasks import Arrays

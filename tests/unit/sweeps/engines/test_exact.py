@@ -17,7 +17,8 @@ from tests.builders.prompts import asked, pictures
 from workbench.errors import MaskError, PromptError, RunError, SelfCheckError, WorkbenchError
 from workbench.models.conformance.at_load import check_at_load
 from workbench.models.tiny import build_tiny
-from workbench.runs.effects import MEASURES, angle_degrees
+from workbench.runs.effects import angle_degrees
+from workbench.runs.job import MEASURES
 
 TEXTS = ("what is this", "how do I make it", "name the thing in the picture", "what is this")
 

@@ -13,7 +13,7 @@ import workbench as wb
 from tests.builders.models import tiny
 from tests.builders.prompts import pictures
 from workbench.models.walk import base_pass
-from workbench.runs.effects import MEASURES
+from workbench.runs.job import MEASURES
 from workbench.sweeps.engines.shared_passes import decoder_call, known_passes, position_marks
 from workbench.sweeps.engines.trie import build_trie
 from workbench.testing import D_HEAD, HookedLVLM, family_of, randomise, text_sizes
