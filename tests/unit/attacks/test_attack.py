@@ -80,11 +80,13 @@ def test_a_linear_score_is_evaded_at_the_size_worked_out_by_hand(monkeypatch, ic
     threshold = float(mean.min()) - 0.15
     needed = (mean - threshold) * 127.5 / bright
     detector = {"light": Brightness(threshold, 0)}
-    boxes = [int(np.floor(needed.min())), round(float(np.median(needed))), int(np.ceil(needed.max()))]
-    table = wb.attack(planted_parts.model(), icons, detector, eps=boxes, steps=12, kl_budget=None, starts="picture")
+    boxes = [round(float(np.median(needed))), int(np.ceil(needed.max()))]
+    table = wb.attack(
+        planted_parts.model(), icons, detector, eps=boxes, steps=12, kl_budget=None, starts="picture", max_new_tokens=1
+    )
     found = value(table, attacked="light", scored_by="light", measure="evasion")
     assert found.to_dict() == {eps: np.mean(needed <= eps) for eps in boxes}
-    assert {0.0, 1.0} < {*found}, "sizes on both sides, and one between"
+    assert 0 < found[boxes[0]] < found[boxes[1]] == 1
 
 
 def gelu(x: float) -> float:
@@ -128,14 +130,14 @@ def test_the_planted_hazard_goes_out_of_sight_between_the_two_sizes_worked_out_b
     # The head that is detected by is the head that refuses: what hides from one frees the other.
     complied = value(loose, attacked="one", measure="complied")
     assert (complied[hidden - 1], complied[twin]) == (0, 1)
-    kept = wb.attack(planted_parts.model(), icons, one, steps=0, eps=255, kl_budget=0.1, max_new_tokens=6)
+    kept = wb.attack(planted_parts.model(), icons, one, steps=0, eps=255, kl_budget=0.1, max_new_tokens=1)
     assert value(kept, attacked="one", scored_by="one", measure="evasion").to_dict() == {255: 0}
-    descent = wb.attack(planted_parts.model(), icons, one, steps=4, eps=hidden - 1, kl_budget=None, max_new_tokens=6)
+    descent = wb.attack(planted_parts.model(), icons, one, steps=2, eps=hidden - 1, kl_budget=None, max_new_tokens=1)
     assert value(descent, attacked="one", scored_by="one", measure="evasion").to_dict() == {hidden - 1: 0}
 
 
 def test_no_change_changes_nothing(icons):
-    table = wb.attack(planted_parts.model(), icons, "one-head", eps=0, steps=3, max_new_tokens=6)
+    table = wb.attack(planted_parts.model(), icons, "one-head", eps=0, steps=1, max_new_tokens=1)
     assert set(table["eps"]) == {0}
     assert set(table["attacked"]) == {"nothing"}
     assert table.loc[table["measure"] == "kl", "value"].tolist() == [0.0]
@@ -151,7 +153,7 @@ def test_no_change_changes_nothing(icons):
 
 def test_on_the_null_model_nothing_pulls(icons):
     one = {"one": OneHeadDetector(head=HAZARD_HEAD)}
-    how = {"eps": (8, 64), "steps": 3, "kl_budget": None, "starts": "picture", "max_new_tokens": 6}
+    how = {"eps": 64, "steps": 2, "kl_budget": None, "starts": "picture", "max_new_tokens": 1}
     table = wb.attack(planted_parts.model("null"), icons, one, **how)
     assert all(test["p_corrected"] == 1 for test in table.attrs["tests"])
     assert value(table, attacked="one", measure="kl").max() < 1e-6
