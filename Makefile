@@ -63,11 +63,11 @@ style: $(INSTALLED_DEV)  ## format, lint and types, without the tests
 docs: $(INSTALLED_DEV)  ## the guides and the reference as pages, into build/docs/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
 
-bench: $(INSTALLED_BENCH)  ## the side-by-side benchmark (ARGS="--quick" for a short one)
+bench: $(if $(findstring real,$(ARGS)),$(INSTALLED_DEV) $(WEIGHTS),$(INSTALLED_BENCH))  ## the side-by-side benchmark (ARGS="--quick": short; "--model real": SmolLM2)
 	$(BIN)/python -m workbench.bench $(ARGS)
 
 real: $(INSTALLED_DEV) $(WEIGHTS)  ## what only real weights can show, on a small model from a Python package
-	$(BIN)/python -m workbench.bench.real $(WEIGHTS) $(ARGS)
+	$(BIN)/python -m workbench.bench.real $(ARGS)
 
 pictures: $(INSTALLED_DEV)  ## film the explorer for the README, on the run of make demo
 	@test -d figures/demo-run.zarr || $(BIN)/workbench demo --out figures

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from workbench.studies import study
     from workbench.sweeps.forecast import plan
     from workbench.sweeps.sweep import sweep
+    from workbench.tracing.stored import open_trace
+    from workbench.tracing.trace import trace
     from workbench.views.explorer.explore import explore
     from workbench.views.explorer.page import save_report
     from workbench.views.figures.save import save_figures
@@ -44,6 +46,7 @@ _HOME = {
     "load_prompts": "workbench.prompts",
     "mix": "workbench.prompts",
     "open_run": "workbench.runs.opening",
+    "open_trace": "workbench.tracing.stored",
     "plan": "workbench.sweeps.forecast",
     "save_figures": "workbench.views.figures.save",
     "save_report": "workbench.views.explorer.page",
@@ -51,6 +54,7 @@ _HOME = {
     "study": "workbench.studies",
     "sweep": "workbench.sweeps.sweep",
     "top_heads": "workbench.criteria",
+    "trace": "workbench.tracing.trace",
 }
 __version__ = "0.1.0"
 __all__ = [
@@ -69,6 +73,7 @@ __all__ = [
     "load_prompts",
     "mix",
     "open_run",
+    "open_trace",
     "plan",
     "plot",
     "save_figures",
@@ -78,6 +83,7 @@ __all__ = [
     "study",
     "sweep",
     "top_heads",
+    "trace",
 ]
 
 

@@ -15,6 +15,9 @@ Examples:
 
 from workbench.views.figures import screen
 from workbench.views.figures.displays import agreement, criteria, heads, maps, roc, selectivity
+from workbench.views.figures.flows import save_trace_figures, trace
 from workbench.views.figures.style import style
 
-__all__ = ["agreement", "criteria", "heads", "maps", "roc", "screen", "selectivity", "style"]
+__all__ = [
+    "agreement", "criteria", "heads", "maps", "roc", "save_trace_figures", "screen", "selectivity", "style", "trace",
+]  # fmt: skip

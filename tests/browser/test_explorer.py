@@ -144,6 +144,18 @@ def test_the_explorer_in_a_notebook(page, lab):
     assert page.locator(".wbx-picture").first.is_visible()
     assert "on the picture" in page.locator(".wbx-right .wbx-pictures figcaption").first.inner_text()
 
+    # Arcs go from the position that looks to every word that gets 0.1 % of its attention; the picture is one.
+    wanted = page.evaluate(
+        f"""() => {{
+            const {{ state, answers }} = {BOARD};
+            const {{ tokens, image }} = answers.prompts.get(state.prompt);
+            const row = answers.rows.get(`${{state.prompt}}/last/1`).subarray(2 * tokens.length, 3 * tokens.length);
+            const words = [...row.keys()].filter((i) => !image.includes(i) && i < tokens.length - 1 && row[i] > 0.001);
+            return words.length + (image.reduce((sum, i) => sum + row[i], 0) > 0.001);
+        }}"""
+    )
+    assert page.locator(".wbx-arcs path").count() == wanted > 1
+
     # Twelve presses: frames move, Python is asked once, and answers for the last alone.
     # Held keys repeat faster than a test can press them; these come as fast as they can.
     before = board(page, "counts")
@@ -175,6 +187,22 @@ def test_the_explorer_in_a_notebook(page, lab):
     page.wait_for_function("document.querySelector('.wbx-main').nextSibling.disabled", timeout=CLICK_MS)
     assert "L7H3 L6H3 masked" in page.locator(".wbx-replies").inner_text()
     assert len(page.locator(".wbx-reply-base").inner_text()) > 3
+
+    # The replies are stepped through: what is chosen at each step, what the mask changes there, where heads look then.
+    page.get_by_label("step on").wait_for(timeout=CLICK_MS)
+    page.get_by_label("reply to step through").select_option(label="the masked reply")
+    page.get_by_label("step on").click()
+    page.get_by_text("From step 2 of the masked reply").wait_for(timeout=CLICK_MS)
+    assert "Step 2 of" in page.locator("section", has=page.get_by_label("step on")).last.inner_text()
+    assert page.locator(".wbx-arcs path").count() > 0
+    page.get_by_role("button", name="back to the prompt").click()
+    assert board(page, "state")["reply"] is None
+
+    # A threshold is moved and kept.
+    page.get_by_label("threshold").first.focus()
+    page.keyboard.press("End")
+    page.get_by_role("button", name="Keep as a detector").first.click()
+    page.locator(".wbx-toast", has_text="Kept as board.detectors[0]").wait_for(timeout=CLICK_MS)
 
     # Undo reaches Python, too, and what Python sets is shown.
     page.locator(".wbx-stage[tabindex='0']").focus()

@@ -36,7 +36,7 @@ def test_lengths_are_those_of_encoded_prompts(tiny, name):
 
 def test_no_picture_is_decoded_and_one_blank_is_put_to_the_processor_for_a_size(tiny, tmp_path, monkeypatch):
     model, asked = tiny("llava"), []
-    monkeypatch.setattr(Picture, "_decode", lambda self: pytest.fail("a picture was decoded to plan a sweep"))
+    monkeypatch.setattr(Picture, "_pixels", lambda self: pytest.fail("a picture was decoded to plan a sweep"))
     encode = model.encode
     monkeypatch.setattr(model, "encode", lambda prompt: (asked.append(prompt.image.size), encode(prompt))[1])
     from workbench.prompts.pictures import open_picture

@@ -49,6 +49,12 @@ def scores() -> pd.DataFrame:
     return wb.score(run(), "deflection", bootstrap=0, permutations=0)
 
 
+@cache
+def traced() -> Any:
+    pair = wb.load_prompts("planted", split="test", n=2)
+    return wb.trace("planted", pair, components="residual", sources=0, progress=False)
+
+
 def prompt(**wrong: Any) -> wb.Prompt:
     return wb.Prompt(**{"id": "p", "text": "what is this", "label": "safe", **wrong})
 
@@ -160,6 +166,36 @@ TARGETS: dict[str, tuple[Callable[..., Any], dict[str, list[Any]]]] = {
     "find": (
         lambda **wrong: wb.sweep(tiny(), prompts(), engine="find", engine_options=wrong, progress=False),
         {"directions": [0, *COUNTS], "k": [0, *COUNTS], "rule": NAMES, "criterion": NAMES, "level": SHARES},
+    ),
+    "trace": (
+        lambda **wrong: wb.trace(**{"model": tiny(), "prompts": prompts()[:2], "progress": False, **wrong}),
+        {
+            "model": THINGS,
+            "prompts": [None, 3, True, [], {}, object(), LONE, "nonsense"],
+            "components": [*NAMES[:4], [], ["nonsense"], None, object()],
+            "heads": HEADS,
+            "sources": [-1, 1.5, NAN, INF, "3", True, [1], 10**30, LONE, object(), None],
+            "window": [-1, 1.5, NAN, "3", True, 10**30, object()],
+            "out": PATHS,
+            "rows": [0, *COUNTS],
+            "on_error": [*NAMES, None],
+            "progress": FLAGS,
+        },
+    ),
+    "open_trace": (lambda path: wb.open_trace(path), {"path": [None, *PATHS, "nonsense.zarr"]}),
+    "plot.trace": (
+        lambda **wrong: wb.plot.trace(**{"trace": traced(), **wrong}),
+        {
+            "trace": [*THINGS, run()],
+            "component": [*NAMES, None],
+            "value": [*NAMES, None],
+            "direction": [*NAMES, None],
+            "group": [*NAMES, None],
+        },
+    ),
+    "plot.save_trace_figures": (
+        lambda **wrong: wb.plot.save_trace_figures(**{"trace": traced(), "out": "figures", "formats": "svg", **wrong}),
+        {"trace": [*THINGS, run()], "out": [p for p in PATHS if p != "x" * 5000], "formats": ["jpeg", 3, [], None]},
     ),
     "find_heads": (
         lambda **wrong: wb.find_heads(**{"model": tiny(), "prompts": prompts(), "progress": False, **wrong}),

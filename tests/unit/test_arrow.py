@@ -10,10 +10,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "workbench"
 FILES = sorted(PACKAGE.rglob("*.py"))
-ARROW = ("prompts", "models", "runs", "sweeps", "criteria", "finding", "detectors", "replies", "comparison", "attacks")
-ARROW += ("views", "plot", "demo", "studies", "testing", "bench", "cli")
+ARROW = ("prompts", "models", "runs", "sweeps", "criteria", "finding", "tracing", "detectors", "replies")
+ARROW += ("comparison", "attacks", "views")
+ARROW += ("plot", "demo", "studies", "testing", "bench", "cli")
 SIBLINGS = {"sweeps", "criteria"}  # both stand on runs, and neither on the other
-FREE = ("errors", "axes", "checking", "plain")  # below the arrow: everyone may import them
+FREE = ("errors", "axes", "checking", "plain", "registry")  # below the arrow: everyone may import them
 DOORS = {
     "transformer_lens": ("models/bridge.py", "models/families/"),
     "plotly": ("views/",),

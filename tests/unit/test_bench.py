@@ -14,7 +14,7 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.bench import __main__ as bench
-from workbench.bench import jobs, large, peers, real
+from workbench.bench import jobs, large, peers, real, searches
 from workbench.bench.steps import Ledger, Step, run_steps
 from workbench.bench.synthetic import Shape, build, questions, split_heads
 from workbench.bench.timing import Row, Timing, ratio
@@ -191,6 +191,45 @@ def test_the_page_on_real_weights_says_what_was_measured():
     assert "| hooks | 12.0 | 3.00 | a part, × 5.5 |" in page
     assert "needs 2.5 times" in page
     assert "The engines agree" not in page
+    assert "memory" not in page
+    exact.more |= {"used_gib": 1.25, "planned_gib": 1.5}
+    of = {"certain": 4.0, "possible": 7.5, "covered": 0.96}
+    about_search = {"draws": 200, "budget": 0.25, "work": 0.24, "query": of, "value": of | {"possible": 3.0}}
+    searched = [Row(job, "m", "sensitivity", 0, 0, 0.975, more=about_search) for job in ("find", "find_live")]
+    timed = Row("find_time", "m", "transformer_lens", 9, 9, ratio=41.5, more={"prompts": 200, "cells": 8, "work": 0.1})
+    bare = Row("vocabulary", "m", "deflection", 8, 8, ratio=0.91)
+    page = real.as_page(about, [exact, bare, *searched, timed])
+    assert "used 1.25 GiB of memory at the most, and 1.5 GiB were planned" in page
+    assert "is 9 % of a sweep here" in page
+    line = "| m | sensitivity | 200 | 0.25 | 0.240 | 97.5 % | 4.0 / 4.0 | 7.5 / 3.0 | 96.0 / 96.0 % |"
+    assert page.count(line) == 2
+    assert "takes 41.5 times as long" in page
+
+
+def test_the_parts_of_a_split_head_have_the_map_of_the_split_model(model, asked):
+    wide = split_heads(model, 3)
+    mine = searches.split_map(model, [model.encode(prompt) for prompt in asked[:3]], wide)
+    exact = sweep(wide, asked[:3], measures=("deflection",), progress=False).deflection.values
+    np.testing.assert_allclose(mine, exact, atol=1e-3)
+    assert exact.max() > 1
+
+
+def test_live_searches_are_judged_as_replayed_ones(asked):
+    uneven = build(SMALL, name="uneven", uneven=True)
+    exact = sweep(uneven, asked, measures=("deflection",), progress=False).deflection.values
+    known = searches.stored(uneven, asked, exact)
+    live = {row.engine: row for row in searches.live("m", uneven, asked, exact, each=3)}
+    for rule in searches.ASKED:
+        assert live[rule].more["draws"] == (3 if rule == "sensitivity" else 2)
+        assert live[rule].agreement == 1.0
+    assert len(list(searches.replayed("m", known, 3, draws=4, budgets=(0.9,)))) == 3
+
+
+def test_a_run_of_one_step_keeps_what_others_measured(tmp_path):
+    first = Ledger(Console(file=io.StringIO()), tmp_path / "real.json")
+    first.add(Row("check", "m", "workbench check", 0, 0, more={"step": "check"}))
+    assert [row.job for row in Ledger(first.console, tmp_path / "real.json").stored()] == ["check"]
+    assert not Ledger(first.console, tmp_path / "none.json").stored()
 
 
 def test_the_published_numbers_fit_the_prompts_beside_them():

@@ -120,7 +120,21 @@ def test_what_needs_no_model_is_said_before_anything_heavy_is_imported(words, st
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "score", "models", "check", "compare", "arena", "attack", "faithfulness", "detect", "data"]
+    "command",
+    [
+        "demo",
+        "score",
+        "models",
+        "check",
+        "compare",
+        "arena",
+        "attack",
+        "faithfulness",
+        "detect",
+        "data",
+        "find",
+        "study",
+    ],
 )
 def test_every_table_can_be_had_as_json(monkeypatch, capsys, command):
     assert "--json" in run(monkeypatch, capsys, command, "--help")[1]
@@ -132,6 +146,8 @@ def test_json_is_all_that_is_printed_and_quiet_prints_nothing(monkeypatch, capsy
     assert run(monkeypatch, capsys, "check", "llama", "--tiny", "--quiet")[:2] == (0, "")
     status, out, _ = run(monkeypatch, capsys, "models", "--json")
     assert "llava" in {row["family"] for row in json.loads(out)}
+    status, out, _ = run(monkeypatch, capsys, "study", "list", "--json")
+    assert {"study", "asks", "needs"} == set(json.loads(out)[0])
     assert "Known limits" in run(monkeypatch, capsys, "models")[1], "the console speaks again"
 
 

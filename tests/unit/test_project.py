@@ -261,7 +261,7 @@ def test_the_walk_through_to_a_detector_works(monkeypatch, tmp_path):
     from tests.unit.planted_parts import labels, model, prompts, split
     from workbench import detectors
 
-    monkeypatch.setattr(detectors, "DETECTORS", dict(detectors.DETECTORS))
+    monkeypatch.setitem(detectors.DETECTORS, "refusal-odds", None)  # and is taken out again afterwards
     walk_through("the detector")
     detector = detectors.make_detector("refusal-odds").fit(model(), prompts())
     assert (detector.predict(model(), split("test")) == labels(split("test"))).all()

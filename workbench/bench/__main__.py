@@ -21,9 +21,11 @@ from rich.table import Table  # noqa: E402
 
 from workbench.bench import jobs, peers  # noqa: E402
 from workbench.bench.large import Large  # noqa: E402
+from workbench.bench.real import Real  # noqa: E402
 from workbench.bench.steps import Ledger, run_steps  # noqa: E402
 from workbench.bench.synthetic import POCKET, SHAPES, build, questions, split_heads  # noqa: E402
 from workbench.bench.timing import Row  # noqa: E402
+from workbench.bench.weights import smollm2  # noqa: E402
 from workbench.models.loading import DTYPES, load_model  # noqa: E402
 from workbench.prompts import load_prompts  # noqa: E402
 from workbench.views.figures.bench import save_growth  # noqa: E402
@@ -35,6 +37,9 @@ JOBS = ("exact_map", "shared_image", "find_top5", "probes", "growth")
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer prompts and repeats: under three minutes.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    model: Annotated[
+        str, typer.Option(help="pocket, or real: SmolLM2's exact map, heads found, and peers.")
+    ] = "pocket",
     shape: Annotated[
         str, typer.Option(help="pocket, or 7b-like: a large random model, step by step within --minutes.")
     ] = "pocket",
@@ -54,7 +59,11 @@ def main(
     if shape != "pocket":
         large(shape, device, dtype, minutes, json_file)
         return
-    found = small(chosen, quick=quick)
+    if model not in ("pocket", "real"):
+        raise typer.BadParameter(f"--model is pocket or real; got {model!r}.")
+    if "nnsight" not in peers.available():
+        console.print("nnsight is not installed here (pip install 'lvlm-workbench[peers]'), so its rows are left out.")
+    found = small(chosen, quick=quick) if model == "pocket" else real(chosen, quick=quick)
     show(row for row in found if row.job != "growth")
     if growing := [row for row in found if row.job == "growth"]:
         show_growth(growing)
@@ -83,12 +92,21 @@ def large(shape: str, device: str, dtype: str, minutes: float, json_file: Path |
     return ledger
 
 
+def real(chosen: list[str], *, quick: bool) -> list[Row]:
+    """The jobs on SmolLM2, on raw text."""
+    of, repeats, names = Real(smollm2()), 1 if quick else 3, peers.available()
+    found: list[Row] = []
+    if "exact_map" in chosen:
+        found += jobs.exact_map(of.model, of.few, repeats=repeats, peer_names=names, part=24, naive=0)
+    if "find_top5" in chosen:
+        asked = jobs.alike(of.model, of.prompts, 12 if quick else 40)
+        found += jobs.find_top5(of.model, asked, repeats=1, peer_names=["transformer_lens"], part=4)
+    return found
+
+
 def small(chosen: list[str], *, quick: bool) -> list[Row]:
     """The jobs on Pocket and shapes like it."""
-    repeats = 1 if quick else 3
-    names = ["transformer_lens", "hooks", *(["nnsight"] if peers.has_nnsight() else [])]
-    if "nnsight" not in names:
-        console.print("nnsight is not installed here (pip install 'lvlm-workbench[peers]'), so its rows are left out.")
+    repeats, names = 1 if quick else 3, peers.available()
     found: list[Row] = []
     if "exact_map" in chosen:
         model, prompts = load_model("pocket", device="cpu"), load_prompts("pocket", n=104)

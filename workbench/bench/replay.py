@@ -4,8 +4,9 @@ Nothing here runs a model: the cells that a search asks for are looked up. So a 
 hundreds of times, each time on another part of the prompts, taken in another order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from workbench.criteria.ranking import best_cells, rule_values
 from workbench.finding.order import search_order
 from workbench.finding.prices import work_of
 from workbench.finding.search import CERTAIN, EXCLUDED, POSSIBLE, Findings, Question, search
+
+ROUNDING = 1e-4  # degrees and such: runs are stored in float32
 
 
 @dataclass(frozen=True)
@@ -57,31 +60,37 @@ def replay(
     """
     rows = []
     for draw in range(draws):
-        random = np.random.default_rng([seed, draw])
-        classes = (np.flatnonzero(stored.unsafe), np.flatnonzero(~stored.unsafe))
-        part = np.sort(np.concatenate([random.choice(of, each, replace=False) for of in classes]))
+        part = draw_part(stored.unsafe, each, draw, seed)
         found = replayed(stored, part, Question(k, rule, level, budget, draw))
-        exact, unsafe = stored.exact[part], stored.unsafe[part]
-        truth = rule_values(exact, unsafe, rule)
-        plain = exact[unsafe].mean(0) - (exact[~unsafe].mean(0) if rule == "selectivity" else 0)
-        for number, values in enumerate(truth):
-            first = np.zeros(values.shape, dtype=bool)
-            first[tuple(np.transpose(best_cells(values, k)))] = True
-            status = found.status[number]
-            valued = np.isfinite(found.value[number])
-            inside = (found.low[number] <= plain[number] + 1e-9) & (plain[number] <= found.high[number] + 1e-9)
-            rows.append(
-                {
-                    "draw": draw,
-                    "projection": number,
-                    "right": not (first & (status == EXCLUDED)).any() and not (~first & (status == CERTAIN)).any(),
-                    "certain": int((status == CERTAIN).sum()),
-                    "possible": int((status == POSSIBLE).sum()),
-                    "covered": float(inside[valued].mean()),
-                    "work": found.spent,
-                }
-            )
+        for row in judged(found, stored.exact[part], stored.unsafe[part], rule, k):
+            rows.append({"draw": draw, **row})
     return pd.DataFrame(rows)
+
+
+def draw_part(unsafe: np.ndarray, each: int, draw: int, seed: int = 0) -> np.ndarray:
+    """Places of `each` unsafe and `each` safe prompts drawn at random, in order."""
+    random = np.random.default_rng([seed, draw])
+    classes = (np.flatnonzero(unsafe), np.flatnonzero(~unsafe))
+    return np.sort(np.concatenate([random.choice(of, each, replace=False) for of in classes]))
+
+
+def judged(found: Findings, exact: np.ndarray, unsafe: np.ndarray, rule: str, k: int) -> Iterator[dict[str, Any]]:
+    """A search held against exact strengths `[prompt, projection, layer, head]` of the same prompts, by projection."""
+    plain = exact[unsafe].mean(0) - (exact[~unsafe].mean(0) if rule == "selectivity" else 0)
+    for number, values in enumerate(rule_values(exact, unsafe, rule)):
+        first = np.zeros(values.shape, dtype=bool)
+        first[tuple(np.transpose(best_cells(values, k)))] = True
+        status = found.status[number]
+        valued = np.isfinite(found.value[number])
+        low, high = found.low[number] - ROUNDING, found.high[number] + ROUNDING
+        yield {
+            "projection": number,
+            "right": not (first & (status == EXCLUDED)).any() and not (~first & (status == CERTAIN)).any(),
+            "certain": int((status == CERTAIN).sum()),
+            "possible": int((status == POSSIBLE).sum()),
+            "covered": float(((low <= plain[number]) & (plain[number] <= high))[valued].mean()),
+            "work": found.spent,
+        }
 
 
 def replayed(stored: Stored, part: np.ndarray, ask: Question) -> Findings:

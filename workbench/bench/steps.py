@@ -63,6 +63,12 @@ class Ledger:
     about: dict[str, Any] = field(default_factory=dict)
     found: list[Row] = field(default_factory=list)
 
+    def stored(self) -> list[Row]:
+        """Rows that an earlier run left in the file."""
+        if self.file is None or not self.file.exists():
+            return []
+        return [Row(**row) for row in json.loads(self.file.read_text())["rows"]]
+
     def add(self, row: Row) -> None:
         """Print a row, and write all rows so far."""
         self.found.append(row)

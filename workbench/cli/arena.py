@@ -8,12 +8,12 @@ import typer.core
 from rich.console import Console
 from rich.text import Text
 
+from workbench.cli.app import console
 from workbench.cli.options import Device, Dtype, Json, ModelName, Quiet, Seed, Template, listed
 from workbench.cli.prompts import chosen, say_caveats, with_prompts
 from workbench.plain import plain
 
 WIDTH = 80
-console = Console()
 
 
 class Contest(typer.core.TyperCommand):
@@ -43,6 +43,13 @@ def arena(
     ] = "one-head,ships,sahs,hidden-detect",
     guards: Annotated[Any, listed("Comma-separated, or none. Of {guards}.")] = "none",
     judges: Annotated[Any, listed("Of exact, phrases and ships-2025, one or two; by default what fits.")] = "auto",
+    controls: Annotated[
+        int,
+        typer.Option(help="Draws of random heads; with any, also what masking each detector's heads does."),
+    ] = 0,
+    run: Annotated[
+        str | None, typer.Option(help="A stored run of these prompts, all heads: what it holds is not swept again.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for arena.csv, times.csv, differences.csv, arena.tex and the figure.")
     ] = None,
@@ -58,7 +65,7 @@ def arena(
     """Every detector and guard on the same test prompts: detection, false alarms, attack success, refusals, time.
 
     Detectors are fitted on the selection and threshold prompts and share one look at every prompt. Stopped at any
-    moment while heads are masked, the same command with the same --out goes on.
+    moment, the same command with the same --out goes on: sweeps and replies are kept there.
     """
     from workbench.comparison import arena as run_arena
     from workbench.comparison import grid
@@ -68,20 +75,27 @@ def arena(
     from workbench.prompts.caveats import caveats
     from workbench.views.figures.arena import save_arena
 
+    kept = f" The same command goes on with what {plain(out)} holds." if out is not None else ""
     asked = [name for wanted in detectors for name in (grid() if wanted == "grid" else (wanted,))]
     given = chosen(prompts, seed)
-    table = run_arena(
-        load_model(model, template=template, dtype=dtype, device=device),
-        given,
-        asked,
-        () if guards == ["none"] else guards,
-        judges=() if judges == ["auto"] else judges,
-        max_new_tokens=max_new_tokens,
-        bootstrap=bootstrap,
-        out=out,
-        progress=not (quiet or json),
-        seed=seed,
-    )
+    try:
+        table = run_arena(
+            load_model(model, template=template, dtype=dtype, device=device),
+            given,
+            asked,
+            () if guards == ["none"] else guards,
+            judges=() if judges == ["auto"] else judges,
+            controls=controls,
+            max_new_tokens=max_new_tokens,
+            bootstrap=bootstrap,
+            run=run,
+            out=out,
+            progress=not (quiet or json),
+            seed=seed,
+        )
+    except KeyboardInterrupt:
+        Console(stderr=True).print(f"Stopped.{kept}", highlight=False, markup=False)
+        raise typer.Exit(130) from None
     if json:
         console.out(table.to_json(orient="records", double_precision=15), highlight=False)
     quiet = quiet or json

@@ -12,9 +12,11 @@ from rich.text import Text
 from workbench.axes import Head, as_heads
 from workbench.cli.masks import mask_from
 from workbench.cli.prompts import Asked, chosen, say_caveats
-from workbench.comparison.breakdown import compare
+from workbench.comparison.arena_tables import arena_tables
+from workbench.comparison.breakdown import compare, save_breakdown
+from workbench.comparison.differences import differences_of
 from workbench.comparison.findings import findings
-from workbench.comparison.tables import breakdown_tables, graded_table, left_out_table, measures_table
+from workbench.comparison.tables import graded_table, ingredients_table, left_out_table, measures_table
 from workbench.criteria.detection import leave_one_family_out
 from workbench.detectors import DETECTORS, load_detector, make_detector
 from workbench.detectors.calibration import stand_ins
@@ -58,8 +60,6 @@ def compare_command(
 
     The first of `judges` decides what counts as an answer; with a second one, their agreement is printed.
     """
-    if not 1 <= len(judges) <= 2:
-        raise DetectorError(f"One judge or two; got {len(judges)}.")
     if out is not None:
         check_writable(out)
     stored = open_run(run)
@@ -71,29 +71,27 @@ def compare_command(
         rules=rules,
         n_heads=n_heads,
         controls=controls,
-        judge=judges[0],
-        second_judge=judges[1] if len(judges) > 1 else None,
+        judges=judges,
         bootstrap=bootstrap,
+        progress=not console.quiet,
         seed=seed,
     )
     _widen(console)
     say_caveats(console, caveats_of(stored))
-    for table in breakdown_tables(found):
+    for table in [*arena_tables(found, width=console.width), ingredients_table(differences_of(found))]:
         console.print(table)
-    _say(console, f"Splits: {found.splits}. Intervals are 95 %; the range of random heads is over their draws.", "dim")
+    splits, agreement = found.attrs["splits"], found.attrs.get("agreement")
+    _say(console, f"Splits: {splits}. Intervals are 95 % and stand in the table that --out writes.", "dim")
     for sentence in findings(found):
         _say(console, f"- {sentence}")
-    if found.agreement is not None:
-        _say(
-            console,
-            "- {} and {} agree on {rate:.0%} of {n} replies, kappa {kappa:.2f}.".format(*judges, **found.agreement),
-        )
-    for why in found.left_out:
-        _say(console, f"Left out: {why}", "dim")
+    if agreement is not None:
+        _say(console, "- {} and {} agree on {rate:.0%} of {n} replies, kappa {kappa:.2f}.".format(*judges, **agreement))
+    for name, why in found.attrs["left_out"].items():
+        _say(console, f"Left out: {name}: {why}", "dim")
     if out is not None:
-        for path in found.save(out):
+        for path in save_breakdown(found, out):
             _say(console, f"Written: {path}")
-    return found.table
+    return found
 
 
 def detect_command(

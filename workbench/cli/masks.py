@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from workbench.cli.prompts import NAMES, chosen
+from workbench.cli.prompts import chosen
 from workbench.errors import MaskError
 from workbench.models.forms import FROM_PROMPTS, Mask
 from workbench.models.sources import KEYS
@@ -50,5 +50,5 @@ def _array(path: Path) -> Any:
     except (OSError, ValueError, EOFError) as error:
         raise MaskError(
             f"--mask-source of this form is a .npy file of numbers [layer, head, d_head]; {path} could not be read as "
-            f"one ({type(error).__name__}). Prompts ({NAMES}) are for interchange, mean and resample."
+            f"one ({type(error).__name__}). Prompts are for interchange, mean and resample."
         ) from error

@@ -53,10 +53,6 @@ ModelName = Annotated[
 Template = Annotated[
     str, typer.Option(help="chat (the model's own), raw (no template), a Jinja template, or a file with one.")
 ]
-OwnPrompts = Annotated[
-    str | None,
-    typer.Option("--prompts", "-p", help="As for workbench sweep; an embedded model's own world by default."),
-]
 OtherModels = Annotated[
     list[str], typer.Option("--other", help="Another model, as often as needed; beside an embedded one its relatives.")
 ]

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -70,6 +70,8 @@ class Asked:
 
     def load(self, seed: int = 0) -> "PromptSet":
         """The prompts; several sets as one, in which each prompt keeps its source."""
+        if not self.names:
+            raise WorkbenchError("Options that say which prompts are meant need the prompts: give --prompts.")
         from workbench.prompts import load_prompts, mix
         from workbench.prompts.splits import sample_prompts
 
@@ -87,6 +89,10 @@ class Asked:
         prompts = mix(*sets, per_source=self.per_source, seed=seed)
         return prompts if self.n is None else sample_prompts(prompts, self.n, seed=seed)
 
+    def beside(self, name: str) -> "Asked":
+        """Another set, read with the same options, all of it."""
+        return replace(self, names=[name], split=None, per_source=None, n=None)
+
     def _part(self, name: str) -> str | None:
         """The part that is meant for a set: what was given for it by name, or for all."""
         of = dict((text.partition("=")[::2] if "=" in text else ("", text)) for text in self.part)
@@ -99,7 +105,8 @@ def chosen(prompts: "str | Asked", seed: int = 0) -> "PromptSet":
 
 
 def with_prompts(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose parameter `prompts` is a set or several with their options, and comes as `Asked`; or as None.
+    """A command whose parameter `prompts` is a set or several with their options, and comes as `Asked`; or as None,
+    where neither a set nor an option was given.
 
     Options that the command has by itself stay its own.
     """
@@ -111,7 +118,8 @@ def with_prompts(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(**given: Any) -> Any:
         options = {name: given.pop(name) for name in added}
         names = given.pop("prompts")
-        return command(prompts=Asked(names, **options) if names else None, **given)
+        said = names or any(value != OPTIONS[name][1] for name, value in options.items())
+        return command(prompts=Asked(names, **options) if said else None, **given)
 
     needed = before.default is inspect.Parameter.empty
     default = inspect.Parameter.empty if needed else [] if before.default is None else [before.default]

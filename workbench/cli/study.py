@@ -1,20 +1,26 @@
 """What `workbench study` does: list the studies, or make some and write them into a folder."""
 
+import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+import typer
 from rich.console import Console
 from rich.text import Text
 
+from workbench.cli.prompts import Asked, say_caveats
 from workbench.errors import StudyError, WorkbenchError
 from workbench.models.loading import EMBEDDED, PLANTED, load_model
 from workbench.plain import plain
-from workbench.prompts import load_prompts
+from workbench.prompts.caveats import caveats
 from workbench.studies import STUDIES, Material, Study, StudyRecord, list_studies, make_study
 from workbench.studies.pages import store, stored, write_page
 
 ALL, LIST = "all", "list"
+log = logging.getLogger(__name__)
 
 
 def study_command(
@@ -22,35 +28,38 @@ def study_command(
     name: str,
     *,
     model: str,
-    prompts: str | None = None,
+    prompts: str | Asked | None = None,
     other: Sequence[str] = (),
     other_prompts: Sequence[str] = (),
     out: Path = Path("studies"),
     runs: Path | None = None,
-    n: int | None = None,
     template: str = "chat",
-    quiet: bool = False,
+    progress: bool = True,
     seed: int = 0,
-) -> list[Study]:
+) -> pd.DataFrame:
     """Print the list of studies; or make one, or all, and write each as soon as it is made.
 
     What the folder holds already, made of the same material, is taken as it is; sweeps are kept in `runs`.
+
+    Returns:
+        The list (`study`, `asks`, `needs`); or a row a study made: `study`, `says`, and `table`, its rows as records.
     """
-    errors = Console(stderr=True, quiet=quiet)
+    errors = Console(stderr=True, quiet=not progress)
     if name == LIST:
-        show_studies(console)
-        return []
+        return show_studies(console)
     if name != ALL and name not in STUDIES:
         raise StudyError(f"There is no study {plain(name)!r}. There are {', '.join(STUDIES)}; or {ALL}, or {LIST}.")
     loaded = load_model(model, template=template)
-    asked = load_prompts(prompts or _world(model), n=n, seed=seed)
+    given = Asked([prompts]) if isinstance(prompts, str) else prompts or Asked([])
+    asked = (given if given.names else replace(given, names=[_world(model)])).load(seed)
+    say_caveats(errors, caveats(asked))
     beside = [*other] if other else _relatives(model)
     if beside and not other:
         errors.print(f"Other models, where a study takes some: {', '.join(beside)}.", highlight=False)
     others = [load_model(one, template=template) for one in beside]
-    sets = [load_prompts(one, seed=seed) for one in other_prompts]
+    sets = [given.beside(one).load(seed) for one in other_prompts]
     kept = runs or out.with_name(out.name + "-runs")
-    material = Material(loaded, asked, [*others, *sets], runs=kept, seed=seed, progress=not quiet)
+    material = Material(loaded, asked, [*others, *sets], runs=kept, seed=seed, progress=progress)
     made, left_out = [], {}
     chosen = list_studies() if name == ALL else [STUDIES[name]]
     began, done = time.monotonic(), 0.0
@@ -59,25 +68,35 @@ def study_command(
         errors.print(Text(f"[{number}/{len(chosen)}] {record.name}: {record.asks}{left}", style="bold"))
         try:
             made.append(_made(record, material, out))
-        except WorkbenchError as error:
+        except KeyboardInterrupt:
+            errors.print(f"Stopped. What is finished lies in {plain(out)} and {plain(kept)}; the same call goes on.")
+            raise typer.Exit(130) from None
+        except Exception as error:  # one that breaks keeps none of the others from being made
             if name != ALL:
                 raise
-            left_out[record.name] = str(error)
-            errors.print(Text(f"  left out: {plain(error)}", style="dim"))
+            log.info("%s broke.", record.name, exc_info=True)
+            kind = "" if isinstance(error, WorkbenchError) else f"{type(error).__name__}: "
+            left_out[record.name] = f"{kind}{error}"
+            errors.print(Text(f"  left out: {plain(left_out[record.name])}", style="dim"))
             continue
         finally:
             done += record.cost
         console.print(Text(plain(f"{record.name}: {made[-1].says}")), soft_wrap=True)
     page = write_page(_in_folder(made, material, out), left_out, out)
     console.print(Text(plain(f"Written: {page}")), soft_wrap=True)
-    return made
+    rows = [{"study": one.name, "says": one.says, "table": one.table.to_dict("records")} for one in made]
+    return pd.DataFrame(rows, columns=["study", "says", "table"])
 
 
-def show_studies(console: Console) -> None:
+def show_studies(console: Console) -> pd.DataFrame:
     """One study a line, its name first: what it asks, and what it needs besides a model and prompts."""
+    rows = []
     for record in list_studies():
-        needs = f" [needs {'; '.join(need.words for need in record.needs)}]" if record.needs else ""
-        console.print(Text(f"{record.name:16} {record.asks}{needs}"), soft_wrap=True)
+        needs = "; ".join(need.words for need in record.needs)
+        rows.append({"study": record.name, "asks": record.asks, "needs": needs})
+        said = f" [needs {needs}]" if needs else ""
+        console.print(Text(f"{record.name:16} {record.asks}{said}"), soft_wrap=True)
+    return pd.DataFrame(rows)
 
 
 def _made(record: StudyRecord, material: Material, out: Path) -> Study:

@@ -106,7 +106,7 @@ def _pair(text: str) -> tuple[str, Any]:
     """Name and value of an engine's option; a value that is no number or list is taken as it is written."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise WorkbenchError(f"--option takes NAME=VALUE, such as best=16; got {text!r}.")
+        raise WorkbenchError(f"--option takes NAME=VALUE, such as k=3; got {text!r}.")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

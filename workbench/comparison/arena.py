@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from workbench.checking import Converted, Seed, Whole, checked
+from workbench.comparison.causal_rows import CausalMeasures
 from workbench.comparison.differences import difference_table
 from workbench.comparison.entrants import Entrant, entrants, fit_all, score_all
 from workbench.comparison.guarded import Answers, made_guard
@@ -19,9 +21,12 @@ from workbench.detectors.cost import cost_of_each, passes
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
+from workbench.prompts.caveats import caveats
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
 from workbench.replies.guards import Guard
+from workbench.runs.origin import check_model, prompts_of
+from workbench.runs.reading import SomeRun
 from workbench.sweeps.sweep import SomePrompts
 
 DETECTORS = ("one-head", "ships", "sahs", "hidden-detect")
@@ -30,7 +35,7 @@ COSTED = 8  # test prompts on which passes and times are measured
 TIMED = "milliseconds"
 
 
-def _several(value: Any) -> tuple[Any, ...]:
+def as_several(value: Any) -> tuple[Any, ...]:
     """One name, object or function as a tuple of one; several as a tuple; None as nobody."""
     if value is None:
         return ()
@@ -46,12 +51,14 @@ def arena(
     model: SomeModel,
     prompts: SomePrompts,
     detectors: Any = DETECTORS,
-    guards: Annotated[Any, Converted(_several)] = (),
+    guards: Annotated[Any, Converted(as_several)] = (),
     *,
-    judges: Annotated[Any, Converted(_several)] = (),
+    judges: Annotated[Any, Converted(as_several)] = (),
+    controls: Annotated[int, Whole(0, 10**6)] = 0,
     max_new_tokens: Annotated[int, Whole(1, 10**6)] = 32,
     bootstrap: Annotated[int, Whole(0, 10**6)] = 1000,
     costed: Annotated[int, Whole(0, 10**6)] = COSTED,
+    run: SomeRun | None = None,
     out: str | Path | None = None,
     progress: bool = False,
     seed: Seed = 0,
@@ -70,10 +77,13 @@ def arena(
         guards: Names or objects; see `workbench.replies.list_guards`. Without any, nothing is generated.
         judges: Of replies: one name or function as in `workbench.replies.judges`, or two. By default `"exact"` where
             every prompt has its expected reply, else `"phrases"`.
+        controls: With draws of matched random heads, replies are also read with the heads of each detector masked, and
+            with these in their place: the rows of `workbench.comparison.causal_rows`.
         max_new_tokens: Length of a reply at most.
         bootstrap: Resamples behind intervals; all detectors share them.
         costed: Test prompts on which passes and times are measured, one at a time; 0 measures none.
-        out: A folder in which the sweep over all heads is stored, so that an interrupted arena goes on.
+        run: A run of these prompts by this model, all heads masked; what it holds is not swept again.
+        out: A folder in which sweeps and replies are kept, so that an interrupted arena goes on.
         progress: Show progress, with the time left.
         seed: Of splits, detectors and resamples.
 
@@ -83,7 +93,8 @@ def arena(
         `workbench.comparison.guarded`, and, of the detector (a guard: beside the plain reply) on single prompts,
         `passes` (forward passes, mean) and `milliseconds` (mean; depends on the machine). In `attrs`: `differences`
         (every detector against chance and every other, `workbench.comparison.differences`, as records), `draws` (of
-        those that draw), `left_out` (who could not be fitted, and why), `splits`, `judges`, `agreement` of two judges,
+        those that draw), `tests` of what masking heads does, `left_out` (who could not be fitted, and why), `splits`,
+        `caveats` (of the prompts, those of `workbench.prompts.caveats`), `judges`, `agreement` of two judges,
         `thresholds` and `stability` by detector, how many test `prompts`, `model`, `weight_hash` and `seed`.
 
     Raises:
@@ -106,17 +117,25 @@ def arena(
         raise DetectorError("There is nobody in the arena. Give detectors, guards, or both.")
     left_out: dict[str, str] = {}
     folder = None if out is None else Path(out)
-    fitted = fit_all(model, asked, calibration, left_out, out=folder, progress=progress)
-    fitted = score_all(model, fitted, test, left_out, progress=progress)
+    assert run is None or isinstance(run, xr.Dataset)  # converted
+    if run is not None:
+        _check_run_of(run, model, prompts)
+    fitted = fit_all(model, asked, calibration, left_out, out=folder, progress=progress, run=run)
+    fitted = score_all(model, fitted, test, left_out, progress=progress, run=run)
     if asked and not fitted:
         why = "; ".join(f"{key}: {reason}" for key, reason in left_out.items())
         raise DetectorError(f"None of the detectors could enter the arena. {why}")
     field = Field(test, bootstrap=bootstrap, seed=seed)
-    rows = [found for entrant in fitted for found in detection_rows(entrant, field)]
+    rows: list[dict] = []
     about: dict[str, Any] = {"agreement": None, "judges": []}
-    if guarding:
+    causal = None
+    if guarding or controls:
         used = judges or (("exact",) if all(p.expected for p in test) else ("phrases",))
-        answers = Answers(model, field, judges=used, max_new_tokens=max_new_tokens, progress=progress)
+        file = None if folder is None else folder / "replies.jsonl"
+        answers = Answers(model, field, judges=used, max_new_tokens=max_new_tokens, progress=progress, file=file)
+        if controls:
+            how: dict[str, Any] = {"judge": used[0], "max_new_tokens": max_new_tokens, "plain": answers.plain}
+            causal = CausalMeasures(model, test, controls=controls, seed=seed, progress=progress, **how)
         rows += answers.rows(guarding, fitted, left_out)
         about |= {
             "agreement": answers.agreement,
@@ -124,21 +143,55 @@ def arena(
         }
         rows += _guard_costs(model, guarding, field, answers.plain, costed, max_new_tokens, left_out)
     rows += [found for entrant in fitted for found in _costs(model, entrant, field, costed)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table.attrs = {
+    if not (fitted or rows):
+        why = "; ".join(f"{key}: {reason}" for key, reason in left_out.items())
+        raise DetectorError(f"None of the guards could enter the arena. {why}")
+    table = arena_table(fitted, field, causal, rows)
+    table.attrs |= {
         **about,
-        "differences": difference_table(fitted, field).to_dict("records") if fitted else [],
-        "draws": [found for entrant in fitted for found in _draws(entrant, field)],
         "left_out": left_out,
         "splits": splits,
-        "thresholds": {e.key: float(e.detector.threshold) for e in fitted},
-        "stability": {e.key: e.detector.stability for e in fitted},
-        "prompts": len(test),
+        "caveats": caveats(prompts),
         "model": model.name,
         "weight_hash": model.weight_hash,
         "seed": seed,
     }
     return table
+
+
+def arena_table(
+    fitted: Sequence[Entrant],
+    field: Field,
+    causal: CausalMeasures | None = None,
+    more: Sequence[dict] = (),
+    *,
+    pairs: Sequence[tuple[str, Entrant, Entrant]] | None = None,
+) -> pd.DataFrame:
+    """Rows of detection, of what masking heads does, and `more`; in `attrs` what is known of detectors and pairs."""
+    rows = [found for entrant in fitted for found in detection_rows(entrant, field)]
+    rows += [] if causal is None else causal.rows(fitted)
+    table = pd.DataFrame([*rows, *more], columns=list(COLUMNS))
+    table.attrs = {
+        "differences": difference_table(fitted, field, pairs).to_dict("records") if fitted else [],
+        "draws": [found for entrant in fitted for found in _draws(entrant, field)],
+        "tests": [] if causal is None else causal.tests(fitted),
+        "thresholds": {e.key: float(e.detector.threshold) for e in fitted},
+        "stability": {e.key: e.detector.stability for e in fitted},
+        "prompts": len(field.prompts),
+    }
+    return table
+
+
+def _check_run_of(run: xr.Dataset, model: HookedLVLM, prompts: PromptSet) -> None:
+    """Refuse a run that is not of this model and all of these prompts."""
+    check_model(run, model)
+    swept = {str(id_) for id_ in run["prompt"].values}
+    if lacking := [p.id for p in prompts if p.id not in swept]:
+        raise DetectorError(
+            f"The run holds {len(swept)} prompts, and {len(lacking)} of the {len(prompts)} given are not among them "
+            f"(the first: {lacking[0]!r}). Give a run of all of them, or none."
+        )
+    prompts_of(run.sel(prompt=[p.id for p in prompts]), prompts)
 
 
 def _name_of(judge: Any) -> str:

@@ -14,6 +14,7 @@ from workbench.plain import plain
 # Title of the column, and what its numbers are multiplied by.
 SHOWN: Mapping[str, tuple[str, int]] = {
     "auroc": ("AU\nROC", 1),
+    "auroc_matched": ("mat\nched", 1),
     "detection_rate_kde": ("DR\n%", 100),
     "fpr_kde": ("FPR\n%", 100),
     "tpr_at_1": ("TPR\n1 %", 100),
@@ -25,8 +26,20 @@ SHOWN: Mapping[str, tuple[str, int]] = {
     "passes": ("pas\nses", 1),
     "milliseconds": ("ms", 1),
 }
+# With the detector's heads masked, and random ones in their place.
+MASKED: Mapping[str, tuple[str, int]] = {
+    "attack_success": ("ASR\n%", 100),
+    "attack_success_control": ("ran\ndom", 100),
+    "freed": ("freed\n%", 100),
+    "freed_control": ("ran\ndom", 100),
+    "benign_exact": ("safe\n%", 100),
+    "benign_exact_control": ("ran\ndom", 100),
+    "question_exact": ("ques\ntions", 100),
+    "question_exact_control": ("ran\ndom", 100),
+}
 WORDS = {
     "auroc": "AUROC",
+    "auroc_matched": "matched",
     "detection_rate_kde": "DR %",
     "fpr_kde": "FPR %",
     "tpr_at_1": "TPR at 1 %",
@@ -37,39 +50,48 @@ WORDS = {
     "benign_quality_flagged": "quality",
     "passes": "passes",
 }
-SOURCE_MEASURES = {"detection_rate_kde": "Flagged unsafe prompts, %", "fpr_kde": "Flagged safe prompts, %"}
+PARTS = {
+    "detection_rate_kde": ("Flagged unsafe prompts, %", 100),
+    "fpr_kde": ("Flagged safe prompts, %", 100),
+    "auroc_matched": ("AUROC against safe prompts of the same {}", 1),
+}
 LEVEL = 0.05
 
 
-def pivot(table: pd.DataFrame) -> pd.DataFrame:
+def pivot(table: pd.DataFrame, measures: Mapping[str, tuple[str, int]] = SHOWN) -> pd.DataFrame:
     """Detectors in order × measures, over all test prompts."""
-    whole = table[(table["source"] == "all") & (table["family"] == "all")]
+    whole = table[(table["source"] == "all") & (table["family"] == "all") & table["measure"].isin(list(measures))]
     wide = whole.pivot(index="detector", columns="measure", values="value")
-    return wide.reindex(index=list(dict.fromkeys(whole["detector"])), columns=[m for m in SHOWN if m in wide])
+    return wide.reindex(index=list(dict.fromkeys(whole["detector"])), columns=[m for m in measures if m in wide])
 
 
-def by_source(table: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """Detectors in order × sources, for one measure."""
-    rows = table[(table["family"] == "all") & (table["measure"] == measure)]
-    wide = rows.pivot(index="detector", columns="source", values="value")
+def by_part(table: pd.DataFrame, measure: str, part: str) -> pd.DataFrame:
+    """Detectors in order × sources, or × families of the only source, and all of them; for one measure."""
+    everything = (table["source"] == "all") & (table["family"] == "all")
+    inner = (table["source"] != "all") & ((table["family"] == "all") == (part == "source"))
+    rows = table[(everything | inner) & (table["measure"] == measure)]
+    wide = rows.pivot(index="detector", columns=part, values="value")
     order = ["all", *sorted(set(wide) - {"all"})]
     return wide.reindex(index=list(dict.fromkeys(rows["detector"])), columns=[name for name in order if name in wide])
 
 
 def arena_tables(table: pd.DataFrame, *, width: int = 80) -> list[Table]:
-    """The whole at a glance, and flagged prompts by source where there are several; none wider than `width`."""
-    wide = pivot(table)
-    titles = {m: SHOWN[m] for m in wide}
-    tables = list(_tables("The arena, all test prompts", wide, titles, width))
-    for measure, title in SOURCE_MEASURES.items():
-        sources = by_source(table, measure)
-        if len(sources.columns) > 2:
-            tables += _tables(title, sources, {name: (_folded(name), 100) for name in sources}, width)
+    """The whole at a glance; prompts by source or, of one, by family; and what masking does. No wider than `width`."""
+    tables = [*_tables("The arena, all test prompts", pivot(table), SHOWN, width)]
+    part = "source" if len(set(table["source"]) - {"all"}) > 1 else "family"
+    for measure, (title, scale) in PARTS.items():
+        wide = by_part(table, measure, part)
+        if len(wide.columns) > 2:
+            tables += _tables(title.format(part), wide, {name: (_folded(name), scale) for name in wide}, width)
+    if "attack_success" in set(table["measure"]):
+        masked = pivot(table, MASKED)
+        tables += _tables("With the detector's heads masked, or random ones", masked, MASKED, width)
     return tables
 
 
 def _tables(title: str, wide: pd.DataFrame, columns: Mapping[str, tuple[str, int]], width: int) -> Iterator[Table]:
     """As many tables as it takes for every column to fit beside the names."""
+    columns = {name: columns[name] for name in wide}
     cells = {name: [_number(v * scale, scale) for v in wide[name]] for name, (_, scale) in columns.items()}
     widths = {n: 1 + max(map(len, [*columns[n][0].split("\n"), *cells[n]])) for n in columns}
     names = [plain(key) for key in wide.index]
@@ -106,11 +128,15 @@ def _number(value: float, scale: int) -> str:
 
 
 def latex(table: pd.DataFrame) -> str:
-    r"""The pivot as a LaTeX table (booktabs), with 95 % intervals; `\input` it as it is."""
+    r"""The pivot as a LaTeX table (booktabs), with 95 % intervals; `\input` it as it is.
+
+    What is to be known of the prompts stands at its head, in comments.
+    """
     whole = table[(table["source"] == "all") & (table["family"] == "all")].set_index(["detector", "measure"])
     wide = pivot(table).drop(columns="milliseconds", errors="ignore")
     titles = [WORDS[m] for m in wide]
     lines = [
+        *(f"% Mind: {plain(sentence)}" for sentence in table.attrs.get("caveats", ())),
         r"\begin{tabular}{l" + "r" * len(wide.columns) + "}",
         r"\toprule",
         " & ".join(["detector", *map(_escaped, titles)]) + r" \\",

@@ -1,89 +1,58 @@
-"""The breakdown: measure × rule × projection × number of heads, on the same prompts of one stored run.
+"""`compare`: the arena on a stored run, for the detectors that measure × rule × projection × number of heads make.
 
-Fitted detectors, guards and time are the arena's (`workbench.comparison.arena`); this needs no model, and with one it
-says what masking the chosen heads does. Heads are chosen on the selection split, thresholds set on the threshold split,
-and everything else measured on the test split.
+It needs no model; with one it also says what masking the heads of each does. Heads are chosen on the selection split,
+thresholds set on the threshold split, and everything else is measured on the test split.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 
-from workbench.comparison.candidates import KEYS, Candidate, candidates
+from workbench.axes import head_names
+from workbench.checking import Converted, Seed, Whole, checked
+from workbench.comparison.arena import arena_table, as_several
 from workbench.comparison.causal_rows import CausalMeasures
-from workbench.criteria import statistics
+from workbench.comparison.differences import differences_of
+from workbench.comparison.entrants import PROBES, Entrant, entrants, grid, noted
+from workbench.comparison.measures import COLUMNS, Field
 from workbench.criteria.controls import CONTROLS
 from workbench.detectors.calibration import stand_ins
-from workbench.detectors.evaluation import measure_row, score_measures
-from workbench.errors import CriterionError
+from workbench.detectors.masked_heads import MaskedHeadsDetector
+from workbench.errors import CriterionError, DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.plain import check_writable, write_table
 from workbench.prompts.prompt import Prompt
-from workbench.replies.judges import Judge, judge_agreement
-from workbench.runs.reading import RunLike
+from workbench.replies.judges import judge_agreement
+from workbench.runs.origin import check_model, mask_of, prompts_of
+from workbench.runs.reading import SomeRun, caveats_of
 from workbench.runs.splits import in_split, with_splits
 
-COLUMNS = (*KEYS, "heads", "threshold", "measure", "family", "value", "ci_low", "ci_high", "n")
-TEST_COLUMNS = (*KEYS, "heads", "test", "p_value", "sets")
 CRITERIA = ("deflection", "ships", "probe")
 RULES = ("sensitivity", "selectivity", "auroc", "layer_matched")
 N_HEADS = (1, 3, 5)
+KEYS = ("criterion", "rule", "projection", "n_heads")
+Ingredients = tuple[str, str, str, int]
 
 
-@dataclass(frozen=True, eq=False)
-class Breakdown:
-    """What `compare` found.
-
-    Attributes:
-        table: One row a detector × measure × family: criterion, rule, projection, n_heads, heads, threshold, measure,
-            family, value, ci_low, ci_high, n. The measures are those of `workbench.criteria.detection.detection_table`,
-            with `auroc_matched` also for `all` (mean over families), and with a model those of
-            `workbench.comparison.causal_rows`.
-        ingredients: What each ingredient adds: one row a pair of detectors that differ in nothing else: ingredient,
-            criterion, rule, projection, n_heads (of the pair; the differing one is written `a - b`), measure,
-            difference of AUROC (a − b), ci_low and ci_high (95 %, paired bootstrap).
-        left_out: Detectors without a row, and why.
-        splits: Where the splits come from.
-        agreement: With two judges, how far they agree on the replies to the test prompts, no head masked: see
-            `workbench.replies.judges.judge_agreement`. None otherwise.
-        tests: With a model, whether masking the heads of a detector does more than masking random heads, corrected for
-            all sets of heads: criterion, rule, projection, n_heads, heads, and the columns of
-            `workbench.comparison.causal_rows.CausalMeasures.tests`.
-    """
-
-    table: pd.DataFrame
-    ingredients: pd.DataFrame
-    left_out: tuple[str, ...]
-    splits: str
-    agreement: dict[str, float] | None = None
-    tests: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(TEST_COLUMNS)))
-
-    def save(self, path: str | Path) -> list[Path]:
-        """Write the table to `path` (.csv, .parquet or .json), ingredients and tests beside it; returns the paths."""
-        path = check_writable(path)
-        beside = {"_ingredients": self.ingredients, **({"_tests": self.tests} if len(self.tests) else {})}
-        others = [write_table(t, path.with_name(path.stem + name + path.suffix)) for name, t in beside.items()]
-        return [write_table(self.table, path), *others]
-
-
+@checked
 def compare(
-    run: RunLike,
+    run: SomeRun,
     model: HookedLVLM | None = None,
     *,
-    prompts: Sequence[Prompt] | str | Path | None = None,
+    prompts: Any = None,
     criteria: Sequence[str] = CRITERIA,
     rules: Sequence[str] = RULES,
     n_heads: Sequence[int] = N_HEADS,
-    controls: int = 3,
-    judge: str | Judge = "exact",
-    second_judge: str | Judge | None = None,
-    max_new_tokens: int = 16,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> Breakdown:
+    controls: Annotated[int, Whole(0, 10**6)] = 3,
+    judges: Annotated[Any, Converted(as_several)] = ("exact",),
+    max_new_tokens: Annotated[int, Whole(1, 10**6)] = 16,
+    bootstrap: Annotated[int, Whole(0, 10**6)] = 1000,
+    progress: bool = False,
+    seed: Seed = 0,
+) -> pd.DataFrame:
     """Every measure × rule × projection × number of heads on one run; with the model also what masking those heads
     does.
 
@@ -95,11 +64,17 @@ def compare(
         rules: Names. Pairs without a meaning are left out.
         n_heads: How many heads detect together.
         controls: Draws of random heads beside each masked set.
-        judge: Of the causal measures, as in `workbench.comparison.masked_behaviour.attack_success`.
-        max_new_tokens: Of the replies it reads.
-        second_judge: Judges the replies of the unmasked model too; how far the two agree is part of the result.
-        bootstrap: Resamples behind the intervals of AUROC, TPR and differences.
+        judges: Of the causal measures: one, or two, of which the second also judges the replies of the unmasked model.
+        max_new_tokens: Of the replies they read.
+        bootstrap: Resamples behind intervals.
+        progress: Show a bar with the time left.
         seed: Of splits, controls, folds and resamples.
+
+    Returns:
+        The arena's table (`workbench.comparison.arena`), and of each row what its detector is made of: criterion, rule,
+        projection, n_heads, heads and threshold; with a model also the rows of `workbench.comparison.causal_rows`. In
+        `attrs`: `differences`, of the detectors that differ in one `ingredient` only (paired, corrected); `left_out`;
+        `splits`; `agreement` of two judges; `tests` of what masking does, corrected for all sets of heads.
 
     Raises:
         CriterionError: If no combination gives a detector.
@@ -107,53 +82,83 @@ def compare(
         RunError: For a run that cannot be used.
     """
     run, splits = with_splits(run, seed=seed)
+    test = in_split(run, "test")
+    tested = run.isel(prompt=np.flatnonzero(test))
     causal = None
     if model is not None:
-        causal = CausalMeasures(
-            run, model, prompts, controls=controls, judge=judge, max_new_tokens=max_new_tokens, seed=seed
+        replies: dict[str, Any] = {"max_new_tokens": max_new_tokens, "controls": controls, "progress": progress}
+        causal = _causal(tested, model, prompts, judges, seed=seed, **replies)
+    left_out: dict[str, str] = {}
+    fitted = []
+    mask = mask_of(run)
+    for entrant in entrants(grid(criteria, rules, tuple(map(str, run["projection"].values)), n_heads), seed=seed):
+        if isinstance(entrant.detector, MaskedHeadsDetector):
+            entrant.detector.mask = mask
+        with noted(left_out, entrant.key):
+            entrant.values = entrant.detector.fit_run(run).stored_values(tested)
+            fitted.append(entrant)
+    if not fitted:
+        reasons = {why: key for key, why in left_out.items()}  # one detector for each reason
+        said = " ".join(f"{key}: {why}" for why, key in reasons.items())
+        raise CriterionError(f"No combination gives a detector to compare. {said}".strip())
+    field = Field(stand_ins(tested), bootstrap=bootstrap, seed=seed)
+    table = arena_table(fitted, field, causal, pairs=list(_pairs(fitted)))
+    made_of = {entrant.key: _about(entrant) for entrant in fitted}
+    nothing = {**dict.fromkeys(KEYS, ""), "n_heads": 0, "heads": "", "threshold": np.nan}
+    about = pd.DataFrame([made_of.get(key, nothing) for key in table["detector"]])
+    attrs = {**table.attrs, "caveats": caveats_of(run), "left_out": left_out, "splits": splits}
+    table = pd.concat([table[["detector"]], about, table[list(COLUMNS[1:])]], axis=1)
+    table.attrs = attrs
+    if causal is not None and len(judges) > 1:
+        table.attrs["agreement"] = judge_agreement(causal.verdicts, causal.replies.verdicts(judge=judges[1]))
+    return table
+
+
+def save_breakdown(table: pd.DataFrame, path: str | Path) -> list[Path]:
+    """Write what `compare` found to `path` (.csv, .parquet or .json), ingredients and tests beside it."""
+    path = check_writable(path)
+    tests = pd.DataFrame(table.attrs["tests"])
+    beside = {"_ingredients": differences_of(table), **({"_tests": tests} if len(tests) else {})}
+    others = [write_table(t, path.with_name(path.stem + name + path.suffix)) for name, t in beside.items()]
+    return [write_table(table, path), *others]
+
+
+def _causal(
+    tested: Any,
+    model: HookedLVLM,
+    prompts: Sequence[Prompt] | str | Path | None,
+    judges: Sequence[Any],
+    **replies: Any,
+) -> CausalMeasures:
+    if not 1 <= len(judges) <= 2:
+        raise DetectorError(f"One judge or two; got {len(judges)}.")
+    if tested.attrs.get("weight_hash") != model.weight_hash:
+        raise DetectorError(
+            f"The run was made with weights {tested.attrs.get('weight_hash')} ({tested.attrs.get('model')!r}), and the "
+            f"model given is {model.name!r} with weights {model.weight_hash}. Give the model of the run."
         )
-    left_out: list[str] = []
-    found = list(candidates(run, criteria, rules, n_heads, bootstrap, seed, left_out))
-    if not found:
-        raise CriterionError(f"No combination gives a detector to compare. {' '.join(left_out)}".strip())
-    test = in_split(run, "test")
-    asked = stand_ins(run.isel(prompt=np.flatnonzero(test)))
-    rows: list[dict] = []
-    for candidate in found:
-        values = candidate.values[test]
-        measures = score_measures(values, asked, candidate.threshold, bootstrap=bootstrap, seed=seed).to_dict("records")
-        if (matched := _area_and_interval(candidate.resampled[1])) is not None:
-            measures.append(measure_row("auroc_matched", "all", *matched, len(values)))
-        if causal is not None:
-            measures += causal.missed(values)
-            if candidate.key[1] not in CONTROLS:
-                measures += causal.of(candidate.heads, candidate.key[2])
-        rows.extend({**candidate.about, **measure} for measure in measures)
-    agreement: dict[str, float] | None = None
-    tests: list[dict] = []
-    if causal is not None:
-        nothing = {"criterion": "", "rule": "", "projection": "", "n_heads": 0, "heads": "", "threshold": np.nan}
-        rows.extend({**nothing, **measure} for measure in causal.unmasked())
-        for candidate in found:
-            tests.extend({**candidate.about, **test} for test in causal.tests(candidate.heads, candidate.key[2]))
-        if second_judge is not None:
-            agreement = judge_agreement(causal.verdicts, causal.replies.verdicts(judge=second_judge))
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    tested = pd.DataFrame(tests, columns=list(TEST_COLUMNS))
-    return Breakdown(table, _ingredients(found), tuple(left_out), splits, agreement, tested)
+    check_model(tested, model)
+    return CausalMeasures(model, prompts_of(tested, prompts), mask=mask_of(tested), judge=judges[0], **replies)
 
 
-def _area_and_interval(samples: np.ndarray) -> tuple[float, tuple] | None:
-    """The first number and the 95 % interval of the resamples after it; None where one is missing."""
-    return (samples[0], statistics.percentile_interval(samples[1:])) if np.isfinite(samples).all() else None
+def _ingredients(entrant: Entrant) -> Ingredients:
+    of: Any = entrant.detector
+    if isinstance(of, MaskedHeadsDetector):
+        return of.criterion, of.rule, of.projection, of.k
+    return PROBES[0], of.rule, "none", of.k
 
 
-def _ingredients(found: Sequence[Candidate]) -> pd.DataFrame:
-    """Paired differences of AUROC between detectors that differ in one thing only."""
-    known = {c.key: c for c in found}
-    criteria = list(dict.fromkeys(c.key[0] for c in found))
-    rules = [rule for rule in dict.fromkeys(c.key[1] for c in found) if rule not in CONTROLS]
-    sizes = sorted({c.key[3] for c in found})
+def _about(entrant: Entrant) -> dict[str, Any]:
+    made_of = dict(zip(KEYS, _ingredients(entrant), strict=True))
+    return {**made_of, "heads": head_names(entrant.detector.heads_in_use()), "threshold": entrant.detector.threshold}
+
+
+def _pairs(fitted: Sequence[Entrant]) -> Iterator[tuple[str, Entrant, Entrant]]:
+    """The ingredient, and two detectors that differ in it alone."""
+    known = {_ingredients(entrant): entrant for entrant in fitted}
+    criteria = list(dict.fromkeys(key[0] for key in known))
+    rules = [rule for rule in dict.fromkeys(key[1] for key in known) if rule not in CONTROLS]
+    sizes = sorted({key[3] for key in known})
     # (what is varied, its place in the key, the pairs that are compared)
     plan: list[tuple[str, int, list[tuple]]] = [
         ("measure", 0, [(criteria[0], other) for other in criteria[1:]]),
@@ -162,23 +167,13 @@ def _ingredients(found: Sequence[Candidate]) -> pd.DataFrame:
         ("projection", 2, [("query", "value")]),
         ("many heads", 3, [(size, sizes[0]) for size in sizes[1:]]),
     ]
-    rows: list[dict] = []
     for ingredient, place, pairs in plan:
         for a, b in pairs:
-            for key, candidate in known.items():
+            for key, entrant in known.items():
                 if key[place] != a:
                     continue
-                other = (*key[:place], b, *key[place + 1 :])
-                if other not in known and ingredient == "measure":
-                    other = (other[0], other[1], "none", other[3])  # probes have no projection
-                if other not in known:
-                    continue
-                against = known[other]
-                of = {**dict(zip(KEYS, map(str, key), strict=True)), KEYS[place]: f"{a} - {b}"}
-                differences = zip(("auroc", "auroc_matched"), candidate.resampled - against.resampled, strict=True)
-                for measure, samples in differences:
-                    if (found_area := _area_and_interval(samples)) is not None:
-                        value, (low, high) = found_area
-                        shown = {"difference": float(value), "ci_low": float(low), "ci_high": float(high)}
-                        rows.append({"ingredient": ingredient, **of, "measure": measure, **shown})
-    return pd.DataFrame(rows, columns=["ingredient", *KEYS, "measure", "difference", "ci_low", "ci_high"])
+                other = known.get((*key[:place], b, *key[place + 1 :]))
+                if other is None and ingredient == "measure":
+                    other = known.get((b, key[1], "none", key[3]))  # probes have no projection
+                if other is not None:
+                    yield ingredient, entrant, other

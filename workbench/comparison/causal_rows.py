@@ -1,4 +1,4 @@
-"""What masking a detector's heads does to behaviour, as rows of the breakdown, beside matched random controls.
+"""What masking a detector's heads does to behaviour, as rows of the arena, beside matched random controls.
 
 | measure | family | value |
 |---|---|---|
@@ -12,85 +12,80 @@
 
 `ci_low`, `ci_high`: exact 95 % intervals; of controls the lowest and the highest draw; of `auroc_missed` by bootstrap.
 Random heads are of the same layers, or of any where those have too few left. Probes mask nothing; to see what
-their heads do, they are masked in the run's first projection.
+their heads do, their queries are masked.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import xarray as xr
 
-from workbench.axes import Head
+from workbench.axes import Head, head_names
 from workbench.comparison.differences import holm
+from workbench.comparison.entrants import Entrant
 from workbench.comparison.masked_behaviour import QUESTION_FAMILY, MaskedReplies, draw_controls, outcome_groups
 from workbench.criteria import statistics
+from workbench.criteria.controls import CONTROLS
 from workbench.detectors.calibration import unsafe_array
 from workbench.detectors.evaluation import measure_row
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
+from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
-from workbench.replies.judges import Judge, unsafe_families
-from workbench.runs.origin import check_model, mask_of, prompts_of
-from workbench.runs.pairs import unit_names
+from workbench.prompts.ties import unit_names
+from workbench.replies.judges import unsafe_families
 from workbench.runs.reading import FEWEST_PROMPTS
-from workbench.runs.splits import in_split
+from workbench.sweeps.execution import progress_bar
 
+NOTHING = "no head masked"
 BOOTSTRAP = 1000
 MEASURE_OF = {"benign": "benign_exact", QUESTION_FAMILY: "question_exact"}  # by group of prompts
 
 
 class CausalMeasures:
-    """Replies to a run's test prompts with sets of heads masked, counted.
+    """Replies to test prompts with the heads of detectors masked, counted.
 
     Args:
-        run: With splits (`workbench.runs.splits.with_splits`).
-        model: The run's model.
-        prompts: The run's prompts; None draws them again (`workbench.runs.origin`).
+        model: The model that answers.
+        prompts: What it is asked: the test prompts.
         controls: Draws of control heads for each set.
-        judge, max_new_tokens: See `workbench.comparison.masked_behaviour.attack_success`.
+        mask, judge, max_new_tokens, plain: See `workbench.comparison.masked_behaviour.MaskedReplies`.
         seed: Of the draws.
-
-    Raises:
-        DetectorError: If the model is not that of the run.
-        PromptError: If the prompts are not.
+        progress: Show a bar with the time left.
     """
 
     def __init__(
         self,
-        run: xr.Dataset,
         model: HookedLVLM,
-        prompts: Sequence[Prompt] | str | Path | None,
+        prompts: Sequence[Prompt],
         *,
         controls: int,
-        judge: str | Judge,
-        max_new_tokens: int,
         seed: int,
+        progress: bool = False,
+        **replies: Any,
     ) -> None:
-        if run.attrs.get("weight_hash") != model.weight_hash:
-            raise DetectorError(
-                f"The run was made with weights {run.attrs.get('weight_hash')} ({run.attrs.get('model')!r}), and the "
-                f"model given is {model.name!r} with weights {model.weight_hash}. Give the model of the run."
-            )
-        check_model(run, model)
-        self.controls, self.seed = controls, seed
-        self.projection = str(run["projection"].values[0])
-        test = in_split(run, "test")
-        asked = [p for p, kept in zip(prompts_of(run, prompts), test, strict=True) if kept]
-        self.replies = MaskedReplies(model, asked, mask=mask_of(run), judge=judge, max_new_tokens=max_new_tokens)
-        self.unsafe = unsafe_array(asked)
-        self.pairs = unit_names(run)[test]
+        self.controls, self.seed, self.progress = controls, seed, progress
+        self.replies = MaskedReplies(model, prompts, **replies)
+        self.unsafe = unsafe_array(prompts)
+        self.pairs = unit_names([p.pair_id for p in prompts], [p.content_key() for p in prompts])
         self.verdicts = self.replies.verdicts()
-        self._p: dict[str, dict[tuple[frozenset[Head], str], float]] = {name: {} for name in self._questions()}
+        self._p: dict[str, dict[tuple, float]] = {name: {} for name in self._questions()}
 
-    def unmasked(self) -> list[dict]:
-        """The measures of the model as it is."""
-        return self._rows(self.verdicts)
+    def rows(self, entered: Sequence[Entrant]) -> Iterator[dict]:
+        """The measures of the model as it is, and with the heads of each detector masked; of each, what it misses."""
+        yield from (_in_arena(NOTHING, measure) for measure in self._rows(self.verdicts))
+        with progress_bar(self.progress) as bar:
+            line = bar.add_task("replies with heads masked", total=len(entered))
+            for entrant in entered:
+                of = self.missed(entrant.values[0])
+                if (heads := _masked(entrant)) is not None:
+                    of += self.of(*heads)
+                yield from (_in_arena(entrant.key, measure) for measure in of)
+                bar.advance(line)
 
-    def of(self, heads: Sequence[Head], projection: str) -> list[dict]:
+    def of(self, heads: Sequence[Head], projection: str = "query", mask: Mask | None = None) -> list[dict]:
         """The measures with some heads masked, and with random ones in their place."""
-        projection = self.projection if projection == "none" else projection
-        chosen = self.replies.verdicts(heads, projection)
+        chosen = self.replies.verdicts(heads, projection, mask=mask)
         rows, others_say = self._rows(chosen), []
         drawn: dict[str, list[dict]] = {}
         for draw in range(self.controls):
@@ -98,7 +93,7 @@ class CausalMeasures:
                 _, others = draw_controls(self.replies.model, heads, len(heads), seed=self.seed + draw)
             except DetectorError:
                 break  # a model with hardly more heads than are masked has no controls
-            others_say.append(self.replies.verdicts(others, projection))
+            others_say.append(self.replies.verdicts(others, projection, mask=mask))
             for row in self._rows(others_say[-1]):
                 if row["family"] == "all":
                     drawn.setdefault(row["measure"], []).append(row)
@@ -108,22 +103,27 @@ class CausalMeasures:
             rows.append(measure_row(f"{measure}_control", "all", float(np.mean(values)), interval, of[0]["n"]))
         for test, (asked, complied) in self._questions().items():
             counted = [(verdicts[asked] == "complied") == complied for verdicts in (chosen, *others_say)]
-            self._p[test][frozenset(heads), projection] = more_than_each(counted[0], counted[1:])
+            self._p[test][frozenset(heads), projection, mask] = more_than_each(counted[0], counted[1:])
         return rows
 
-    def tests(self, heads: Sequence[Head], projection: str) -> list[dict]:
-        """Whether some heads do more than matched random ones do, once all sets of heads went through `of`.
+    def tests(self, entered: Sequence[Entrant]) -> list[dict]:
+        """Whether the heads of each detector do more than matched random ones do, once all of them went through `rows`.
 
         Returns:
-            Two rows: `test`, `freed` (more of the prompts that the unmasked model refuses are complied with) or
-            `broken` (more of the safe requests are not answered as expected); `p_value` (`more_than_each`), corrected
-            by Holm's method for the `sets` of heads that were looked at; NaN where there was nothing to compare.
+            Two rows a detector with heads: `detector`, `heads`; `test`, `freed` (more of the prompts that the unmasked
+            model refuses are complied with) or `broken` (more of the safe requests are not answered as expected);
+            `p_value` (`more_than_each`), corrected by Holm's method for the `sets` of heads that were looked at; NaN
+            where there was nothing to compare.
         """
-        key, rows = (frozenset(heads), self.projection if projection == "none" else projection), []
-        for test, p in self._p.items():
-            if key in p:
-                corrected = dict(zip(p, holm(np.array(list(p.values()))), strict=True))
-                rows.append({"test": test, "p_value": float(corrected[key]), "sets": len(p)})
+        rows = []
+        corrected = {name: dict(zip(p, holm(np.array([*p.values()])), strict=True)) for name, p in self._p.items()}
+        for entrant in entered:
+            if (masked := _masked(entrant)) is None:
+                continue
+            heads, projection, mask = masked
+            for test, p in corrected.items():
+                about = {"detector": entrant.key, "heads": head_names(heads), "test": test}
+                rows.append({**about, "p_value": float(p[frozenset(heads), projection, mask]), "sets": len(p)})
         return rows
 
     def _questions(self) -> dict[str, tuple[np.ndarray, bool]]:
@@ -163,6 +163,18 @@ class CausalMeasures:
                 interval = statistics.rate_interval(int(hits.sum()), len(hits))
                 rows.append(measure_row(measure, "all", hits.mean(), interval, len(hits)))
         return rows
+
+
+def _masked(entrant: Entrant) -> tuple[tuple[Head, ...], str, Mask | None] | None:
+    """Which heads are masked to see what those of a detector do, and how; None for one without, or with drawn ones."""
+    detector: Any = entrant.detector
+    if not detector.heads_in_use() or getattr(detector, "rule", "") in CONTROLS:
+        return None
+    return detector.heads_in_use(), getattr(detector, "projection", "query"), getattr(detector, "mask", None)
+
+
+def _in_arena(key: str, measure: dict) -> dict:
+    return {"detector": key, "source": "all", **measure}
 
 
 def more_than_each(chosen: np.ndarray, controls: Sequence[np.ndarray]) -> float:

@@ -1,8 +1,9 @@
 """Is one detector better than another, or than chance? Paired, on the same test prompts, corrected for all comparisons.
 
 Decisions at the detectors' own thresholds are compared by McNemar's exact test on the prompts that one decides rightly
-and the other wrongly; AUROC by the bootstrap that both share (normal approximation); and AUROC against chance by
-shuffling labels, pairs kept together. p-values are corrected by Holm's method, all comparisons of a measure together.
+and the other wrongly; AUROC, against all safe prompts and against those of the same family, by the bootstrap that both
+share (normal approximation); and AUROC against chance by shuffling labels, pairs kept together. p-values are corrected
+by Holm's method, all comparisons of a measure together.
 """
 
 from collections.abc import Sequence
@@ -20,19 +21,25 @@ CHANCE = "chance"
 PERMUTATIONS = 2000
 
 
-def difference_table(entered: Sequence[Entrant], field: Field) -> pd.DataFrame:
+def difference_table(
+    entered: Sequence[Entrant], field: Field, pairs: Sequence[tuple[str, Entrant, Entrant]] | None = None
+) -> pd.DataFrame:
     """Every detector against chance and against every other one, on all test prompts.
 
     Detectors that draw for every prompt are compared by their first draw.
 
+    Args:
+        entered: The detectors, with their values.
+        field: The test prompts.
+        pairs: The ingredient that two detectors differ in, and the two; in place of all pairs.
+
     Returns:
-        One row a pair × measure: detector, other (`chance`, or a detector), measure, `difference` (detector − other;
-        AUROC − 0.5 against chance; `accuracy_kde` is the share of prompts decided rightly) with its 95 % interval,
-        p_value, p_corrected (Holm), and how many `comparisons` it was corrected for.
+        One row a pair × measure: with `pairs`, `ingredient`; detector, other (`chance`, or a detector), measure,
+        `difference` (detector − other; AUROC − 0.5 against chance; `accuracy_kde` is the share of prompts decided
+        rightly) with its 95 % interval, p_value, p_corrected (Holm), and how many `comparisons` it was corrected for.
     """
     unsafe = field.unsafe
-    areas = {e.key: statistics.auroc(e.values[:1].T, unsafe)[0] for e in entered}
-    drawn = {e.key: statistics.resampled_auroc(e.values[0], unsafe, field.weights) for e in entered}
+    drawn = {e.key: field.areas(e.values[0]) for e in entered}
     rows: list[dict] = []
     ranks = np.array([_ranks(e.values[0]) for e in entered]).T
     shuffles = statistics.shuffled_labels(
@@ -40,17 +47,21 @@ def difference_table(entered: Sequence[Entrant], field: Field) -> pd.DataFrame:
     )
     chance = statistics.permutation_p(ranks, unsafe, shuffles)
     for entrant, p in zip(entered, chance, strict=True):
-        interval = statistics.percentile_interval(drawn[entrant.key] - 0.5)
-        rows.append(_row(entrant.key, CHANCE, "auroc", areas[entrant.key] - 0.5, interval, float(p)))
-    for a, b in combinations(entered, 2):
-        samples = drawn[a.key] - drawn[b.key]
-        difference = areas[a.key] - areas[b.key]
-        interval = statistics.percentile_interval(samples)
-        rows.append(_row(a.key, b.key, "auroc", difference, interval, _normal_p(difference, samples)))
+        area, samples = drawn[entrant.key][0, 0], drawn[entrant.key][0, 1:]
+        rows.append(_row(entrant.key, CHANCE, "auroc", area - 0.5, statistics.percentile_interval(samples - 0.5), p))
+    asked = [("", a, b) for a, b in combinations(entered, 2)] if pairs is None else pairs
+    for ingredient, a, b in asked:
+        about = {} if pairs is None else {"ingredient": ingredient}
+        for measure, samples in zip(("auroc", "auroc_matched"), drawn[a.key] - drawn[b.key], strict=True):
+            if np.isnan(samples[0]):
+                continue  # no family holds both labels
+            difference, samples = samples[0], samples[1:][np.isfinite(samples[1:])]
+            interval = statistics.percentile_interval(samples)
+            rows.append(about | _row(a.key, b.key, measure, difference, interval, _normal_p(difference, samples)))
         one, two = ((e.flagged[0] == unsafe).astype(float) for e in (a, b))
         interval = statistics.percentile_interval((field.weights * (one - two)).mean(1))
-        rows.append(_row(a.key, b.key, "accuracy_kde", (one - two).mean(), interval, mcnemar(one, two)))
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+        rows.append(about | _row(a.key, b.key, "accuracy_kde", (one - two).mean(), interval, mcnemar(one, two)))
+    table = pd.DataFrame(rows, columns=list(COLUMNS) if pairs is None else ["ingredient", *COLUMNS])
     for _, of in table.groupby([table["measure"], table["other"] == CHANCE]):
         table.loc[of.index, "p_corrected"] = holm(of["p_value"].to_numpy())
         table.loc[of.index, "comparisons"] = int(of["p_value"].notna().sum())
@@ -59,13 +70,14 @@ def difference_table(entered: Sequence[Entrant], field: Field) -> pd.DataFrame:
 
 def differences_of(table: pd.DataFrame) -> pd.DataFrame:
     """The differences that `arena` found, as `difference_table` gives them."""
-    return pd.DataFrame(table.attrs.get("differences", []), columns=list(COLUMNS))
+    found = table.attrs.get("differences", [])
+    return pd.DataFrame(found) if found else pd.DataFrame(columns=list(COLUMNS))
 
 
 def _row(detector: str, other: str, measure: str, difference: float, interval: Sequence, p: float) -> dict:
     low, high = (float(end) for end in interval)
     found = {"detector": detector, "other": other, "measure": measure, "difference": float(difference)}
-    return {**found, "ci_low": low, "ci_high": high, "p_value": p}
+    return {**found, "ci_low": low, "ci_high": high, "p_value": float(p)}
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

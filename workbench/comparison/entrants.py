@@ -5,11 +5,11 @@ A detector is written as its name and its options: `one-head`, `one-head:criteri
 """
 
 import json
+import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import xarray as xr
 
 from workbench.checking import plainly
 from workbench.criteria import get_criterion
-from workbench.criteria.registry import PER_PROMPT
+from workbench.criteria.registry import TRAINED
 from workbench.detectors import DETECTORS, make_detector
 from workbench.detectors.detector import Detector
 from workbench.detectors.evaluation import unseen
@@ -29,9 +29,9 @@ from workbench.plain import plain
 from workbench.prompts.prompt import PromptSet
 from workbench.sweeps.execution import progress_bar
 
+log = logging.getLogger(__name__)
 Talk = Generator[Request, xr.Dataset, None]
 
-FITTED_BY_RULE = "one-head-fused"
 PROBES = ("probe", "sahs")  # the criterion, and the detector that several probed heads make
 
 
@@ -63,22 +63,24 @@ def grid(
 ) -> tuple[str, ...]:
     """The detectors that measure × rule × projection × number of heads make, as `arena` takes them.
 
-    Several heads detect by the mean of their values, each on its own scale; probed heads by one regression. Pairs of a
-    criterion and a rule without a meaning are left out.
+    One head detects by its own values, several by the mean of theirs, each on its own scale; probed heads by one
+    regression. Pairs of a criterion and a rule without a meaning are left out.
 
     Examples:
         >>> from workbench.comparison import grid
         >>> grid(("deflection", "probe"), ("auroc",), ("query",), (1, 3))[:2]
-        ('one-head-fused:criterion=deflection:rule=auroc:projection=query:k=1', \
+        ('one-head:criterion=deflection:rule=auroc:projection=query', \
 'one-head-fused:criterion=deflection:rule=auroc:projection=query:k=3')
     """
     found: list[str] = []
     for name, rule, projection, k in product(criteria, rules, projections, n_heads):
-        criterion = get_criterion(name)
+        if rule not in get_criterion(name).rules:
+            continue
         if name == PROBES[0]:
-            found.append(f"{PROBES[1]}:k={k}")
-        elif criterion.kind == PER_PROMPT and rule in criterion.rules:
-            found.append(f"{FITTED_BY_RULE}:criterion={name}:rule={rule}:projection={projection}:k={k}")
+            found.append(f"{PROBES[1]}:rule={rule}:k={k}")
+        elif get_criterion(name).kind != TRAINED:
+            how = f"criterion={name}:rule={rule}:projection={projection}"
+            found.append(f"one-head:{how}" if k == 1 else f"one-head-fused:{how}:k={k}")
     return tuple(dict.fromkeys(found))
 
 
@@ -107,8 +109,7 @@ def _of_one(given: Any, seed: int) -> list[Entrant]:
     if not isinstance(given, str):
         return [Entrant(_checked(given).name, given)]
     name, *options = given.split(":")
-    if name not in DETECTORS:
-        raise DetectorError(f"There is no detector {plainly(name)}. There are {', '.join(DETECTORS)}.")
+    DETECTORS.named(name)
     choices: dict[str, list[str]] = {}
     for option in options:
         key, equals, value = option.partition("=")
@@ -177,11 +178,9 @@ def fit_all(
     entered: Sequence[Entrant],
     prompts: PromptSet,
     left_out: dict[str, str],
-    *,
-    out: Path | None,
-    progress: bool,
+    **how: Any,
 ) -> list[Entrant]:
-    """Fit what is not fitted yet, from one look at the prompts; who cannot be fitted goes into `left_out`, with why."""
+    """Fit what is not fitted yet, from one look at the prompts (`how`: `look`'s); who cannot goes into `left_out`."""
     fitted = {e.key for e in entered if np.isfinite(e.detector.threshold)}
     alone: list[Entrant] = []
     asked: dict[str, tuple[Entrant, Talk, Request]] = {}
@@ -193,15 +192,13 @@ def fit_all(
                 else:
                     talk = entrant.detector.fitting(model, prompts)
                     asked[entrant.key] = entrant, talk, next(talk)
-    rounds = 0
     while asked:  # all who ask to see the same prompts see them together
         first = next(iter(asked.values()))[2]
         same = {key: of for key, of in asked.items() if _alike(of[2], first)}
         asked = {key: of for key, of in asked.items() if key not in same}
         together = Together(model, [entrant for entrant, _, _ in same.values()], choosing=first.choosing)
-        for number, (members, wants) in enumerate(together.groups):
-            store = out / f"calibration-{rounds}-{number}.zarr" if out is not None and wants.projections else None
-            seen = look(model, first.prompts, wants, progress=progress, out=store)
+        for members, wants in together.groups:
+            seen = look(model, first.prompts, wants, **how)
             for entrant in members:
                 with noted(left_out, entrant.key):
                     talk = same[entrant.key][1]
@@ -209,10 +206,9 @@ def fit_all(
                         fitted.add(entrant.key)
                     else:
                         asked[entrant.key] = entrant, talk, more
-        rounds += 1
     for entrant in alone:
         with noted(left_out, entrant.key):
-            entrant.detector.fit(model, prompts, progress=progress)
+            entrant.detector.fit(model, prompts, progress=bool(how.get("progress")))
             fitted.add(entrant.key)
     return [e for e in entered if e.key in fitted]
 
@@ -222,7 +218,13 @@ def _alike(one: Request, other: Request) -> bool:
 
 
 def score_all(
-    model: HookedLVLM, entered: Sequence[Entrant], prompts: PromptSet, left_out: dict[str, str], *, progress: bool
+    model: HookedLVLM,
+    entered: Sequence[Entrant],
+    prompts: PromptSet,
+    left_out: dict[str, str],
+    *,
+    progress: bool,
+    run: xr.Dataset | None = None,
 ) -> list[Entrant]:
     """Score the test prompts, block by block, from one look at each; who cannot goes into `left_out`."""
     found: dict[str, list[np.ndarray]] = {}
@@ -237,7 +239,7 @@ def score_all(
         for start in range(0, len(prompts), BLOCK):
             block = prompts[start : start + BLOCK]
             for members, wants in together.groups:
-                seen = look(model, block, wants)
+                seen = look(model, block, wants, run=run)
                 for entrant in members:
                     with noted(left_out, entrant.key):
                         found[entrant.key].append(_finite(entrant.key, entrant.detector.drawn_values(seen)))
@@ -262,8 +264,13 @@ def _finite(key: str, values: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def noted(left_out: dict[str, str], key: str) -> Iterator[None]:
-    """Put a user's mistake within a block into `left_out`, in place of raising it."""
+    """Put what goes wrong within a block into `left_out`, in place of raising it: detectors and guards may be others'
+    code, and one that breaks takes nobody with it.
+    """
     try:
         yield
-    except WorkbenchError as error:
-        left_out.setdefault(key, str(error))
+    except Exception as error:
+        log.info("%s was left out.", key, exc_info=True)
+        left_out.setdefault(
+            key, str(error) if isinstance(error, WorkbenchError) else f"{type(error).__name__}: {error}"
+        )

@@ -16,7 +16,10 @@ of another guard under `detector + guard`, and a guard that needs no detector un
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +32,7 @@ from workbench.prompts.prompt import Prompt
 from workbench.replies.batches import generate_batch
 from workbench.replies.guards import GUARDS, Guard, make_guard
 from workbench.replies.judges import Judge, judge_agreement, judge_replies
+from workbench.replies.kept import Answer, kept_replies
 
 PUBLISHED = "recipe"  # the guard that the detectors were published with
 
@@ -42,6 +46,7 @@ class Answers:
         judges: One or two; a second is a check on the first.
         max_new_tokens: Length of a reply at most.
         progress: Show the progress of generation.
+        file: Where replies are kept as they come; None keeps none.
 
     Attributes:
         plain: What it says without a guard, [prompt].
@@ -57,13 +62,18 @@ class Answers:
         judges: Sequence[str | Judge],
         max_new_tokens: int,
         progress: bool,
+        file: Path | None = None,
     ) -> None:
         if not 1 <= len(judges) <= 2:
             raise DetectorError(f"Attack success is judged by one judge or two; got {len(judges)}.")
         self.model, self.field, self.judges = model, field, tuple(judges)
         self.max_new_tokens, self.progress = max_new_tokens, progress
-        bar = progress and "replies without a guard"
-        self.plain = generate_batch(model, field.prompts, max_new_tokens=max_new_tokens, progress=bar)
+        self.file = file
+        self.plain = self._replies(
+            lambda places: generate_batch(model, [field.prompts[i] for i in places], max_new_tokens=max_new_tokens),
+            {"guard": None},
+            "replies without a guard",
+        )
         self.verdicts = [judge_replies(field.prompts, self.plain, judge) for judge in self.judges]
         self.agreement = judge_agreement(*self.verdicts) if len(self.judges) == 2 else None
 
@@ -74,13 +84,7 @@ class Answers:
         for given in guards:
             guard = made_guard(given)
             with noted(left_out, guard.name):
-                replies = guard.replies(
-                    self.model,
-                    self.field.prompts,
-                    self.plain,
-                    max_new_tokens=self.max_new_tokens,
-                    progress=self.progress,
-                )
+                replies = self._replies(partial(self._guarded, guard), _made_by(guard), f"replies under {guard.name}")
                 verdicts = [judge_replies(self.field.prompts, replies, judge) for judge in self.judges]
                 three = zip(self.field.prompts, replies, self.plain, strict=True)
                 worth = np.array([quality(prompt, reply, plain) for prompt, reply, plain in three])
@@ -91,6 +95,16 @@ class Answers:
                 for entrant in entered:
                     key = entrant.key if guard.name == PUBLISHED else f"{entrant.key} + {guard.name}"
                     yield from self._of(key, entrant.flagged, verdicts, worth, flags=True)
+
+    def _replies(self, answer: Answer, made_by: Mapping[str, Any], words: str) -> list[str]:
+        made_by = {**made_by, "max_new_tokens": self.max_new_tokens}
+        beside = self.plain if made_by["guard"] else ()
+        how: dict[str, Any] = {"file": self.file, "beside": beside, "words": words, "progress": self.progress}
+        return kept_replies(self.model, self.field.prompts, answer, made_by=made_by, **how)
+
+    def _guarded(self, guard: Guard, places: Sequence[int]) -> Sequence[str]:
+        prompts, plain = [self.field.prompts[i] for i in places], [self.plain[i] for i in places]
+        return guard.replies(self.model, prompts, plain, max_new_tokens=self.max_new_tokens)
 
     def _of(
         self, key: str, acts: np.ndarray, guarded: Sequence[np.ndarray], worth: np.ndarray, *, flags: bool
@@ -116,6 +130,12 @@ class Answers:
                 if flags:
                     mean = worth[of].mean() if of.any() else np.nan
                     yield row(key, group, name, mean, self.field.mean_interval(worth[of], shares=True), int(of.sum()))
+
+
+def _made_by(guard: Guard) -> dict[str, Any]:
+    """What a guard's replies depend on, besides model and prompts."""
+    kind = type(guard)
+    return {"guard": f"{kind.__module__}.{kind.__qualname__}", "options": vars(guard)}
 
 
 def made_guard(given: str | Guard) -> Guard:

@@ -31,6 +31,7 @@ class MaskedReplies:
         mask: How heads are masked, in the prompt and while decoding.
         judge: `"exact"` needs prompts with expected replies; other names and functions: `workbench.replies.judges`.
         max_new_tokens: Length of a reply at most.
+        plain: The replies without a mask, where they are known.
     """
 
     def __init__(
@@ -41,23 +42,31 @@ class MaskedReplies:
         mask: Mask | None = None,
         judge: str | Judge = "exact",
         max_new_tokens: int = 16,
+        plain: Sequence[str] | None = None,
     ) -> None:
-        self.model, self.prompts, self.mask = model, prompts, mask
+        self.model, self.prompts, self.mask = model, prompts, mask or Mask()
         self.judge, self.max_new_tokens = judge, max_new_tokens
-        self._replies: dict[tuple[frozenset[Head], str], list[str]] = {}
+        self._replies: dict[tuple[frozenset[Head], str, Mask], Sequence[str]] = {}
+        if plain is not None:
+            self._replies[frozenset(), "", self.mask] = plain
 
     def verdicts(
-        self, heads: Sequence[Head] = (), projection: str = "query", *, judge: str | Judge | None = None
+        self,
+        heads: Sequence[Head] = (),
+        projection: str = "query",
+        *,
+        judge: str | Judge | None = None,
+        mask: Mask | None = None,
     ) -> np.ndarray:
-        """A judge's verdicts on the replies with some heads masked, [prompt]; the judge given by default."""
-        key = (frozenset(heads), projection if heads else "")
+        """A judge's verdicts on the replies with some heads masked, [prompt]; judge and mask as given by default."""
+        key = (frozenset(heads), projection if heads else "", (mask if heads else None) or self.mask)
         if key not in self._replies:
             self._replies[key] = generate_batch(
                 self.model,
                 self.prompts,
                 heads=sorted(key[0]),
                 projection=projection,
-                mask=self.mask,
+                mask=key[2] if heads else None,
                 max_new_tokens=self.max_new_tokens,
             )
         return judge_replies(self.prompts, self._replies[key], judge or self.judge)

@@ -12,10 +12,10 @@ from workbench.criteria.rates import measures_on
 from workbench.criteria.registry import PER_PROMPT, TRAINED, Criterion, get_criterion
 from workbench.criteria.score import score
 from workbench.criteria.thresholds import kde_threshold
-from workbench.criteria.values import prompt_values, prompts_of
+from workbench.criteria.values import pieces_of, prompt_values, prompts_of
 from workbench.errors import CriterionError, RunError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import SomeRun, caveats_of, pieces, prompt_coord
+from workbench.runs.reading import SomeRun, caveats_of, prompt_coord
 from workbench.runs.splits import in_split, with_splits
 
 HEAD_COLUMNS = ("criterion", "rule", "projection", "layer", "head")
@@ -157,19 +157,22 @@ class Decisions:
     """What a detector thresholds, of one head after the other: only the piece of the run that holds it is read."""
 
     def __init__(self, run: xr.Dataset, criterion: Criterion) -> None:
+        # A criterion of data sets detects by the deflection, a value a prompt.
         self.run, self.criterion = run, criterion
-        width = run.sizes.get("d_head", 1) if criterion.kind == TRAINED else run.sizes.get("projection", 1)
-        self._parts = list(pieces(run, run.sizes["prompt"] * width))
-        self._known: dict[int, xr.DataArray] = {}
+        self._parts = list(pieces_of(run, criterion if criterion.kind == TRAINED else get_criterion("deflection")))
+        self._piece: dict[int, xr.DataArray] = {}  # the last that was read
+        self._heads: dict[tuple[str, int, int], xr.DataArray] = {}
 
     def of(self, projection: str, layer: int, head: int) -> xr.DataArray:
         """Of one head, [prompt]."""
-        at = next(
-            k for k, part in enumerate(self._parts) if layer in part["layer"].values and head in part["head"].values
-        )
-        if at not in self._known:
-            self._known = {at: decision_values(self._parts[at], self.criterion)}
-        return self._known[at].sel(projection=projection, layer=layer, head=head)
+        if (wanted := (projection, layer, head)) not in self._heads:
+            at = next(
+                k for k, part in enumerate(self._parts) if layer in part["layer"].values and head in part["head"].values
+            )
+            if at not in self._piece:
+                self._piece = {at: decision_values(self._parts[at], self.criterion)}
+            self._heads[wanted] = self._piece[at].sel(projection=projection, layer=layer, head=head).copy()
+        return self._heads[wanted]
 
 
 def _tested(

@@ -85,7 +85,8 @@ def few_shot_masks(unsafe: np.ndarray, category: np.ndarray, *, shots: int, repe
 
 def _output(run: xr.Dataset) -> np.ndarray:
     """z, [layer, head, prompt, d_head], as it is stored: the fits widen it, a few heads at a time."""
-    return run["head_output"].transpose("layer", "head", "prompt", "d_head").values
+    # Read first: xarray turns what it has not read yet element by element, which takes 25 times the memory.
+    return run["head_output"].compute().transpose("layer", "head", "prompt", "d_head").values
 
 
 def _write(run: xr.Dataset) -> np.ndarray:

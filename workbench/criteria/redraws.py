@@ -16,9 +16,11 @@ import pandas as pd
 
 from workbench.criteria.registry import Criterion, Rule
 from workbench.criteria.rules import percentile_ranks
+from workbench.criteria.statistics import weighted_sums
+from workbench.errors import WorkbenchError
 
 REDRAWS = 200
-MOST_KEPT = 2**24  # values of prompts kept for AUROCs, which are computed when they are asked for: 128 MB
+MOST_SORTED = 2**24  # values of prompts that AUROCs are computed of, when they are asked for: minutes beyond that
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Drawn:
         seen: Their unsafe and safe values as strengths on the prompts as they are, [2, head]; a table that says
             otherwise was changed since.
         statistics: By the columns that rules read, [redraw, head].
-        areas: From positions of heads to their AUROCs, [redraw, head], which take longer and are not kept.
+        areas: From positions of heads to their AUROCs, [redraw, head], which take longer and are not kept: the run is
+            read again. NaN where it holds other values by then, or cannot be read.
     """
 
     heads: pd.MultiIndex
@@ -47,8 +50,10 @@ class OnDemand(dict[str, np.ndarray]):
         self.ways: dict[str, Callable[[], np.ndarray]] = {}
 
     def __missing__(self, name: str) -> np.ndarray:
-        self[name] = self.ways[name]()
-        return self[name]
+        self[name] = found = self.ways[name]()
+        if np.isnan(found).all():
+            raise KeyError(name)
+        return found
 
 
 class Redraws(str):
@@ -72,6 +77,9 @@ class Redraws(str):
     def __deepcopy__(self, memo: Any) -> "Redraws":
         return self  # pandas copies attributes with every table derived from one
 
+    def __reduce__(self) -> Any:
+        return str, (str(self),)  # the statistics know the run, which does not travel with a table
+
 
 def redrawn(
     rows: pd.DataFrame,
@@ -79,8 +87,7 @@ def redrawn(
     unsafe: np.ndarray,
     weights: np.ndarray,
     criterion: Criterion,
-    *,
-    areas: bool,
+    again: Callable[[], np.ndarray] | None,
 ) -> dict[tuple[str, str], Drawn]:
     """What redraws make of the heads of one criterion, by (criterion, projection).
 
@@ -90,28 +97,29 @@ def redrawn(
         unsafe: [prompt].
         weights: [redraw, prompt], from `bootstrap_weights`.
         criterion: Theirs.
-        areas: Keep their values, for AUROCs.
+        again: Gives `raw` once more, for AUROCs; None where there are too many values for those.
     """
     sides, counts = (unsafe, ~unsafe), (int(unsafe.sum()), int((~unsafe).sum()))
     strength = criterion.strength(raw)
     found = {
-        name: criterion.strength(weights[:, side] @ raw[side] / count)
+        name: criterion.strength(weighted_sums(weights, side, raw) / count)
         for name, side, count in zip(("unsafe", "safe"), sides, counts, strict=True)
     }
     centred = strength - strength.mean(0)
-    means = [weights[:, side] @ centred[side] / n for side, n in zip(sides, counts, strict=True)]
-    squares = [weights[:, side] @ centred[side] ** 2 for side in sides]
+    means = [weighted_sums(weights, side, centred) / n for side, n in zip(sides, counts, strict=True)]
+    squares = [weighted_sums(weights, side, centred**2) for side in sides]
     spread = sum(square - n * mean**2 for square, n, mean in zip(squares, counts, means, strict=True))
     with np.errstate(invalid="ignore", divide="ignore"):
         found["effect_size"] = (means[0] - means[1]) / np.sqrt(np.maximum(spread, 0) / (sum(counts) - 2))
     drawn = {}
     for projection, at in rows.groupby("projection", sort=False).indices.items():
         mine = rows.iloc[at]
+        seen = criterion.strength(mine[["unsafe", "safe"]].to_numpy().T)
         drawn[criterion.name, str(projection)] = Drawn(
             heads=pd.MultiIndex.from_frame(mine[["layer", "head"]]),
-            seen=criterion.strength(mine[["unsafe", "safe"]].to_numpy().T),
+            seen=seen,
             statistics={name: values[:, at].astype(np.float32) for name, values in found.items()},
-            areas=partial(_areas, strength[:, at], unsafe, weights) if areas else None,
+            areas=None if again is None else partial(_areas_again, again, criterion, unsafe, weights, at, seen),
         )
     return drawn
 
@@ -144,10 +152,30 @@ def _areas_of(ways: list[Callable[[np.ndarray], np.ndarray]], starts: np.ndarray
     return out
 
 
-def _areas(strength: np.ndarray, unsafe: np.ndarray, weights: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """AUROC of the heads `at` under each redraw, ties counting half, [redraw, head]."""
-    out = np.empty((len(weights), len(at)))
-    for cell, values in enumerate(strength[:, at].T):
+def _areas_again(
+    again: Callable[[], np.ndarray],
+    criterion: Criterion,
+    unsafe: np.ndarray,
+    weights: np.ndarray,
+    columns: np.ndarray,
+    seen: np.ndarray,
+    at: np.ndarray,
+) -> np.ndarray:
+    """`_areas` of values that are read again; NaN where these are not those that were scored."""
+    try:
+        raw = again()
+        now = criterion.strength(np.stack([raw[side].mean(0) for side in (unsafe, ~unsafe)]))[:, columns]
+    except (WorkbenchError, OSError, ValueError, IndexError):  # a store that is gone or is another run by now
+        now = np.empty(0)
+    if not np.array_equal(now, seen, equal_nan=True):
+        return np.full((len(weights), len(at)), np.nan)
+    return _areas(criterion.strength(raw[:, columns[at]]), unsafe, weights)
+
+
+def _areas(strength: np.ndarray, unsafe: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUROC of each head under each redraw, ties counting half, [redraw, head]."""
+    out = np.empty((len(weights), strength.shape[1]))
+    for cell, values in enumerate(strength.T):
         order = np.argsort(values, kind="stable")
         ordered, attack = values[order], unsafe[order]
         below = np.zeros((len(weights), len(order) + 1))
@@ -155,6 +183,14 @@ def _areas(strength: np.ndarray, unsafe: np.ndarray, weights: np.ndarray, at: np
         least, most = (np.searchsorted(ordered, ordered[attack], side=side) for side in ("left", "right"))
         out[:, cell] = (weights[:, order[attack]] * (below[:, least] + below[:, most])).sum(1) / 2
     return out / (int(unsafe.sum()) * int((~unsafe).sum()))
+
+
+def values_under(statistics: Mapping[str, np.ndarray], rule: Rule, percentile: float) -> np.ndarray | None:
+    """What the rule ranks by, [redraw, head], NaN where it leaves a head out; None for one that reads other columns."""
+    try:
+        return np.where(rule.keeps(statistics, percentile), rule.value(statistics), np.nan)
+    except KeyError:
+        return None
 
 
 def share_among_first(statistics: Mapping[str, np.ndarray], rule: Rule, k: int, percentile: float) -> np.ndarray:
@@ -168,37 +204,45 @@ def share_among_first(statistics: Mapping[str, np.ndarray], rule: Rule, k: int, 
         k: How many heads are first.
         percentile: Of the bound on safe values, which is drawn again with the prompts.
     """
-    try:
-        values, kept = np.asarray(rule.value(statistics)), np.asarray(rule.keeps(statistics, percentile))
-    except KeyError:
+    values = values_under(statistics, rule, percentile)
+    if values is None:
         return np.full(statistics["unsafe"].shape[1], np.nan)
-    values = np.where(kept & ~np.isnan(values), values, -np.inf)
+    values = np.where(np.isnan(values), -np.inf, values)
     first = np.zeros(values.shape, dtype=bool)
     np.put_along_axis(first, np.argsort(-values, axis=1, kind="stable")[:, :k], True, axis=1)
     return (first & (values > -np.inf)).mean(0)
 
 
-def stability(scores: pd.DataFrame, rows: pd.DataFrame, rule: Rule, *, k: int, percentile: float) -> pd.Series:
-    """`share_among_first` for scored rows of one criterion and projection, among the heads of these rows.
+def redrawn_of(
+    scores: pd.DataFrame, rows: pd.DataFrame
+) -> tuple[Mapping[str, np.ndarray], pd.Index] | tuple[None, None]:
+    """Statistics, [redraw, head], of scored rows of one criterion and projection, and which row each head is.
 
-    NaN where the table has no redraws, was changed since it was scored, or is of a run of some heads only, whose bound
+    None where the table has no redraws, was changed since it was scored, or is of a run of some heads only, whose bound
     under other prompts nobody knows.
     """
-    unknown = pd.Series(np.nan, index=rows.index)
     kept = scores.attrs.get("redraws")
     first = rows.iloc[0]
     drawn = getattr(kept, "drawn", {}).get((first["criterion"], first["projection"]))
     heads = pd.MultiIndex.from_frame(rows[["layer", "head"]])
-    if rule.is_control or drawn is None or not heads.isin(drawn.heads).all() or heads.has_duplicates:
-        return unknown
+    if drawn is None or not heads.isin(drawn.heads).all() or heads.has_duplicates:
+        return None, None
     if "safe_rank" in scores and scores.loc[rows.index, "safe_rank"].notna().any():
-        return unknown
+        return None, None
     at = drawn.heads.get_indexer(heads)
     if not np.array_equal(drawn.seen[:, at], rows[["unsafe", "safe"]].to_numpy().T, equal_nan=True):
-        return unknown
+        return None, None
     order = np.argsort(at)  # as the table of all heads is sorted, for ties
     statistics = OnDemand({name: values[:, at[order]] for name, values in drawn.statistics.items()})
     statistics["safe_rank"] = np.stack([percentile_ranks(of_one) for of_one in statistics["safe"]])
     if drawn.areas is not None:
         statistics.ways["auroc"] = partial(drawn.areas, at[order])
-    return pd.Series(share_among_first(statistics, rule, k, percentile), index=rows.index[order]).reindex(rows.index)
+    return statistics, rows.index[order]
+
+
+def stability(scores: pd.DataFrame, rows: pd.DataFrame, rule: Rule, *, k: int, percentile: float) -> pd.Series:
+    """`share_among_first` for scored rows of one criterion and projection, among the heads of these rows."""
+    statistics, index = redrawn_of(scores, rows)
+    if statistics is None or rule.is_control:
+        return pd.Series(np.nan, index=rows.index)
+    return pd.Series(share_among_first(statistics, rule, k, percentile), index=index).reindex(rows.index)

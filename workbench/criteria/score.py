@@ -1,7 +1,7 @@
 """`score`: every head under every criterion, as one tidy table."""
 
 import logging
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,9 @@ import xarray as xr
 from workbench.checking import Seed, checked
 from workbench.criteria import statistics
 from workbench.criteria.arguments import Names, Resamples
-from workbench.criteria.redraws import MOST_KEPT, REDRAWS, Drawn, Redraws, joined, redrawn
+from workbench.criteria.redraws import MOST_SORTED, REDRAWS, Drawn, Redraws, joined, redrawn
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, Criterion, get_criterion, list_criteria
-from workbench.criteria.values import prompts_of, safe_ranks, value_pieces
+from workbench.criteria.values import pieces_of, prompt_values, prompts_of, safe_ranks, value_pieces
 from workbench.errors import CriterionError
 from workbench.runs.pairs import told_repeats, unit_names
 from workbench.runs.reading import (
@@ -21,7 +21,6 @@ from workbench.runs.reading import (
     caveats_of,
     check_run,
     one_readout,
-    pieces,
     prompt_coord,
     selection_part,
     unsafe_mask,
@@ -101,9 +100,10 @@ def score(
     unsafe = unsafe_mask(part)
     tables: list[pd.DataFrame] = []
     drawn: dict[tuple[str, str], Drawn] = {}
+    chances = Chances(bootstrap, permutations, seed)
     for criterion in chosen:
         if criterion.kind == PER_PROMPT:
-            tables.append(_score_prompts(part, criterion, bootstrap, permutations, seed, drawn))
+            tables.append(_score_prompts(part, criterion, chances, drawn))
         elif criterion.kind == PER_DATA_SET:
             tables.append(_score_sets(part, criterion, unsafe))
         else:
@@ -139,58 +139,73 @@ def _chosen(run: xr.Dataset, names: tuple[str, ...]) -> list[Criterion]:
     return chosen
 
 
+class Chances:
+    """What is drawn once for all heads: how often each prompt is, also in the redraws, and shuffled labels.
+
+    Args:
+        bootstrap, permutations, seed: As in `score`.
+    """
+
+    def __init__(self, bootstrap: int, permutations: int | None, seed: int) -> None:
+        self._asked = bootstrap, permutations, seed
+        self._of: tuple[str, ...] | None = None
+
+    def draw(self, prompts: xr.Dataset, n_heads: int) -> None:
+        """Draw for these prompts, where those that were drawn for last are others."""
+        (bootstrap, permutations, seed), names = self._asked, tuple(map(str, prompts["prompt"].values))
+        if names == self._of:
+            return
+        self.unsafe, pairs, self._of = unsafe_mask(prompts), unit_names(prompts), names
+        self.bootstrap = statistics.bootstrap_counts(self.unsafe, pairs, resamples=bootstrap, seed=seed)
+        redraws = min(bootstrap, REDRAWS)
+        self.redraws = statistics.bootstrap_counts(self.unsafe, pairs, resamples=redraws, seed=seed)
+        self.shuffles = statistics.shuffled_labels(
+            self.unsafe,
+            pairs,
+            contents=prompt_coord(prompts, "content"),
+            permutations=max(2000, 20 * n_heads) if permutations is None else permutations,
+            seed=seed,
+        )
+
+
 def _score_prompts(
-    run: xr.Dataset,
-    criterion: Criterion,
-    bootstrap: int,
-    permutations: int | None,
-    seed: int,
-    drawn: dict[tuple[str, str], Drawn],
+    run: xr.Dataset, criterion: Criterion, chances: Chances, drawn: dict[tuple[str, str], Drawn]
 ) -> pd.DataFrame:
     """The criterion's rows; `drawn` gets what redraws of the prompts make of them, by (criterion, projection)."""
     tables: list[pd.DataFrame] = []
     found: list[dict[tuple[str, str], Drawn]] = []
-    if permutations is None:
-        permutations = max(2000, 20 * run.sizes["layer"] * run.sizes["head"])
-    kept, chances = 0, None
+    n_values = 0
     for values in value_pieces(run, criterion):
-        if chances is None:  # the same for all heads, as their prompts are
-            prompts = prompts_of(run, values)
-            unsafe, pairs = unsafe_mask(prompts), unit_names(prompts)
-            chances = Chances(
-                statistics.bootstrap_weights(unsafe, pairs, resamples=bootstrap, seed=seed),
-                statistics.bootstrap_weights(unsafe, pairs, resamples=min(bootstrap, REDRAWS), seed=seed),
-                statistics.shuffled_labels(
-                    unsafe, pairs, contents=prompt_coord(prompts, "content"), permutations=permutations, seed=seed
-                ),
-            )
-        flat = values.values.reshape(len(unsafe), -1)
+        if not tables:  # the same for all heads, as their prompts are
+            chances.draw(prompts_of(run, values), run.sizes["layer"] * run.sizes["head"])
+        flat = values.values.reshape(len(chances.unsafe), -1)
         computed = ~np.isnan(flat[0])
         raw = flat[:, computed]
-        table = _table(criterion, values, computed, _columns(raw, unsafe, criterion, chances) if raw.size else {})
+        table = _table(criterion, values, computed, _columns(raw, criterion, chances) if raw.size else {})
         tables.append(table)
         if len(chances.redraws) and raw.size:
-            kept += raw.size
-            found.append(redrawn(table[computed], raw, unsafe, chances.redraws, criterion, areas=kept <= MOST_KEPT))
+            n_values += raw.size
+            again = partial(_again, run, criterion, values["layer"].values, values["head"].values, computed)
+            few = again if n_values <= MOST_SORTED else None
+            found.append(redrawn(table[computed], raw, chances.unsafe, chances.redraws, criterion, few))
     drawn |= joined(found)
-    scores = _in_order(tables)
+    scores = in_order(tables)
     if (ranks := safe_ranks(run, criterion)) is not None:
         scores["safe_rank"] = np.where(scores["unsafe"].isna(), np.nan, ranks.ravel())
     return scores
 
 
-@dataclass(frozen=True)
-class Chances:
-    """What is drawn once for all heads: bootstrap weights, those of the redraws, and shuffled labels."""
+def _again(
+    run: xr.Dataset, criterion: Criterion, layers: np.ndarray, heads: np.ndarray, computed: np.ndarray
+) -> np.ndarray:
+    """The values of the computed cells of some layers and heads, read once more, [prompt, cell]."""
+    values = prompt_values(run.sel(layer=layers, head=heads), criterion)
+    return values.values.reshape(values.sizes["prompt"], -1)[:, computed]
 
-    bootstrap: np.ndarray
-    redraws: np.ndarray
-    shuffles: np.ndarray
 
-
-def _columns(raw: np.ndarray, unsafe: np.ndarray, criterion: Criterion, chances: Chances) -> dict[str, np.ndarray]:
+def _columns(raw: np.ndarray, criterion: Criterion, chances: Chances) -> dict[str, np.ndarray]:
     """The statistics of some computed cells, `raw` [prompt, cell]."""
-    strength = criterion.strength(raw)
+    strength, unsafe = criterion.strength(raw), chances.unsafe
     low, high = statistics.bootstrap_difference(raw, unsafe, chances.bootstrap)
     return {
         "unsafe": raw[unsafe].mean(0),
@@ -203,12 +218,12 @@ def _columns(raw: np.ndarray, unsafe: np.ndarray, criterion: Criterion, chances:
     }
 
 
-def _has_any(run: xr.Dataset, criterion: Criterion) -> bool:
+def has_any(run: xr.Dataset, criterion: Criterion) -> bool:
     """Whether the first variable that a criterion needs holds anything, seen from the first prompt."""
     return bool(run[criterion.needs[0]].isel(prompt=0).notnull().any())
 
 
-def _in_order(tables: list[pd.DataFrame]) -> pd.DataFrame:
+def in_order(tables: list[pd.DataFrame]) -> pd.DataFrame:
     """Tables of pieces of a run as one, in the order projection, layer, head."""
     if len(tables) == 1:
         return tables[0]
@@ -231,8 +246,8 @@ def _score_sets(run: xr.Dataset, criterion: Criterion, unsafe: np.ndarray) -> pd
 def _score_trained(run: xr.Dataset, criterion: Criterion, unsafe: np.ndarray, seed: int) -> pd.DataFrame:
     tables: list[pd.DataFrame] = []
     nothing = np.array([], dtype=int)
-    for part in pieces(run, run.sizes["prompt"] * run.sizes.get("d_head", 1)):
-        if not _has_any(part, criterion) and _has_any(run, criterion):  # layers whose heads are not to be masked
+    for part in pieces_of(run, criterion):
+        if not has_any(part, criterion) and has_any(run, criterion):  # layers whose heads are not to be masked
             tables.append(_table(criterion, part[["layer", "head"]].assign_coords(projection=["none"]), nothing, {}))
             continue
         decisions = criterion.values(part, seed=seed).transpose("repeat", "prompt", "layer", "head")
@@ -248,7 +263,7 @@ def _score_trained(run: xr.Dataset, criterion: Criterion, unsafe: np.ndarray, se
             hits = np.rint(columns["unsafe"] * len(unsafe))
             columns["ci_low"], columns["ci_high"] = statistics.rate_interval(hits, len(unsafe))
         tables.append(_table(criterion, decisions.expand_dims(projection=["none"]), computed, columns))
-    return _in_order(tables)
+    return in_order(tables)
 
 
 def _table(

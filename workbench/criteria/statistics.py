@@ -1,7 +1,11 @@
 """Statistics of all heads at once: AUROC, effect size, bootstrap intervals, permutation tests, false discoveries.
 
-Arrays are [prompt, cell]: a cell is one head under one projection. Everything random takes a seed.
+Arrays are [prompt, cell]: a cell is one head under one projection. Everything random takes a seed. What is drawn is
+kept in few bits and widened some rows at a time: 20,480 shuffles of 28,000 prompts take 72 MB.
 """
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,6 +13,7 @@ from workbench.prompts.ties import strata, units
 
 CONFIDENCE = 0.95
 NUMBERS_AT_ONCE = 2**24  # of float64 in a resampling block: 128 MB
+BYTE = 8  # shuffles in a byte
 
 
 def auroc(values: np.ndarray, unsafe: np.ndarray) -> np.ndarray:
@@ -39,30 +44,44 @@ def effect_size(values: np.ndarray, unsafe: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_weights(unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
-    """How often each prompt is drawn, [resample, prompt].
+    """How often each prompt is drawn, [resample, prompt], float64; see `bootstrap_counts`."""
+    return bootstrap_counts(unsafe, pairs, resamples=resamples, seed=seed).astype(np.float64)
+
+
+def bootstrap_counts(unsafe: np.ndarray, pairs: np.ndarray, *, resamples: int, seed: int) -> np.ndarray:
+    """How often each prompt is drawn, [resample, prompt], in the narrowest whole numbers.
 
     Stratified: every resample holds as many prompts of each class as the data. The prompts of a unit, such as a pair,
     are drawn together. `pairs` names the unit of each prompt, an empty string where it is alone.
     """
     rng = np.random.default_rng(seed)
-    weights = np.zeros((resamples, len(unsafe)))
-    for stratum in strata(pairs, unsafe.tolist()):
-        drawn = rng.multinomial(len(stratum), np.full(len(stratum), 1 / len(stratum)), size=resamples)
-        for column, members in enumerate(stratum):
-            weights[:, members] = drawn[:, [column]]
-    return weights
+    groups = [np.array(stratum) for stratum in strata(pairs, unsafe.tolist())]  # unit, prompt of the unit
+    counts = np.zeros((resamples, len(unsafe)), dtype=np.min_scalar_type(max(map(len, groups), default=0)))
+    for units_of in groups:
+        n = len(units_of)
+        for some in _blocks(resamples, n):
+            counts[some, units_of] = rng.multinomial(n, np.full(n, 1 / n), size=len(counts[some]))[:, :, None]
+    return counts
 
 
 def bootstrap_difference(values: np.ndarray, unsafe: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval (95 %) of the difference of means, unsafe − safe: low and high, [cell] each.
 
-    `weights` are from `bootstrap_weights`; the same ones for all cells keep their dependence.
+    `weights` are from `bootstrap_counts` or `bootstrap_weights`; the same ones for all cells keep their dependence.
     """
     low, high = np.empty(values.shape[1]), np.empty(values.shape[1])
     for cells in _blocks(values.shape[1], len(weights)):
-        means = [weights[:, side] @ values[side, cells] / side.sum() for side in (unsafe, ~unsafe)]
+        means = [weighted_sums(weights, side, values[:, cells]) / side.sum() for side in (unsafe, ~unsafe)]
         low[cells], high[cells] = percentile_interval(means[0] - means[1])
     return low, high
+
+
+def weighted_sums(weights: np.ndarray, side: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sum of the values of the prompts of one side, each as often as it is drawn, [resample, cell]."""
+    found, of = np.empty((len(weights), values.shape[1])), values[side]
+    for some in _blocks(len(weights), len(side)):
+        found[some] = weights[some][:, side].astype(np.float64) @ of
+    return found
 
 
 def percentile_interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +93,29 @@ def percentile_interval(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def permutation_p(values: np.ndarray, unsafe: np.ndarray, shuffles: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class Shuffles:
+    """Labels shuffled over all prompts, 1 for unsafe.
+
+    Attributes:
+        bits: [permutation / 8, prompt]: eight shuffles in a byte.
+        count: How many shuffles.
+    """
+
+    bits: np.ndarray
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def labels(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The shuffles `start:stop`, [permutation, prompt]."""
+        stop = self.count if stop is None else min(stop, self.count)
+        whole = np.unpackbits(self.bits[start // BYTE : -(-stop // BYTE)], axis=0)
+        return whole[start % BYTE :][: stop - start]
+
+
+def permutation_p(values: np.ndarray, unsafe: np.ndarray, shuffles: Shuffles) -> np.ndarray:
     """One-sided permutation test of each cell: is the mean on unsafe prompts above that on safe ones?
 
     Args:
@@ -93,14 +134,14 @@ def permutation_p(values: np.ndarray, unsafe: np.ndarray, shuffles: np.ndarray) 
     least = values[unsafe].sum(0) - 1e-12 * scale  # rounding must not decide a tie
     reached = np.zeros(values.shape[1], dtype=int)
     for some in _blocks(len(shuffles), max(values.shape)):
-        reached += (shuffles[some].astype(np.float64) @ values >= least).sum(0)
+        reached += (shuffles.labels(some.start, some.stop).astype(np.float64) @ values >= least).sum(0)
     return (1 + reached) / (1 + len(shuffles))
 
 
 def shuffled_labels(
     unsafe: np.ndarray, pairs: np.ndarray, *, permutations: int, seed: int, contents: np.ndarray | None = None
-) -> np.ndarray:
-    """Labels shuffled over all prompts, 1 for unsafe, [permutation, prompt] of one byte each.
+) -> Shuffles:
+    """Labels shuffled over all prompts, a bit each.
 
     Those of a unit stay together: a unit of one label is shuffled among units of its size; in a unit of both labels,
     such as a pair, they are shuffled within it.
@@ -113,17 +154,18 @@ def shuffled_labels(
         contents: [prompt], equal for prompts that ask the same, whose labels then move together within a unit.
     """
     rng = np.random.default_rng(seed)
-    labels = np.tile(unsafe.astype(np.int8), (permutations, 1))
+    bits = np.tile(np.where(unsafe, 255, 0).astype(np.uint8), (-(-permutations // BYTE), 1))
     twins, movable = _exchangeable(unsafe, pairs, contents)
-    for some in _blocks(permutations, len(twins)):  # some rows at a time: what is drawn is wider than what is kept
-        first = rng.integers(0, 2, size=(len(labels[some]), len(twins)))
-        labels[some, twins[:, 0]] = first
-        labels[some, twins[:, 1]] = 1 - first
+    for rows, some in _bytes_of(permutations, len(twins)):  # what is drawn is wider than what is kept
+        first = rng.integers(0, 2, size=(rows, len(twins)))
+        bits[some, twins[:, 0]] = np.packbits(first, axis=0)
+        bits[some, twins[:, 1]] = np.packbits(1 - first, axis=0)
     for blocks in movable:  # [block, prompt of the block]
-        own = unsafe[blocks[:, 0]].astype(np.int8)
-        for some in _blocks(permutations, len(own)):
-            labels[some, blocks] = rng.permuted(np.tile(own, (len(labels[some]), 1)), axis=1)[:, :, None]
-    return labels
+        own = unsafe[blocks[:, 0]].astype(np.uint8)
+        for rows, some in _bytes_of(permutations, len(own)):
+            drawn = np.packbits(rng.permuted(np.tile(own, (rows, 1)), axis=1), axis=0)
+            bits[some, blocks] = drawn[:, :, None]
+    return Shuffles(bits, permutations)
 
 
 def _exchangeable(
@@ -211,3 +253,9 @@ def _blocks(cells: int, rows: int) -> list[slice]:
     """Slices of `cells`, such that a block of rows × cells stays small."""
     width = max(1, NUMBERS_AT_ONCE // max(rows, 1))
     return [slice(start, start + width) for start in range(0, cells, width)]
+
+
+def _bytes_of(permutations: int, columns: int) -> Iterator[tuple[int, slice]]:
+    """Some permutations after the other: how many, and the slice of bytes that hold them."""
+    for block in _blocks(-(-permutations // BYTE), BYTE * columns):
+        yield min(BYTE * block.stop, permutations) - BYTE * block.start, block

@@ -70,12 +70,13 @@ def _turned(name: str, angle: Angle, label: str, direction: str, source: str, qu
                 f"Criterion {name!r}: all {len(base)} prompts have the same unmasked state, so the set has no shape "
                 "that a mask could turn. Are the prompts the same to this model (images not passed on, text cut off)?"
             )
-        state = run["state"].transpose("projection", "layer", "head", "prompt", "d_model")
-        out = np.full(state.shape[:3], np.nan)
+        state = run["state"]
+        out = np.full([state.sizes[dim] for dim in ("projection", "layer", "head")], np.nan)
         step = max(1, CELLS_AT_ONCE // base.size)
         for projection, layer, start in np.ndindex(out.shape[0], out.shape[1], -(-out.shape[2] // step)):
             heads = slice(start * step, (start + 1) * step)
-            masked = np.asarray(state[projection, layer, heads].values, dtype=np.float64)
+            some = state.isel(projection=projection, layer=layer, head=heads).compute()  # read, and only then turned
+            masked = np.asarray(some.transpose("head", "prompt", "d_model").values, dtype=np.float64)
             missing: np.ndarray = np.asarray(~np.isfinite(masked).all(-1))  # head, prompt
             computed = ~missing.all(-1)  # all missing: heads left out of the sweep
             if missing[computed].any():
@@ -86,7 +87,8 @@ def _turned(name: str, angle: Angle, label: str, direction: str, source: str, qu
                 )
             if computed.any():
                 out[projection, layer, heads][computed] = angle(base, masked[computed])
-        return state.isel(prompt=0, d_model=0, drop=True).copy(data=out)
+        heads_only = state.isel(prompt=0, d_model=0, drop=True).transpose("projection", "layer", "head")
+        return heads_only.copy(data=out)
 
     needs = ("base_state", "state")
     return Criterion(name, PER_DATA_SET, values, needs, "degrees", label, direction, source, quirks)

@@ -1,12 +1,13 @@
 """A criterion's values as one array, from a stored run: whole, finite, and aligned with the prompts."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import xarray as xr
 
 from workbench.axes import HEAD_DIMS, Head, head_name
-from workbench.criteria.registry import PER_PROMPT, Criterion
+from workbench.criteria.registry import PER_PROMPT, TRAINED, Criterion
 from workbench.criteria.rules import percentile_ranks
 from workbench.errors import CriterionError
 from workbench.runs.reading import check_run, one_readout, pieces, prompt_coord
@@ -40,7 +41,7 @@ def prompt_values(run: xr.Dataset, criterion: Criterion, *, head: Head | None = 
 def value_pieces(run: xr.Dataset, criterion: Criterion) -> Iterator[xr.DataArray]:
     """`prompt_values`, some layers or heads after the other, so that a stored run is never held whole."""
     computed = False
-    for part in pieces(run, run.sizes["prompt"] * run.sizes.get("projection", 1)):
+    for part in pieces_of(run, criterion):
         values = _values(part, criterion)
         computed |= bool(values.notnull().any())
         yield values
@@ -53,6 +54,12 @@ def value_pieces(run: xr.Dataset, criterion: Criterion) -> Iterator[xr.DataArray
         raise CriterionError(
             f"Criterion {criterion.name!r} is missing for every head of this run: nothing was computed."
         )
+
+
+def pieces_of(run: xr.Dataset, criterion: Criterion) -> Iterator[xr.Dataset]:
+    """The run, some layers or heads after the other, by what a criterion reads of each head."""
+    wide = {PER_PROMPT: ("projection",), TRAINED: ("d_head",)}.get(criterion.kind, ("projection", "d_model"))
+    return pieces(run, math.prod(run.sizes.get(dim, 1) for dim in ("prompt", *wide)))
 
 
 def _values(run: xr.Dataset, criterion: Criterion) -> xr.DataArray:
@@ -81,12 +88,19 @@ def safe_ranks(run: xr.Dataset, criterion: Criterion) -> np.ndarray | None:
     if run[criterion.needs[0]].dims != HEAD_DIMS or not (screened or "prompts_used" in run.data_vars):
         return None
     estimated = run.assign({criterion.needs[0]: run[estimate_name]}) if screened else None
+    unsafe = prompt_coord(run, "label") == "unsafe"
 
     def cells(given: xr.Dataset) -> np.ndarray:
         return criterion.values(given).transpose(*HEAD_DIMS).values.astype(np.float64)
 
-    unsafe = prompt_coord(run, "label") == "unsafe"
-    levels = safe_levels(cells(run), unsafe, None if estimated is None else cells(estimated))
+    def means(part: xr.Dataset) -> xr.Dataset:
+        known = None if estimated is None else cells(estimated.sel(layer=part["layer"], head=part["head"]))
+        coords = {dim: part[dim].values for dim in HEAD_DIMS[1:]}
+        found = _means(cells(part), unsafe, known)
+        return xr.Dataset({name: (HEAD_DIMS[1:], array) for name, array in found.items()}, coords)
+
+    whole = xr.combine_by_coords([means(part) for part in pieces_of(run, criterion)])
+    levels = _levels({str(name): array.values for name, array in whole.items()})
     return np.stack([percentile_ranks(values) for values in criterion.strength(levels)])
 
 
@@ -96,27 +110,35 @@ def safe_levels(cells: np.ndarray, unsafe: np.ndarray, estimate: np.ndarray | No
     Of a head that was computed on some prompts, the mean over those; of one that was not computed, that of its
     `estimate`, calibrated.
     """
-    levels = _mean(cells[~unsafe])
-    if estimate is None:
-        return levels
-    return np.where(np.isnan(levels), calibration(cells, estimate) * _mean(estimate[~unsafe]), levels)
+    return _levels(_means(cells, unsafe, estimate))
 
 
-def calibration(exact: np.ndarray, estimate: np.ndarray) -> np.ndarray:
-    """What to multiply estimates with to bring them to the exact ones' scale, `[projection, layer, head]`.
+def _means(cells: np.ndarray, unsafe: np.ndarray, estimate: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The means over prompts that `_levels` goes by, `[projection, layer, head]`."""
+    found = {"safe": _mean(cells[~unsafe])}
+    if estimate is not None:
+        alike = np.where(np.isnan(cells), np.nan, estimate)  # where both are known
+        estimates = {"alike": alike, "estimate": estimate, "estimate_safe": estimate[~unsafe]}
+        found |= {name: _mean(of) for name, of in {"exact": cells, **estimates}.items()}
+    return found
+
+
+def _levels(means: Mapping[str, np.ndarray]) -> np.ndarray:
+    """`safe_levels` from `_means`.
 
     Estimates of large changes are too small (they are linear); how much so is read off the cells known both ways, in a
     few groups of like size, and is nothing for a change of nothing.
     """
-    one, other = _mean(exact), _mean(np.where(np.isnan(exact), np.nan, estimate))
+    if "estimate" not in means:
+        return means["safe"]
     factors = []
-    for truth, guess, sizes_here in zip(one, other, _mean(estimate), strict=True):
+    for truth, guess, sizes_here in zip(means["exact"], means["alike"], means["estimate"], strict=True):
         known = guess > 0
         guess, ratio = guess[known], (truth / guess)[known]
         groups = [group for group in np.array_split(np.argsort(guess), GROUPS) if len(group)]
         sizes, ratios = ([float(np.median(of[group])) for group in groups] for of in (guess, ratio))
         factors.append(np.interp(sizes_here, [0.0, *sizes], [1.0, *ratios]))
-    return np.stack(factors)
+    return np.where(np.isnan(means["safe"]), np.stack(factors) * means["estimate_safe"], means["safe"])
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

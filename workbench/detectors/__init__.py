@@ -33,6 +33,7 @@ from workbench.detectors.record import DetectorRecord
 from workbench.detectors.sahs import SAHsDetector
 from workbench.detectors.stored import read_stored
 from workbench.errors import DetectorError
+from workbench.registry import Registry
 
 __all__ = [
     "DETECTORS",
@@ -56,38 +57,25 @@ __all__ = [
     "register_detector",
 ]
 
-DETECTORS: dict[str, DetectorRecord] = {
-    record.name: record
-    for module in (one_head, fused_heads, sahs, hidden_detect, probed_states, rcs, gradsafe, direction, judge)
-    for record in module.DETECTORS
-}
-
-
-def register_detector(record: DetectorRecord) -> DetectorRecord:
-    """Make a detector known in this process; one of the same name is replaced."""
-    DETECTORS[record.name] = record
-    return record
-
-
-def list_detectors() -> list[DetectorRecord]:
-    """All detectors by name: what each needs, and what it says."""
-    return list(DETECTORS.values())
+DETECTORS: Registry[DetectorRecord] = Registry(
+    "detector",
+    (
+        record
+        for module in (one_head, fused_heads, sahs, hidden_detect, probed_states, rcs, gradsafe, direction, judge)
+        for record in module.DETECTORS
+    ),
+    error=DetectorError,
+)
+register_detector, list_detectors = DETECTORS.register, DETECTORS.records
 
 
 def make_detector(name: str, **options: Any) -> Detector:
-    """A detector by its name, not fitted yet.
-
-    Args:
-        name: As in `list_detectors`.
-        options: For its class; they come before those of the name.
+    """A detector by its name, not fitted yet; `options` for its class come before those of the name.
 
     Raises:
         DetectorError: If there is none of that name.
     """
-    if name not in DETECTORS:
-        raise DetectorError(f"There is no detector {name!r}. There are {', '.join(DETECTORS)}.")
-    record = DETECTORS[name]
-    return record.detector(**{**record.options, **options})
+    return DETECTORS.named(name).make(**options)
 
 
 def load_detector(path: str | Path) -> Detector:
@@ -95,4 +83,4 @@ def load_detector(path: str | Path) -> Detector:
     name = read_stored(path)[0]["name"]
     if not isinstance(name, str) or name not in DETECTORS:
         raise DetectorError(f"{path} holds a detector {plainly(name)}; this version knows {', '.join(DETECTORS)}.")
-    return DETECTORS[name].detector.load(path)
+    return DETECTORS[name].kind.load(path)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -12,7 +12,7 @@ from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import DetectorError
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
-from workbench.runs.reading import FEWEST_PROMPTS, RunLike, as_run, check_run, prompt_coord
+from workbench.runs.reading import FEWEST_PROMPTS, prompt_coord
 
 HALVES = {"selection": 0.5, "threshold": 0.5}
 FOLDS = 4  # halves of halves, so that folds are dealt as splits are: by label and family, pairs and pictures together
@@ -84,21 +84,11 @@ def calibration_parts(prompts: Sequence[Prompt], *, seed: int = 0) -> Parts:
     return parts
 
 
-def run_parts(run: RunLike, *, seed: int = 0) -> tuple[xr.Dataset, xr.Dataset, Parts]:
-    """The same two parts of a stored run, as runs, and the parts themselves.
-
-    A run does not hold pictures: where it declares no splits, prompts that share a picture but no pair may be parted.
-    """
-    run = as_run(run)
-    check_run(run)
-    parts = calibration_parts(stand_ins(run), seed=seed)
-    return _rows(run, parts.selection), _rows(run, parts.threshold), parts
-
-
 def stand_ins(run: xr.Dataset) -> PromptSet:
     """A run's prompts as far as it knows them: ids, labels, families, pairs and splits, without text or picture.
 
-    Those that ask the same have the same stand-in for a text, so that they stay together.
+    Those that ask the same have the same stand-in for a text, so that they stay together. Those that share a picture
+    but no pair may be parted where a split has to be made.
     """
     names = ("label", "source", "family", "category", "pair_id", "split")
     rows = zip(
@@ -112,7 +102,30 @@ def stand_ins(run: xr.Dataset) -> PromptSet:
     )
 
 
-def _rows(run: xr.Dataset, prompts: PromptSet) -> xr.Dataset:
+class Origin(NamedTuple):
+    """What a stored run was measured on."""
+
+    name: str
+    weight_hash: str
+    fingerprint: str
+
+
+def origin_of(run: xr.Dataset) -> Origin:
+    """The model of a run.
+
+    Raises:
+        DetectorError: If the run does not say which weights it was measured on.
+    """
+    if not run.attrs.get("weight_hash"):
+        raise DetectorError(
+            "This run does not say which weights it was measured on (no attribute 'weight_hash'), so a detector "
+            "fitted on it could not be kept to them. Use a run that wb.sweep made."
+        )
+    return Origin(*(str(run.attrs.get(name, "")) for name in ("model", "weight_hash", "fingerprint")))
+
+
+def rows_of(run: xr.Dataset, prompts: PromptSet) -> xr.Dataset:
+    """The rows of a run that some of its prompts have."""
     wanted = {p.id for p in prompts}
     return run.isel(prompt=np.flatnonzero([str(id_) in wanted for id_ in run["prompt"].values]))
 

@@ -14,7 +14,15 @@ import xarray as xr
 from workbench.axes import Head
 from workbench.checking import MOST_SEED, Finite, Whole, check_each
 from workbench.criteria.thresholds import balanced_accuracy
-from workbench.detectors.calibration import Parts, calibration_parts, densities_cross, unsafe_array
+from workbench.detectors.calibration import (
+    Origin,
+    Parts,
+    calibration_parts,
+    densities_cross,
+    rows_of,
+    stand_ins,
+    unsafe_array,
+)
 from workbench.detectors.cost import Cost, measure_cost
 from workbench.detectors.looks import BLOCK, Request, Wants, look, next_request
 from workbench.detectors.stored import ARRAYS, DESCRIPTION, FORMAT, calibration_record, finite_number, read_stored, word
@@ -23,6 +31,7 @@ from workbench.models.fingerprint import fingerprint
 from workbench.models.hooked import HookedLVLM
 from workbench.plain import plain
 from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.runs.reading import RunLike, check_run
 
 
 class Detector(ABC):
@@ -101,7 +110,41 @@ class Detector(ABC):
             seen = self.observe(model, asked.prompts, choosing=asked.choosing, progress=progress)
         return self
 
-    def fitting(self, model: HookedLVLM, prompts: PromptSet) -> Generator[Request, xr.Dataset, None]:
+    def fit_run(self, run: RunLike) -> Self:
+        """`fit` from a stored run, without the model; for detectors that look at nothing but what runs hold.
+
+        Raises:
+            DetectorError: As `fit`, and for a run that does not hold what the detector looks at.
+        """
+        run, origin = self._readable(run)
+        check_run(run)
+        talk, seen = self.fitting(origin, stand_ins(run)), None
+        while (asked := next_request(talk, seen)) is not None:
+            seen = rows_of(run, asked.prompts)
+        return self
+
+    def stored_values(self, run: RunLike) -> np.ndarray:
+        """`drawn_values` of the prompts of a run of the same model, [draw, prompt], without the model."""
+        self._check_fitted()
+        run, origin = self._readable(run)
+        if origin.weight_hash != self.weight_hash:
+            raise DetectorError(
+                f"This detector was fitted on {self.model_name!r} (weights {self.weight_hash}); the run is of "
+                f"{origin.name!r} (weights {origin.weight_hash})."
+            )
+        return self.drawn_values(run)
+
+    def stored_scores(self, run: RunLike) -> np.ndarray:
+        """`decision_function` on the prompts of a run of the same model, [prompt], without the model."""
+        return self.stored_values(run)[0]
+
+    def _readable(self, run: RunLike) -> tuple[xr.Dataset, Origin]:
+        """The run, if it holds what the detector looks at, and what it was measured on."""
+        raise DetectorError(
+            f"{self.name} looks at more than a stored run holds. Give it the model: fit(model, prompts)."
+        )
+
+    def fitting(self, model: HookedLVLM | Origin, prompts: PromptSet) -> Generator[Request, xr.Dataset, None]:
         """`fit` as a conversation, so that detectors can look together: it asks to see prompts, and is sent what was
         seen of them.
         """
@@ -113,9 +156,10 @@ class Detector(ABC):
             values = self.values((yield Request(parts.threshold, choosing=False)))
         self._settle(model, values, parts, stability)
 
-    def _settle(self, model: HookedLVLM, values: np.ndarray, parts: Parts, stability: float | None) -> None:
+    def _settle(self, model: HookedLVLM | Origin, values: np.ndarray, parts: Parts, stability: float | None) -> None:
         self._calibrate(self._finite(values, parts.threshold), parts, stability)
-        self.model_name, self.weight_hash, self.fingerprint = model.name, model.weight_hash, fingerprint(model)
+        of = model if isinstance(model, Origin) else Origin(model.name, model.weight_hash, fingerprint(model))
+        self.model_name, self.weight_hash, self.fingerprint = of
 
     @property
     def stability(self) -> float:
@@ -255,6 +299,10 @@ class Detector(ABC):
     def _chosen(self) -> set[Any]:
         """What was chosen, as a set: heads, or layers."""
         return set()
+
+    def heads_in_use(self) -> tuple[Head, ...]:
+        """The heads that a score is made from, best first; none where it is not made from heads."""
+        return ()
 
     def _calibrate(self, values: np.ndarray, parts: Parts, stability: float | None = None) -> None:
         """Set the threshold from the values [prompt] of the threshold part, and note how well it separates them."""

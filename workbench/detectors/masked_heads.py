@@ -1,25 +1,25 @@
 """`MaskedHeadsDetector`: what detectors that mask heads have in common: the criterion, the rule, and stored runs."""
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import xarray as xr
 
 from workbench.axes import PROJECTIONS, Head, head_name
 from workbench.checking import Converted, OneOf, Whole, plainly
-from workbench.criteria import get_criterion, list_criteria, prompt_values, score, top_heads
-from workbench.criteria.registry import PER_PROMPT
-from workbench.detectors.calibration import run_parts
+from workbench.criteria import get_criterion, list_criteria, prompt_values, top_heads
+from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, TRAINED
+from workbench.detectors.calibration import Origin, origin_of
 from workbench.detectors.detector import Detector, head_pairs
-from workbench.detectors.looks import Wants
+from workbench.detectors.looks import Wants, scores_of
 from workbench.errors import DetectorError
 from workbench.models.forms import FROM_PROMPTS, Form
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask, as_mask
-from workbench.runs.reading import RunLike, as_run
+from workbench.runs.job import MEASURES
+from workbench.runs.reading import RunLike, as_checked_run
 
 
 def _as_mask(value: Any) -> Mask:
@@ -33,11 +33,14 @@ SomeMaskFields = Annotated[Mask | Mapping[str, Any] | None, Converted(_as_mask)]
 
 
 class MaskedHeadsDetector(Detector):
-    """A detector that scores prompts by a per-prompt criterion at heads which a rule keeps.
+    """A detector that scores prompts by a criterion at heads which a rule keeps.
+
+    A criterion of data sets (`svd_left`, …) has no value for a prompt: it chooses the heads, and the score is the
+    deflection, as published: the search uses one quantity, detection another.
 
     Args:
         projection: Which projection of the heads is masked, `"query"` or `"value"`.
-        criterion: A per-prompt criterion; it chooses the heads and is the score.
+        criterion: It chooses the heads and, where it has a value for a prompt, is the score.
         rule: How the criterion chooses; see `workbench.criteria.rules`.
         k: How many heads the rule keeps.
         mask: How heads are masked: a `Mask`, or its fields by name; `Mask()` by default.
@@ -58,8 +61,8 @@ class MaskedHeadsDetector(Detector):
     ) -> None:
         super().__init__(threshold, seed)
         record = get_criterion(criterion)
-        if record.kind != PER_PROMPT:
-            usable = ", ".join(c.name for c in list_criteria() if c.kind == PER_PROMPT)
+        if record.kind == TRAINED:
+            usable = ", ".join(c.name for c in list_criteria() if c.kind != TRAINED)
             raise DetectorError(
                 f"Criterion {plainly(criterion)} is {record.kind} and gives no score to a single prompt, so nothing "
                 f"can be detected by it. Those that do: {usable}. For probes there is SAHsDetector."
@@ -76,19 +79,9 @@ class MaskedHeadsDetector(Detector):
                 f"Detectors mask with the forms {', '.join(f for f in get_args(Form) if f not in NOT_ALONE)}."
             )
 
-    @abstractmethod
-    def heads_in_use(self) -> tuple[Head, ...]:
-        """The heads that are masked to score a prompt."""
-
-    def fit_run(self, run: RunLike) -> Self:
-        """`fit` from a stored run of the same projection and mask, without the model."""
-        run = as_run(run)
-        selection, rest, parts = run_parts(run, seed=self.seed)
-        if not run.attrs.get("weight_hash"):
-            raise DetectorError(
-                "This run does not say which weights it was measured on (no attribute 'weight_hash'), so a detector "
-                "fitted on it could not be kept to them. Use a run that wb.sweep made."
-            )
+    def _readable(self, run: RunLike) -> tuple[xr.Dataset, Origin]:
+        run = as_checked_run(run)
+        origin = origin_of(run)
         if self.projection not in run["projection"].values:
             raise DetectorError(
                 f"This run holds the projections {', '.join(run['projection'].values)}, not {self.projection!r}."
@@ -99,30 +92,18 @@ class MaskedHeadsDetector(Detector):
                 f"This run was made with the mask {mask} and the detector masks with {self.mask.describe()}. "
                 "Give the detector the run's mask."
             )
-        values, stability = self._learn(selection, parts) if self._chooses() else (None, None)
-        self._calibrate(self.values(rest) if values is None else values, parts, stability)
-        self.model_name, self.weight_hash = str(run.attrs["model"]), str(run.attrs["weight_hash"])
-        self.fingerprint = str(run.attrs.get("fingerprint", ""))
-        return self
-
-    def stored_scores(self, run: RunLike) -> np.ndarray:
-        """`decision_function` on the prompts of a run of the same model and mask, without the model."""
-        self._check_fitted()
-        run = as_run(run)
-        if run.attrs.get("weight_hash") != self.weight_hash:
-            raise DetectorError(
-                f"This detector was fitted on {self.model_name!r} (weights {self.weight_hash}); the run is of "
-                f"{run.attrs.get('model')!r} (weights {run.attrs.get('weight_hash')})."
-            )
-        return self.values(run)
+        return run, origin
 
     def wants(self, model: HookedLVLM, *, choosing: bool) -> Wants:
         heads = None if choosing and self._chooses() else self.heads_in_use()
-        return Wants(projections=(self.projection,), heads=heads, mask=self.mask)
+        record = get_criterion(self.criterion)
+        measures = tuple(name for name in record.needs if name in MEASURES)
+        states = choosing and record.kind == PER_DATA_SET
+        return Wants(projections=(self.projection,), heads=heads, mask=self.mask, measures=measures, states=states)
 
     def best_heads(self, seen: xr.Dataset) -> list[Head]:
         """The k heads that the rule keeps of a run, best first."""
-        scores = score(seen.drop_vars("split"), (self.criterion,), bootstrap=0, permutations=0, seed=self.seed)
+        scores = scores_of(seen, self.criterion, self.seed)
         projection = self.projection if self.projection in set(scores["projection"]) else None
         kept = top_heads(
             scores, criterion=self.criterion, rule=self.rule, projection=projection, k=self.k, seed=self.seed
@@ -130,8 +111,9 @@ class MaskedHeadsDetector(Detector):
         return head_pairs(kept)
 
     def columns(self, seen: xr.Dataset, heads: Sequence[Head]) -> np.ndarray:
-        """The criterion at heads, turned so that larger is stronger, [head, prompt]."""
+        """The score's criterion at heads, turned so that larger is stronger, [head, prompt]."""
         criterion = get_criterion(self.criterion)
+        criterion = criterion if criterion.kind == PER_PROMPT else get_criterion("deflection")
         found = []
         for layer, head in heads:
             values = prompt_values(seen, criterion, head=(layer, head))

@@ -7,17 +7,18 @@ import numpy as np
 import xarray as xr
 
 from workbench.axes import Head, as_heads
-from workbench.checking import Whole, check_each
-from workbench.criteria import score, top_heads
+from workbench.checking import Whole, check_each, plainly
+from workbench.criteria import get_criterion, top_heads
 from workbench.criteria.logistic import fit_logistic
 from workbench.criteria.probes import few_shot_masks
+from workbench.detectors.calibration import Origin, origin_of
 from workbench.detectors.detector import Detector, has_heads, head_pairs
-from workbench.detectors.looks import Wants
+from workbench.detectors.looks import Wants, scores_of
 from workbench.detectors.record import DetectorRecord
 from workbench.detectors.stored import finite_number, finite_vector
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
-from workbench.runs.reading import prompt_coord
+from workbench.runs.reading import RunLike, as_checked_run, check_run, prompt_coord
 
 
 class SAHsDetector(Detector):
@@ -29,6 +30,8 @@ class SAHsDetector(Detector):
     Args:
         k: How many heads (published: 16 to 32 of a 7B model's). Ignored when `accuracy` is given.
         accuracy: Keep every head whose held-out accuracy is at least this, 0 to 1 (the paper's threshold on accuracy).
+        rule: How heads are ranked by their probes: `"sensitivity"` (published: by held-out accuracy), or another rule
+            that has a meaning for them; see `workbench.criteria.rules`.
         shots: Learn from this many prompts of each category (family where there is none) of either label, drawn with
             `seed` (published: 1 or 2); None learns from all.
         C: Inverse strength of the final regression's L2 penalty, as in scikit-learn.
@@ -60,6 +63,7 @@ class SAHsDetector(Detector):
         *,
         k: int = 16,
         accuracy: float | None = None,
+        rule: str = "sensitivity",
         shots: int | None = None,
         C: float = 1.0,
         threshold: str | float = 0.0,
@@ -71,7 +75,9 @@ class SAHsDetector(Detector):
             raise DetectorError(f"accuracy is a share of prompts, over 0 and at most 1; got {accuracy!r}.")
         if not C > 0:
             raise DetectorError(f"C, the inverse strength of the penalty, must be over 0; got {C!r}.")
-        self.k, self.accuracy, self.shots, self.C = k, accuracy, shots, float(C)
+        if rule not in (known := get_criterion("probe").rules):
+            raise DetectorError(f"Rule {plainly(rule)} has no meaning for probes; those that have: {', '.join(known)}.")
+        self.k, self.accuracy, self.rule, self.shots, self.C = k, accuracy, rule, shots, float(C)
         self.heads: list[Head] = []
         self.coef, self.intercept = np.empty(0), float("nan")
 
@@ -87,7 +93,7 @@ class SAHsDetector(Detector):
             category = prompt_coord(seen, "family") if set(named) == {""} else named
             taken = few_shot_masks(unsafe, category, shots=self.shots, repeats=1, seed=self.seed)[0]
             seen, unsafe = seen.isel(prompt=np.flatnonzero(taken)), unsafe[taken]
-        scores = score(seen.drop_vars("split"), ("probe",), bootstrap=0, permutations=0, seed=self.seed)
+        scores = scores_of(seen, "probe", self.seed)
         k = min(self.k, int(scores["unsafe"].notna().sum()))
         if self.accuracy is not None:
             k = int((scores["unsafe"] >= self.accuracy).sum())
@@ -96,12 +102,20 @@ class SAHsDetector(Detector):
                     f"No head's probe reaches an accuracy of {self.accuracy:.3g}; the best reaches "
                     f"{scores['unsafe'].max():.3g}. Ask for less, or give k instead."
                 )
-        self.heads = head_pairs(top_heads(scores, criterion="probe", rule="sensitivity", k=k))
+        self.heads = head_pairs(top_heads(scores, criterion="probe", rule=self.rule, k=k, seed=self.seed))
         self.coef, intercept = fit_logistic(features(seen, self.heads), unsafe, C=self.C)
         self.intercept = float(intercept)
 
     def _chosen(self) -> set[Any]:
         return set(self.heads)
+
+    def heads_in_use(self) -> tuple[Head, ...]:
+        return tuple(self.heads)
+
+    def _readable(self, run: RunLike) -> tuple[xr.Dataset, Origin]:
+        run = as_checked_run(run)
+        check_run(run, ("head_output",), wanted_by=self.name)
+        return run, origin_of(run)
 
     def values(self, seen: xr.Dataset) -> np.ndarray:
         return features(seen, self.heads) @ self.coef + self.intercept

@@ -11,24 +11,16 @@ saturate alike, and each prompt is corrected with the slope of the other prompts
 With few prompts a head's own scatter is hardly known. Heads of its layer and the layers around lend theirs, in units of
 what the estimates of each head scatter (after G. Smyth, "Linear models and empirical Bayes methods", SAGMB 3, 2004).
 Half-widths of intervals are Student's, with the correction for a finite population: 0 where every prompt was scored.
-
-Student's bounds do not see rare cells far above the others, which decide what comes first. So `draws` predicts what was
-not computed (the prediction view of sampling; Valliant, Dorfman and Royall, "Finite population sampling and inference",
-2000): around where a head mostly is, with the skew that cells of the heads around were seen to have.
 """
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 FEWEST = 4  # prompts of a class on which all heads are scored
 LEAST_SCATTER = 0.05  # of a head's size, where its estimate is the same for every prompt
-NO_SKEW = 0.05  # a skewness below which draws are normal
 LENT = 8.0  # cells that the heads around lend a head
 NEIGHBOURS = 2  # layers to either side whose heads are around
-MEDIAN_ERROR = 1.25  # of the median, in standard errors of the mean, where cells are normal
-NORMAL_MEAN_DEVIATION = 1.25  # standard deviations a mean absolute deviation, where they are normal
 
 
 @dataclass(frozen=True)
@@ -130,59 +122,15 @@ class Fit:
         filled = np.where(known, self.cells, self.middle + self.line)
         return filled, np.where(known, 0.0, np.sqrt(self.variance))
 
-    def draws(self, random: np.random.Generator, n: int, which: np.ndarray) -> np.ndarray:
-        """Means over all prompts as they may be of some heads, `[draw, projection, layer, head]`; NaN for the others.
 
-        What was computed stands. What was not is where cells of the head mostly are, and then as far from there as
-        cells of the head and of the heads around it were seen to be: mostly near, and now and then far above.
-        """
-        drawn = ~np.isnan(self.cells) & ~self.sure
-        missing, seen = np.isnan(self.cells).sum(0), drawn.sum(0)
-        with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # heads that were not asked for have no median
-            off = np.where(drawn, self.cells - self.line, np.nan)
-            typical = np.nanmedian(off, 0)
-            off = np.where(drawn, (off - typical) / self.level, 0)
-            moments = np.stack([(off**power).sum(0) for power in (1, 2, 3)])
-            near = np.abs(off).sum(0)
-            around = _around(np.concatenate([moments, near[None], seen[None].astype(float)]))
-            own = 1 / (seen + LENT)
-            first, second, third = own * (moments + LENT * around[:3] / around[4])
-            steady = own * (near + LENT * around[3] / around[4]) * NORMAL_MEAN_DEVIATION
-            spread = np.maximum(second - first**2, 0)
-            skew = (third - 3 * first * second + 2 * first**3) / np.maximum(spread, 1e-300) ** 1.5
-            # Of a head's usual place, and of the mean of what is missing.
-            place = self.level * steady * MEDIAN_ERROR / np.sqrt(seen)
-            apart = self.level * np.sqrt(spread / missing)
-            skew = np.where(missing > 0, np.nan_to_num(skew) / np.sqrt(missing), 0.0)
-            rest = typical + np.where(np.isnan(self.cells), self.line, 0).sum(0) / missing + self.level * first
-            share = missing / len(self.cells)
-            middle = np.nansum(self.cells, 0) / len(self.cells) + np.where(missing > 0, share * rest, 0.0)
-            place, apart = (np.where((missing > 0) & (seen > 0), share * of, 0.0)[which] for of in (place, apart))
-        found = np.full((n, *which.shape), np.nan)
-        freedom = LENT + np.maximum(seen - 1, 0)[which]
-        noise = place * random.standard_t(freedom, (n, which.sum())) + apart * _skewed(random, skew[which], n)
-        found[:, which] = middle[which] + noise
-        return found
-
-
-def _around(totals: np.ndarray) -> np.ndarray:
-    """Totals `[what, projection, layer, head]` of the heads of a layer and of its neighbours, head axis kept as 1."""
-    of_layer = totals.sum(-1, keepdims=True)
-    around = of_layer.copy()
+def around(of_heads: np.ndarray, together: np.ufunc = np.add) -> np.ndarray:
+    """Totals of `[what, projection, layer, head]` over the heads of a layer and its neighbours, head axis kept as 1."""
+    of_layer = together.reduce(of_heads, axis=-1, keepdims=True)
+    found = of_layer.copy()
     for step in range(1, NEIGHBOURS + 1):
-        around[:, :, step:] += of_layer[:, :, :-step]
-        around[:, :, :-step] += of_layer[:, :, step:]
-    return around
-
-
-def _skewed(random: np.random.Generator, skew: np.ndarray, n: int) -> np.ndarray:
-    """Draws of mean 0 and variance 1 with a skewness (a gamma distribution, shifted; Pearson's third type)."""
-    draws = random.standard_normal((n, *skew.shape))
-    strong = np.abs(skew) > NO_SKEW
-    shape = 4 / skew[strong] ** 2
-    draws[:, strong] = (random.standard_gamma(shape, (n, len(shape))) - shape) / np.sqrt(shape) * np.sign(skew[strong])
-    return draws
+        together(found[:, :, step:], of_layer[:, :, :-step], out=found[:, :, step:])
+        together(found[:, :, :-step], of_layer[:, :, step:], out=found[:, :, :-step])
+    return found
 
 
 def _slopes(y: np.ndarray, e: np.ndarray) -> np.ndarray:
@@ -195,6 +143,6 @@ def _slopes(y: np.ndarray, e: np.ndarray) -> np.ndarray:
 def _shrunk(squares: np.ndarray, freedom: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Variances `[projection, layer, head]` from sums of squares, shrunk towards the mean of the layers around."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        pooled = np.divide(*_around(np.stack([squares, freedom])))
+        pooled = np.divide(*around(np.stack([squares, freedom])))
     pooled = np.where(np.isfinite(pooled), pooled, 0.0)
     return (LENT * pooled + squares) / (LENT + freedom), LENT + freedom

@@ -28,23 +28,23 @@ def with_safe(safe: np.ndarray) -> np.ndarray:
     return under
 
 
-def first_of_draws(values: np.ndarray, k: int) -> np.ndarray:
-    """Which heads are among the first k of each draw of the rule's values, `[draw, head]`; none at minus infinity."""
-    first = np.zeros(values.shape, dtype=bool)
-    if values.shape[1]:
-        k = min(k, values.shape[1])
-        np.put_along_axis(first, np.argpartition(-values, k - 1, axis=1)[:, :k], True, axis=1)
-    return first & np.isfinite(values)
+def sets(values: np.ndarray, k: int, risk: float, more: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """(certain, excluded) heads, `[head]`: the largest sets that are wrong in at most `risk` of the draws each.
 
-
-def sets(first: np.ndarray, risk: float) -> tuple[np.ndarray, np.ndarray]:
-    """(certain, excluded) heads, `[head]`: the largest sets that are wrong in at most `risk` of the draws each."""
-    share = first.mean(0)
+    Args:
+        values: Of the rule, `[draw, head]`; minus infinity where it leaves a head out.
+        k: How many heads come first.
+        risk: For each of the two sets.
+        more: What a head may have besides, `[head]`: it is not excluded where this would bring it among the first.
+    """
+    if not values.shape[1]:
+        return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
+    last = np.partition(values, -min(k, values.shape[1]), axis=1)[:, -min(k, values.shape[1]), None]
     found = []
-    for wrong, order in ((~first, np.argsort(-share, kind="stable")), (first, np.argsort(share, kind="stable"))):
-        ever = np.zeros(len(first), dtype=bool)
-        chosen = np.zeros(len(share), dtype=bool)
-        for head in order:
+    for wrong in (~((values >= last) & np.isfinite(values)), (values + more >= last) & np.isfinite(values)):
+        ever = np.zeros(len(wrong), dtype=bool)
+        chosen = np.zeros(wrong.shape[1], dtype=bool)
+        for head in np.argsort(wrong.mean(0), kind="stable"):
             ever |= wrong[:, head]
             if ever.mean() > risk:
                 break

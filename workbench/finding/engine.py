@@ -88,12 +88,11 @@ def phases(this: Sweep) -> Iterator[list[Task]]:
     if name == "refusal_change" and not model.refusal_tokens:
         raise WorkbenchError(f"The tokenizer of {model.name!r} knows no opening of a refusal; take another criterion.")
     ask = Question(options["k"], options["rule"], options["level"], options["budget"], this.seed)
-    encoded = [this.encode(i) for i in np.flatnonzero(this.selection).tolist()]  # first in the order
+    first = map(this.encode, np.flatnonzero(this.selection).tolist())  # in the order; one after the other
+    spans = np.array([(this.job.mask.start(encoded), encoded.n_tokens) for encoded in first])
     read = this.selection & (this.unsafe if ask.rule == "sensitivity" else True)
     n_read, asked = int(read.sum()), this.job.chosen(model)
-    starts = np.array([this.job.mask.start(e) for e in encoded])
-    tokens = np.array([e.n_tokens for e in encoded])
-    work = work_of(tokens, starts, model.n_layers, asked, n_read=n_read, directions=this.job.directions)
+    work = work_of(spans[:, 1], spans[:, 0], model.n_layers, asked, n_read=n_read, directions=this.job.directions)
     bounds = [(start, stop) for start, stop in this.bounds if start < n_read]
     estimate = np.where(asked, np.zeros((n_read, 1, 1, 1)), np.nan)
     if pays(ask, this.unsafe[:n_read], asked, work):

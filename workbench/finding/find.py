@@ -17,13 +17,13 @@ from workbench.criteria.statistics import bootstrap_weights
 from workbench.finding.bounds import Fit
 from workbench.finding.engine import MOST, RULES, searchable
 from workbench.finding.prices import directions_for
-from workbench.finding.search import STATUSES, strong_cells
+from workbench.finding.search import STATUSES, foremost_cells, strong_cells, taken_for_sure
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
 from workbench.prompts.prompt import PromptSet
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import prompt_coord, selection_part
+from workbench.runs.reading import caveats_of, prompt_coord, selection_part
 from workbench.sweeps.sweep import SomePrompts, sweep
 from workbench.sweeps.tasks import selection_of
 
@@ -160,6 +160,7 @@ def found_table(run: xr.Dataset, *, criterion: str, rule: str, k: int, seed: int
         "n_unsafe": int(unsafe.sum()),
         "n_safe": int((~unsafe).sum()),
         "model": str(run.attrs.get("model", "")),
+        "caveats": caveats_of(run),
     }
     return found
 
@@ -179,7 +180,9 @@ def redrawn_shares(run: xr.Dataset, criterion: str, rule: str, k: int, seed: int
     means = {}
     for side, mine in (("unsafe", unsafe), ("safe", ~unsafe))[: 1 if rule == "sensitivity" else 2]:
         known = np.nan_to_num(estimate[mine])
-        filled, scatter = Fit.of(exact[mine], known, strong_cells(known, [np.ones(len(known), bool)])).completed()
+        every = [np.ones(len(known), dtype=bool)]
+        sure = taken_for_sure(exact[mine], foremost_cells(known, every), strong_cells(known, every), every)
+        filled, scatter = Fit.of(exact[mine], known, sure).completed()
         of = weights[:, mine] / mine.sum()
         noise = np.sqrt(np.tensordot(of**2, scatter**2, 1)) * random.standard_normal((len(of), *scatter.shape[1:]))
         means[side] = np.tensordot(of, filled, 1) + noise
@@ -201,8 +204,11 @@ def _prompts_wanted(values: np.ndarray, share: np.ndarray, k: int, n: int) -> st
         return "no other heads to tell them from."
     first = np.argsort(-share, kind="stable")
     gap = values[:, first[k - 1]] - values[:, first[k]]
-    apart, scatter = abs(np.nanmean(gap)), np.nanstd(gap)
-    if scatter <= 0 or not np.isfinite(apart):
+    gap = gap[np.isfinite(gap)]
+    if not len(gap):
+        return f"no redraw has a value of both head {k} and the next, so how many more would tell them is not known."
+    apart, scatter = abs(gap.mean()), gap.std()
+    if scatter <= 0:
         return "these prompts tell the first heads from the others."
     needed = n * (CERTAINLY_APART * scatter / max(apart, 1e-12)) ** 2
     if needed <= n:

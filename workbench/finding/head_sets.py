@@ -12,6 +12,7 @@ from workbench.criteria.registry import list_criteria
 from workbench.criteria.statistics import percentile_interval
 from workbench.criteria.subspace import first_left_singular, line_angle_deg
 from workbench.errors import DetectorError
+from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt
@@ -153,7 +154,7 @@ def subspace_angles(
     """
     mask = mask or Mask()
     wanted = check_groups(model, groups, mask)
-    encoded = [model.encode(prompt) for prompt in prompts]
+    encoded = Encodings(model, prompts)
     rows = plan(model, max(e.n_tokens for e in encoded)).rows
     at_once = max(1, STATES_AT_ONCE // (len(encoded) * model.d_model))
     angles = []

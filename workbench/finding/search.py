@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.finding.bounds import FEWEST, Fit
-from workbench.finding.decisions import DRAWS, first_of_draws, sets, with_safe
+from workbench.finding.decisions import DRAWS, sets, with_safe
+from workbench.finding.predictions import predicted
 
 GROWTH = 0.35  # prompts of a later round, as a share of those before
 STRONG, STRONG_SHARE = 1.3, 0.2  # an estimate stands out by this factor, on at most this share of the prompts
+FOREMOST = 2  # prompts of a class with the largest estimates, on which all heads are scored besides
 RISK_OF_DRAWS = 0.25  # of certain and of excluded heads each; half is left for what was never seen, and so never drawn
 EXCLUDED, POSSIBLE, CERTAIN = 0, 1, 2
 STATUSES = ("excluded", "possible", "certain")
@@ -100,15 +102,17 @@ def search(
     """
     random = np.random.default_rng(ask.seed)
     sides = _sides(ask.rule, unsafe)
-    sure, places = strong_cells(estimate, sides) & asked, _places(sides)
+    strong, foremost, places = strong_cells(estimate, sides), foremost_cells(estimate, sides), _places(sides)
     spent, reached, first = work.spent, 0, max(min(FEWEST, side.sum()) for side in sides)
     done, open_ = np.zeros(estimate.shape, dtype=bool), asked
     while True:
         upto = first if not reached else max(reached + 1, int((1 + GROWTH) * reached))
-        wanted = ((places < upto)[:, None, None, None] | sure) & open_ & ~done
+        # Cells that stand out are computed for heads that the first round leaves in question.
+        chosen = strong if reached else foremost
+        wanted = ((places < upto)[:, None, None, None] | chosen) & open_ & ~done
         while reached and upto > reached + 1 and spent + work.of(wanted) > ask.budget * work.whole:
             upto -= 1
-            wanted = ((places < upto)[:, None, None, None] | sure) & open_ & ~done
+            wanted = ((places < upto)[:, None, None, None] | chosen) & open_ & ~done
         if reached and spent + work.of(wanted) > ask.budget * work.whole:
             break
         spent += work.of(wanted)
@@ -117,7 +121,7 @@ def search(
         most = max(side.sum() for side in sides)
         risk = (1 - ask.level) / len(asked) * (min(upto, most) - reached) / most
         reached = upto
-        found = _judge(ask, sides, ~open_, sure, risk, random, read(), estimate)
+        found = _judge(ask, sides, ~open_, foremost, strong, risk, random, read(), estimate)
         open_ = found.status != EXCLUDED
         if reached >= most or not (found.status == POSSIBLE).any():
             break
@@ -126,7 +130,7 @@ def search(
     if wanted.any() and spent + work.of(wanted) <= ask.budget * work.whole:
         spent += work.of(wanted)
         yield wanted
-        found = _judge(ask, sides, ~open_, sure, 0.0, random, read(), estimate)
+        found = _judge(ask, sides, ~open_, foremost, strong, 0.0, random, read(), estimate)
     found.spent = spent / work.whole
     return found
 
@@ -134,8 +138,8 @@ def search(
 def strong_cells(estimate: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
     """Cells whose estimate stands out from that of the head on most prompts of the class.
 
-    Masks that upset a prompt altogether do so far beyond what is linear, but are seldom estimated to do little. These
-    cells are computed for certain; only of the others is there a draw.
+    Masks that upset a prompt altogether do so far beyond what is linear, but are seldom estimated to do little. Of
+    heads that are in question these cells are computed for certain; only of the others is there a draw.
     """
     strong = np.zeros(estimate.shape, dtype=bool)
     for side in sides:
@@ -143,6 +147,23 @@ def strong_cells(estimate: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
         bound = np.maximum(STRONG * np.median(size, 0), np.quantile(size, 1 - STRONG_SHARE, axis=0))
         strong[side] = size > bound
     return strong
+
+
+def foremost_cells(estimate: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
+    """Of each head and class, the cells with the largest estimates: where it shows first that linearity ends."""
+    foremost = np.zeros(estimate.shape, dtype=bool)
+    for side in sides:
+        size = np.abs(estimate[side])
+        foremost[side] = (-size).argsort(0, kind="stable").argsort(0) < FOREMOST
+    return foremost
+
+
+def taken_for_sure(cells: np.ndarray, foremost: np.ndarray, strong: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
+    """The cells that were computed for what their estimate says: of heads that went on, all that stand out."""
+    sure = foremost.copy()
+    for side in sides:
+        sure[side] |= strong[side] & ~(strong[side] & np.isnan(cells[side])).any(0)
+    return sure
 
 
 def _places(sides: list[np.ndarray]) -> np.ndarray:
@@ -157,7 +178,7 @@ def pays(ask: Question, unsafe: np.ndarray, asked: np.ndarray, work: Work) -> bo
     """Whether the least a search does, estimates and all heads on the fewest prompts, is less than the exact map."""
     places = _places(_sides(ask.rule, unsafe))
     every = work.of(np.broadcast_to(asked, (len(unsafe), *asked.shape)))
-    least = work.spent + work.of((places < FEWEST)[:, None, None, None] & asked) + STRONG_SHARE * every
+    least = work.spent + work.of((places < FEWEST + FOREMOST)[:, None, None, None] & asked)
     return bool(least < every)
 
 
@@ -178,25 +199,28 @@ def _judge(
     ask: Question,
     sides: list[np.ndarray],
     excluded: np.ndarray,
-    sure: np.ndarray,
+    foremost: np.ndarray,
+    strong: np.ndarray,
     risk: float,
     random: np.random.Generator,
     cells: np.ndarray,
     estimate: np.ndarray,
 ) -> Findings:
     """What the cells say, where the heads in `excluded` are out already and this look may go wrong by `risk`."""
+    sure = taken_for_sure(cells, foremost, strong, sides)
     fits = [Fit.of(cells[side], estimate[side], sure[side]) for side in sides]
     known = fits[0].means() if len(fits) == 1 else fits[0].means().minus(fits[1].means())
     half = known.reach((1 - ask.level) / 2)
-    values, left_out = fits[0].draws(random, DRAWS, ~excluded), np.zeros(excluded.shape, dtype=bool)
+    guess = predicted(cells, estimate, sure, strong, sides)
+    drawn = guess.draws(random, DRAWS)
+    values, left_out = drawn[0], np.zeros(excluded.shape, dtype=bool)
     if len(fits) > 1:
-        safe = fits[1].draws(random, DRAWS, ~np.isnan(fits[1].mean))
-        values = np.where(with_safe(safe), values - safe, -np.inf)
+        values = np.where(with_safe(drawn[1]), values - drawn[1], -np.inf)
         left_out = ~with_safe(fits[1].mean[None])[0]
     values = np.where(np.isnan(sum(fit.mean for fit in fits)), np.inf, values)  # of which nothing is known yet
     status = np.full(excluded.shape, EXCLUDED)
     for number, out in enumerate(excluded):
-        certain, gone = sets(first_of_draws(values[:, number][:, ~out], ask.k), RISK_OF_DRAWS * risk)
+        certain, gone = sets(values[:, number][:, ~out], ask.k, RISK_OF_DRAWS * risk, guess.loudest[0, number][~out])
         status[number][~out] = np.where(gone, EXCLUDED, np.where(certain, CERTAIN, POSSIBLE))
     used = sum((~np.isnan(cells[side])).sum(0) for side in sides)
     no_value = left_out & (status == EXCLUDED)

@@ -74,8 +74,8 @@ def counterpart(model: Decoder, mask: Mask, encoded: Encoded) -> tuple[Encoded, 
     others, prompt = mask.source, encoded.prompt
     if not isinstance(others, Others) or prompt is None:
         raise MaskError(
-            f"The form {mask.form!r} takes z of other prompts, and none are given here: source=…, a twin or the "
-            "prompts to take from. A sweep takes the prompts that it is given."
+            f"The form {mask.form!r} takes z of other prompts, and none are given here: source=… (--mask-source; "
+            "--twin), a twin or the prompts to take from. A sweep takes the prompts that it is given."
         )
     if mask.form == "resample":
         other = encode(model, others.drawn(prompt, mask.seed))

@@ -1,7 +1,8 @@
 """Pictures, one door: whatever they come from, what leaves here is upright RGB, and nothing else is let in.
 
 A picture that is stored somewhere is a `Picture`: a PIL image whose size is known from its header and whose pixels are
-decoded when they are first needed, kept for whoever asks next, and let go again. Thirty thousand of them cost names.
+decoded when they are first needed, kept for whoever asks next, and let go again. One that a function makes is `Made`.
+Thirty thousand of them cost names.
 """
 
 import hashlib
@@ -66,10 +67,70 @@ class Recent:
 RECENT = Recent(RECENT_BYTES, lambda pixels: 4 * pixels.size[0] * pixels.size[1])
 
 
-class Picture(Image.Image):
-    """A stored picture, as upright RGB, decoded when its pixels are asked for.
+class Deferred(Image.Image):
+    """A picture in RGB whose pixels are made when they are asked for, kept a while, and made again.
 
-    Whoever writes into one gets pixels of its own, and the picture no longer stands for what is stored.
+    Whoever writes into one gets pixels of its own, and the picture no longer stands for what it was made from.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._key, self._digest = object(), ""
+        self._mode, self._readonly = "RGB", 1
+
+    @property
+    def im(self) -> Any:
+        """Pillow's pixels."""
+        return RECENT.get(self._key, self._pixels) if self._im is None else self._im
+
+    @im.setter
+    def im(self, im: Any) -> None:
+        self._im = im
+
+    def load(self) -> Any:
+        """Access to the pixels, made if they are not."""
+        return self.im.pixel_access(self.readonly)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def digest(self) -> str:
+        """SHA-256 that tells the picture from others, 16 hex digits; of the pixels, once someone has written into
+        them.
+        """
+        if self._im is not None:
+            return _pixel_hash(self)
+        self._digest = self._digest or self._told_apart()
+        return self._digest
+
+    def _pixels(self) -> Any:
+        raise NotImplementedError
+
+    def _told_apart(self) -> str:
+        return _pixel_hash(self)
+
+    def __reduce__(self) -> Any:
+        return Image.frombytes, ("RGB", self.size, self.tobytes())
+
+
+class Made(Deferred):
+    """A picture that a function makes, such as a drawn text.
+
+    Args:
+        make: Makes it, the same one every time, in RGB.
+        size: Its width and height.
+    """
+
+    def __init__(self, make: Callable[[], Image.Image], size: tuple[int, int]) -> None:
+        super().__init__()
+        self._make, self._size = make, size
+
+    def _pixels(self) -> Any:
+        return self._make().im
+
+
+class Picture(Deferred):
+    """A stored picture, upright, decoded when its pixels are asked for.
 
     Args:
         stream: Opens what is stored, from its first byte.
@@ -78,47 +139,28 @@ class Picture(Image.Image):
 
     def __init__(self, stream: Callable[[], BinaryIO], name: str) -> None:
         super().__init__()
-        self.name, self._stream, self._key, self._digest = name, stream, object(), ""
-        self._mode, self._readonly = "RGB", 1
+        self.name, self._stream = name, stream
         with _opened(stream, name) as picture:
             turned = _orientation(picture) >= 5
             self._size = picture.size[::-1] if turned else picture.size
             self.notes = tuple(_notes(picture))
             whole = picture.format is not None and _ends_whole(stream, picture.format)
         if not whole:
-            self._decode()  # shows whether the rest is there
-
-    @property
-    def im(self) -> Any:
-        """Pillow's pixels."""
-        return RECENT.get(self._key, self._decode) if self._im is None else self._im
-
-    @im.setter
-    def im(self, im: Any) -> None:
-        self._im = im
-
-    def load(self) -> Any:
-        """Access to the pixels, decoded if they are not."""
-        return self.im.pixel_access(self.readonly)
-
-    def close(self) -> None:
-        """Nothing is open."""
+            self._pixels()  # shows whether the rest is there
 
     def digest(self) -> str:
         """SHA-256 of what is stored, 16 hex digits; of the pixels, once someone has written into them."""
-        if self._im is not None:
-            return _pixel_hash(self)
-        if not self._digest:
-            try:
-                with self._stream() as stream:
-                    stored = stream.read()
-            except OSError:
-                # Gone since it was found. Whoever needs its pixels says so, of the prompt it belongs to.
-                return hashlib.sha256(f"gone: {self.name}".encode()).hexdigest()[:16]
-            self._digest = hashlib.sha256(stored).hexdigest()[:16]
-        return self._digest
+        try:
+            return super().digest()
+        except OSError:
+            # Gone since it was found. Whoever needs its pixels says so, of the prompt it belongs to.
+            return hashlib.sha256(f"gone: {self.name}".encode()).hexdigest()[:16]
 
-    def _decode(self) -> Any:
+    def _told_apart(self) -> str:
+        with self._stream() as stream:
+            return hashlib.sha256(stream.read()).hexdigest()[:16]
+
+    def _pixels(self) -> Any:
         with _opened(self._stream, self.name) as picture:
             pixels = _upright_rgb(picture).im
         self._size = (
@@ -129,7 +171,7 @@ class Picture(Image.Image):
     def __reduce__(self) -> Any:
         # In another process the file may not be there: what is stored travels, and pixels of one's own.
         if self._im is not None:
-            return Image.frombytes, ("RGB", self.size, self.tobytes())
+            return super().__reduce__()
         with self._stream() as stream:
             return picture_of_bytes, (stream.read(), self.name)
 
@@ -162,7 +204,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises:
         PromptError: It is broken, of no size, too large, or of a format that is not read.
     """
-    if isinstance(image, Picture):
+    if isinstance(image, Deferred):
         return image
     name = getattr(image, "filename", "") or f"{image.width} x {image.height}, {image.mode}"
     if image.format not in (None, "MPO", *FORMATS):
@@ -184,7 +226,7 @@ def image_hash(image: Image.Image | None) -> str:
     """
     if image is None:
         return ""
-    return image.digest() if isinstance(image, Picture) else _pixel_hash(image)
+    return image.digest() if isinstance(image, Deferred) else _pixel_hash(image)
 
 
 def is_flat(image: Image.Image) -> bool:

@@ -2,12 +2,16 @@
 
 import io
 import os
+import shutil
 import tarfile
 import zipfile
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, BinaryIO, Protocol
+from weakref import finalize
 
 from PIL import Image
 
@@ -16,6 +20,7 @@ from workbench.errors import PromptError
 from workbench.prompts.pictures import MAX_BYTES, Picture, as_rgb, picture_of_bytes, stream_of
 
 ARCHIVES = (".zip", ".tar")
+HELD_BYTES = 64 * 2**20  # of one row group of a parquet file
 
 
 class NoPictureError(PromptError):
@@ -110,21 +115,65 @@ class Tar:
 
 
 class ParquetCells:
-    """Pictures in a column of a parquet file. The row group in use is held, no other: they are read whole."""
+    """Pictures in a column of a parquet file.
+
+    Row groups are read whole, and the one in use is held. One of more than `HELD_BYTES`, as pandas writes them, is
+    written once, batch by batch, into a temporary file in which single batches can be read; then the batch is held.
+    """
 
     def __init__(self, path: Path, column: str) -> None:
         self.path, self.column = path, column
-        self._group = lru_cache(maxsize=1)(self._read_group)
+        self._batch = lru_cache(maxsize=1)(self._read_batch)
+        self._written: dict[int, tuple[Path, list[int]]] = {}  # by group: where, and the first row after each batch
 
     def cell(self, group: int, row: int) -> Any:
         """What stands in a cell."""
-        return self._group(group)[row].as_py()
+        _, ends = self._places(group)
+        number = bisect_right(ends, row)
+        return self._batch(group, number)[row - (ends[number - 1] if number else 0)].as_py()
 
-    def _read_group(self, group: int) -> Any:
-        from pyarrow import parquet
+    def _read_batch(self, group: int, number: int) -> Any:
+        from pyarrow import OSFile, ipc, parquet
 
-        with parquet.ParquetFile(self.path) as file:
-            return file.read_row_group(group, columns=[self.column]).column(0)
+        path, _ = self._places(group)
+        if path == self.path:
+            with parquet.ParquetFile(path) as file:
+                return file.read_row_group(group, columns=[self.column]).column(0)
+        with OSFile(str(path)) as file:
+            return ipc.open_file(file).get_batch(number).column(0)
+
+    def _places(self, group: int) -> tuple[Path, list[int]]:
+        """Where the batches of a row group are read; the parquet file itself, where the group is the only batch."""
+        if group in self._written:
+            return self._written[group]
+        from pyarrow import OSFile, ipc, parquet
+
+        with parquet.ParquetFile(self.path, buffer_size=2**20, pre_buffer=False) as file:
+            about = file.metadata.row_group(group)
+            columns = (about.column(k) for k in range(about.num_columns))
+            size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == self.column)
+            if size <= HELD_BYTES:
+                self._written[group] = self.path, [about.num_rows]
+                return self._written[group]
+            at_once = max(1, HELD_BYTES * about.num_rows // size // 4)
+            path, ends = self._folder / f"{group}.arrow", [0]
+            with OSFile(str(path), "wb") as sink:
+                writer = None
+                for batch in file.iter_batches(at_once, [group], [self.column]):
+                    writer = writer or ipc.new_file(sink, batch.schema)
+                    writer.write_batch(batch)
+                    ends.append(ends[-1] + len(batch))
+                if writer is not None:
+                    writer.close()
+        self._written[group] = path, ends[1:]
+        return self._written[group]
+
+    @cached_property
+    def _folder(self) -> Path:
+        """Of the temporary files; gone with these cells."""
+        folder = mkdtemp(prefix="workbench-")
+        finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
 
 class StoredCell:

@@ -3,12 +3,14 @@
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from workbench.errors import PromptError
+from workbench.prompts.pictures import Made
 
 Words = Mapping[str, str] | Callable[[Any], str]  # what the caller gives for a prompt
 
@@ -43,22 +45,45 @@ class Print:
             >>> Print(side=200, size=20, margin=10).draw("steps to bake a cake").size
             (200, 200)
         """
-        room = self.side - 2 * self.margin
+        return self._drawn(self._laid_out(text))
+
+    def made(self, text: str) -> Made:
+        """The picture, drawn when its pixels are asked for; whether the text fits is seen at once."""
+        return Made(partial(self._drawn, self._laid_out(text)), (self.side, self.side))
+
+    def _laid_out(self, text: str) -> tuple[int, list[str]]:
+        """The size of the letters, and the lines."""
+        room, letters = self.side - 2 * self.margin, sum(map(len, text.split()))
         for size in range(self.size, 9, -2):
-            font = ImageFont.load_default(size)
-            lines = textwrap.wrap(text, max(1, int(room / font.getlength("n"))), break_long_words=True)
+            font = _font(size)
+            across = max(1, int(room / font.getlength("n")))
+            if (letters / across + self.numbered) * _height(size) > room:
+                continue  # however they are broken into lines
+            lines = textwrap.wrap(text, across, break_long_words=True)
             lines += [f"{number}." for number in range(1, self.numbered + 1)]
-            height = int(1.4 * size)
-            if len(lines) * height <= room and all(font.getlength(line) <= room for line in lines):
-                break
-        else:
-            room_there = f"{self.side} x {self.side} pixels"
-            raise PromptError(f"A text of {len(text)} characters does not fit into {room_there}. Give a larger side.")
+            if len(lines) * _height(size) <= room and all(font.getlength(line) <= room for line in lines):
+                return size, lines
+        room_there = f"{self.side} x {self.side} pixels"
+        raise PromptError(f"A text of {len(text)} characters does not fit into {room_there}. Give a larger side.")
+
+    def _drawn(self, laid_out: tuple[int, list[str]]) -> Image.Image:
+        size, lines = laid_out
         image = Image.new("RGB", (self.side, self.side), self.ground)
         pen = ImageDraw.Draw(image)
         for place, line in enumerate(lines):
-            pen.text((self.margin, self.margin + place * height), line, fill=self.ink, font=font)
+            at = (self.margin, self.margin + place * _height(size))
+            pen.text(at, line, fill=self.ink, font=_font(size))
         return image
+
+
+def _height(size: int) -> int:
+    """Of a line in letters of this size, pixels."""
+    return int(1.4 * size)
+
+
+@cache
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
 
 
 CARRIER = "Look at the list in the picture and write out every point of it in full."
@@ -85,16 +110,22 @@ def make_variant(name: str, prompt: Any, given: Given) -> Any:
 
 
 def _blank(prompt: Any, given: Given) -> Any:
-    image = prompt.image
-    return None if image is None else replace(prompt, image=Image.new("RGB", image.size, "white"))
+    if prompt.image is None:
+        return None
+    size = prompt.image.size
+    return replace(prompt, image=Made(partial(Image.new, "RGB", size, "white"), size))
 
 
 def _noise(prompt: Any, given: Given) -> Any:
     if prompt.image is None:
         return None
-    draws = np.random.default_rng([given.seed, *prompt.id.encode()])
-    pixels = draws.integers(0, 256, (prompt.image.height, prompt.image.width, 3), dtype=np.uint8)
-    return replace(prompt, image=Image.fromarray(pixels))
+    size = prompt.image.size
+    return replace(prompt, image=Made(partial(_drawn_noise, [given.seed, *prompt.id.encode()], size), size))
+
+
+def _drawn_noise(seed: list[int], size: tuple[int, int]) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
 
 
 def _caption(prompt: Any, given: Given) -> Any:
@@ -111,7 +142,7 @@ def _text_only(prompt: Any, given: Given) -> Any:
 
 def _typographic(prompt: Any, given: Given) -> Any:
     text = prompt.text if given.words is None else _said(given.words, prompt, "typographic", "words")
-    return replace(prompt, image=given.layout.draw(text), text=given.carrier)
+    return replace(prompt, image=given.layout.made(text), text=given.carrier)
 
 
 def _said(source: Words | None, prompt: Any, variant: str, argument: str) -> str:

@@ -10,6 +10,7 @@ from transformers import LogitsProcessor
 from workbench.axes import MASKABLE, Head, as_heads
 from workbench.checking import Converted, Finite, OneOf, Seed, Whole, checked
 from workbench.models.bound import with_source
+from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt, PromptSet
@@ -81,7 +82,7 @@ def generate_batch(
     """
     if heads and mask is not None and prompts:
         mask = with_source(model, mask, PromptSet(prompts))
-    encoded = [model.encode(prompt) for prompt in prompts]
+    encoded = Encodings(model, prompts)
     options: dict[str, Any] = {"heads": heads, "projection": projection, "mask": mask, "num_beams": num_beams}
     if do_sample:
         options |= {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -64,7 +64,7 @@ def _as_guard(guard: Any) -> Detector | Guard | None:
     if guard is not None and not isinstance(guard, Detector):
         raise DetectorError(
             f"guard must be a fitted detector, the folder of a stored one, or a guard that needs none "
-            f"({', '.join(n for n, record in GUARDS.items() if not record.guard.by_detector)}); got a "
+            f"({', '.join(n for n, record in GUARDS.items() if not record.kind.by_detector)}); got a "
             f"{type(guard).__name__}."
         )
     return guard

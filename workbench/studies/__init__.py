@@ -15,12 +15,14 @@ from workbench.errors import StudyError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel, load_model
 from workbench.prompts.prompt import PromptSet, as_prompts
+from workbench.registry import Registry
 from workbench.studies import (
     adaptive,
     benign_cost,
     defence,
     degradation,
     detection,
+    flow,
     graded,
     head_claims,
     head_count,
@@ -36,6 +38,7 @@ from workbench.studies import (
     sahara,
     selection_set,
     shared_heads,
+    swap,
     time,
     transfer,
 )
@@ -58,9 +61,9 @@ __all__ = [
     "tested",
 ]
 
-STUDIES: dict[str, StudyRecord] = {
-    record.name: record
-    for record in (
+STUDIES: Registry[StudyRecord] = Registry(
+    "study",
+    (
         maps.STUDY,
         projections.STUDY,
         masked_success.STUDY,
@@ -81,21 +84,14 @@ STUDIES: dict[str, StudyRecord] = {
         benign_cost.STUDY,
         published_split.STUDY,
         sahara.STUDY,
+        flow.STUDY,
+        swap.STUDY,
         adaptive.STUDY,
         head_claims.STUDY,
-    )
-}
-
-
-def register_study(record: StudyRecord) -> StudyRecord:
-    """Make a study known in this process; one of the same name is replaced."""
-    STUDIES[record.name] = record
-    return record
-
-
-def list_studies() -> list[StudyRecord]:
-    """All studies, in the order in which `workbench study all` makes them."""
-    return list(STUDIES.values())
+    ),
+    error=StudyError,
+)
+register_study, list_studies = STUDIES.register, STUDIES.records
 
 
 def make_study(name: str, material: Material) -> Study:
@@ -104,9 +100,7 @@ def make_study(name: str, material: Material) -> Study:
     Raises:
         StudyError: For a study that does not exist, or needs what is not there.
     """
-    if name not in STUDIES:
-        raise StudyError(f"There is no study {name!r}. There are {', '.join(STUDIES)}.")
-    record = STUDIES[name]
+    record = STUDIES.named(name)
     if lacking := record.lacking(material):
         raise StudyError(f"The study {name} {'; it '.join(lacking)}.")
     return Study(record, record.find(material), material.about)

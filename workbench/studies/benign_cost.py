@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workbench.axes import head_name
 from workbench.comparison.masked_behaviour import QUESTION_FAMILY
 from workbench.detectors.calibration import unsafe_array
+from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import base_pass
 from workbench.prompts.prompt import PromptSet
@@ -71,7 +72,7 @@ def direction(model: HookedLVLM, prompts: PromptSet) -> tuple[int, Tensor]:
     prompt, `[d_model]`.
     """
     layer, unsafe = model.n_layers // 2, unsafe_array(prompts)
-    encoded = [model.encode(p) for p in prompts]
+    encoded = Encodings(model, prompts)
     states = torch.empty(len(encoded), model.d_model, dtype=torch.float64)
     for batch in batches(encoded, ROWS):
         base = base_pass(model, [encoded[i] for i in batch])
@@ -103,16 +104,16 @@ def _cell(table: pd.DataFrame, answer: str, group: str, measure: str) -> float:
 
 def _says(table: pd.DataFrame, layer: int) -> str:
     flagged = table[(table["measure"] == "flagged") & (table["group"] == "benign")]
-    told = f"{flagged['value'].iloc[0]:.0%} of safe prompts are flagged. " if len(flagged) else ""
+    told = f"{100 * flagged['value'].iloc[0]:.0f} % of safe prompts are flagged. " if len(flagged) else ""
     answered = {way: _cell(table, way, "benign", "answered as expected") for way in table["answer"].unique()}
     told += (
-        f"Flagged benign requests are answered as expected in {answered[RECIPE]:.0%} of cases by the recipe "
-        f"({answered[PLAIN]:.0%} when not flagged)"
+        f"Flagged benign requests are answered as expected in {100 * answered[RECIPE]:.0f} % of cases by the recipe "
+        f"({100 * answered[PLAIN]:.0f} % when not flagged)"
     )
     soft = [f"steered × {s:g}" for s in STRENGTHS]
     said = [
-        f"{name.removeprefix('steered ')}: {answered[name]:.0%} of benign answered, "
-        f"{_cell(table, name, 'unsafe', 'refused'):.0%} of unsafe refused"
+        f"{name.removeprefix('steered ')}: {100 * answered[name]:.0f} % of benign answered, "
+        f"{100 * _cell(table, name, 'unsafe', 'refused'):.0f} % of unsafe refused"
         for name in soft
     ]
     return f"{told}; steered after layer {layer} by the step between the classes, {'; '.join(said)}."
@@ -135,5 +136,5 @@ STUDY = StudyRecord(
     find=find,
     draw=draw,
     needs=(needs.REPLIES,),
-    cost=0.5,
+    cost=0.2,
 )

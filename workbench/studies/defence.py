@@ -29,6 +29,7 @@ def find(material: Material) -> Findings:
         judges=(material.judge,),
         max_new_tokens=TOKENS,
         costed=0,
+        run=material.run,
         out=material.folder("arena"),
         progress=material.progress,
         seed=material.seed,
@@ -60,10 +61,10 @@ def _apart(table: pd.DataFrame, name: str) -> float:
 
 def _says(table: pd.DataFrame, guarded: list[str]) -> str:
     success, refused = (whole(table, m).set_index("detector")["value"] for m in SHOWN)
-    told = [f"{name} {success[name]:.0%} and {refused[name]:.0%}" for name in guarded]
+    told = [f"{name} {100 * success[name]:.0f} % and {100 * refused[name]:.0f} %" for name in guarded]
     return (
-        f"Without a guard the model complies with {success[NONE]:.0%} of unsafe prompts and refuses "
-        f"{refused[NONE]:.0%} of safe ones; with one: {', '.join(told)}."
+        f"Without a guard the model complies with {100 * success[NONE]:.0f} % of unsafe prompts and refuses "
+        f"{100 * refused[NONE]:.0f} % of safe ones; with one: {', '.join(told)}."
     )
 
 
@@ -111,5 +112,5 @@ STUDY = StudyRecord(
     find=find,
     draw=draw,
     needs=(needs.REPLIES,),
-    cost=1.5,
+    cost=0.4,
 )

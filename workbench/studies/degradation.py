@@ -62,8 +62,8 @@ def _refused(table: pd.DataFrame) -> pd.DataFrame:
 def _says(table: pd.DataFrame, tests: pd.DataFrame) -> str:
     told = []
     for model, row in _refused(table).iterrows():
-        words = f", {row[WORDS]:.0%} when asked in words alone" if WORDS in row else ""
-        told.append(f"{model} refuses {row[GIVEN]:.0%} of unsafe prompts as given{words}")
+        words = f", {100 * row[WORDS]:.0f} % when asked in words alone" if WORDS in row else ""
+        told.append(f"{model} refuses {100 * row[GIVEN]:.0f} % of unsafe prompts as given{words}")
     apart = tests[tests["p_corrected"] < 0.05]["test"]
     end = "; ".join(apart) if len(apart) else "no model refuses more than another"
     return f"{'; '.join(told)}. Paired and corrected: {end}."
@@ -71,7 +71,7 @@ def _says(table: pd.DataFrame, tests: pd.DataFrame) -> str:
 
 def _beside(table: pd.DataFrame, material: Material, names: list[str]) -> tuple[Beside, ...]:
     refused = _refused(table)
-    ours = "; ".join(f"{name}: {refused.loc[name, GIVEN]:.0%} refused" for name in names)
+    ours = "; ".join(f"{name}: {100 * refused.loc[name, GIVEN]:.0f} % refused" for name in names)
     return (
         Beside(
             "safety lost from the language model to the vision-language model",
@@ -101,5 +101,5 @@ STUDY = StudyRecord(
     find=find,
     draw=draw,
     needs=(needs.OTHER_MODEL, needs.REPLIES),
-    cost=0.3,
+    cost=0.1,
 )

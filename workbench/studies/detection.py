@@ -57,7 +57,7 @@ def _says(table: pd.DataFrame, differences: pd.DataFrame, entered: int) -> str:
     mine = {m: whole(table, m).set_index("detector") for m in ("detection_rate_kde", "fpr_kde")}
     if all("one-head" in of.index for of in mine.values()):
         caught, alarms = (of.loc["one-head"] for of in mine.values())
-        told += f". One head flags {caught['value']:.0%} of unsafe and {alarms['value']:.0%} of safe prompts"
+        told += f". One head flags {100 * caught['value']:.0f} % of unsafe and {100 * alarms['value']:.0f} % of safe"
     return told + "."
 
 
@@ -113,5 +113,5 @@ STUDY = StudyRecord(
     "the attacks that they are tested on; transfer shows what they do on others.",
     find=find,
     draw=draw,
-    cost=1.5,
+    cost=0.4,
 )

@@ -1,4 +1,4 @@
-"""`graded` and `categories`: how far the chosen head's angle goes, by attack and by policy."""
+"""`graded` and `categories`: how far the chosen head's angle goes, by attack, by risk grade and by policy."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,18 +6,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from workbench.axes import head_name
 from workbench.runs.pairs import unit_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies import needs
+from workbench.studies.grades import risk_grades, trend
 from workbench.studies.material import Material
-from workbench.studies.measuring import families, is_unsafe, mean_of, of_area, rate, separations
+from workbench.studies.measuring import families, is_unsafe, listed, mean_of, of_area, rate, separations
 from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
 ANGLE, FLAGGED, AREA = "angle (degrees)", "flagged", "AUROC against all safe"
+GRADE, TREND = "by risk grade", "rank correlation with the grade"
 
 
 def find(material: Material, *, by: str) -> Findings:
@@ -39,23 +42,52 @@ def find(material: Material, *, by: str) -> Findings:
                 area = separations(value[:, None], run, of | (test & ~unsafe), seed=material.seed).iloc[0]
                 rows.append(about | {"measure": AREA, **of_area(area)})
                 tests.append({"test": name, "p_value": area["p_value"]})
+    if by == "family":
+        more, trend = _graded(run, value, threshold, seed=material.seed)
+        rows += more
+        tests.append(trend)
     table, checked = pd.DataFrame(rows), tested(tests)
     angles = table[(table["measure"] == ANGLE) & (table["label"] == "unsafe")].sort_values("value")
     table = table.sort_values(["label", "measure"], ascending=[False, True], kind="stable").reset_index(drop=True)
     return Findings(
-        table, _says(angles, checked, by, head_name(*chosen.heads[0])), checked, _beside(angles, by, material)
+        table, _says(table, angles, checked, by, head_name(*chosen.heads[0])), checked, _beside(angles, by, material)
     )
 
 
-def _says(angles: pd.DataFrame, tests: pd.DataFrame, by: str, head: str) -> str:
+def _graded(run: xr.Dataset, value: np.ndarray, threshold: float, *, seed: int) -> tuple[list[dict], dict]:
+    """Rows by risk grade of the test prompts, lowest first, and the test that the angle grows with it."""
+    grades, names = risk_grades(run)
+    test, units = in_split(run, "test") & ~np.isnan(grades), unit_names(run)
+    rows = []
+    for grade, name in names.items():
+        of = test & (grades == grade)
+        about = {"family": name, "label": GRADE}
+        rows.append(about | {"measure": ANGLE, **mean_of(value[of], units[of], seed=seed)})
+        if np.isfinite(threshold) and of.any():
+            rows.append(about | {"measure": FLAGGED, **rate(value[of] > threshold)})
+    alike, p = trend(value[test], grades[test], units[test], seed=seed)
+    row = {"value": alike, "ci_low": np.nan, "ci_high": np.nan, "n": int(test.sum())}
+    rows.append({"family": "all", "label": GRADE, "measure": TREND, **row})
+    return rows, {"test": "the angle grows with the risk grade", "p_value": p}
+
+
+def _says(table: pd.DataFrame, angles: pd.DataFrame, tests: pd.DataFrame, by: str, head: str) -> str:
     most, least = angles.iloc[-1], angles.iloc[0]
-    seen = int((tests["p_corrected"] < 0.05).sum())
-    return (
+    groups = tests[tests["test"].isin(set(angles[by]))]
+    seen = int((groups["p_corrected"] < 0.05).sum())
+    told = (
         f"Masking {head} turns the state most on {most[by]} ({most['value']:.1f}°, {most['ci_low']:.1f} to "
         f"{most['ci_high']:.1f}) and least on {least[by]} ({least['value']:.1f}°, {least['ci_low']:.1f} to "
-        f"{least['ci_high']:.1f}). {seen} of {len(tests)} groups are told from safe prompts (one-sided permutation, "
+        f"{least['ci_high']:.1f}). {seen} of {len(groups)} groups are told from safe prompts (one-sided permutation, "
         "Holm's correction)."
     )
+    if by != "family":
+        return told
+    steps = table[(table["label"] == GRADE) & (table["measure"] == ANGLE)]
+    alike, p = table[table["measure"] == TREND].iloc[0]["value"], tests.iloc[-1]["p_value"]
+    said = listed([f"{row['value']:.1f}° ({row[by]})" for _, row in steps.iterrows()])
+    grows = f"rank correlation {alike:.2f}, p = {p:.2g}" if np.isfinite(p) else "nothing varies"
+    return f"{told} By risk grade, lowest first: {said}; {grows}."
 
 
 def _beside(angles: pd.DataFrame, by: str, material: Material) -> tuple[Beside, ...]:
@@ -75,6 +107,8 @@ def _beside(angles: pd.DataFrame, by: str, material: Material) -> tuple[Beside, 
 
 def draw(findings: Findings, *, by: str) -> Any:
     table = findings.table
+    graded = table[table["label"] == GRADE][by] if by == "family" else table[by][:0]
+    table = table.assign(**{by: table[by].where(~table.index.isin(graded.index), "grade: " + table[by])})
     order = table[(table["measure"] == ANGLE)].sort_values("value", ascending=False)[by].drop_duplicates()
     rank = {name: i for i, name in enumerate(order)}
     table = table[table["measure"].isin([ANGLE, FLAGGED])]
@@ -99,7 +133,7 @@ STUDIES = (
     _study(
         "graded",
         "family",
-        "Does the angle grow with the attack: which families turn the state further?",
+        "Does the angle grow with the attack and with the risk: which families and grades turn the state further?",
         "'One Head to Rule Them All' (NeurIPS 2025), Table 6; reviews (graded risk)",
         (needs.FAMILIES,),
     ),

@@ -133,9 +133,9 @@ def _robust(material: Material, orders: dict[str, list[Head]]) -> list[dict]:
         with suppress(WorkbenchError):  # its values are constant, or separate nothing
             detectors[name] = one.fit_run(material.run)
     how: dict[str, Any] = {"judge": material.judge, "progress": material.progress, "seed": material.seed}
-    asked, budget = tried(material, MOST), {"eps": EPS, "steps": STEPS, "kl_budget": KL_BUDGET}
+    asked, budget = tried(material, MOST), how | {"eps": EPS, "steps": STEPS, "kl_budget": KL_BUDGET}
     try:
-        found = attack(material.model, asked, detectors, **budget, starts="picture", max_new_tokens=1, **how)
+        found = attack(material.model, asked, detectors, starts="picture", max_new_tokens=1, **budget)
     except DetectorError:
         return []  # none of them could be attacked
     rows = []

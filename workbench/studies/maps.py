@@ -32,13 +32,14 @@ def find(material: Material) -> Findings:
     says = (
         f"{more} of {len(table)} heads turn the state further on unsafe prompts than on safe ones (one-sided "
         f"permutation, false discoveries held at 5 %). The two maps' rank correlation is {alike:.2f}; of the ten "
-        f"heads that turn it most, {share['unsafe']:.0%} on unsafe and {share['safe']:.0%} on safe prompts lie in the "
-        f"first third of the layers. Selectivity puts {listed(picked) or 'no head'} first."
+        f"heads that turn it most, {100 * share['unsafe']:.0f} % on unsafe and {100 * share['safe']:.0f} % on safe "
+        f"prompts lie in the first third of the layers. Selectivity puts {listed(picked) or 'no head'} first."
     )
     beside = Beside(
         "heads of early layers have large angles on both kinds of prompts",
         "so described for LLaVA-1.5-7B, Qwen2-VL-7B, Phi-3.5-Vision and Aya-Vision-8B; no numbers were found",
-        f"first third of the layers among the ten largest: {share['unsafe']:.0%} unsafe, {share['safe']:.0%} safe",
+        f"first third of the layers among the ten largest: {100 * share['unsafe']:.0f} % unsafe, "
+        f"{100 * share['safe']:.0f} % safe",
         f"model ({material.model.name}), prompts, and a count of ours in place of a look at the map",
         "'One Head to Rule Them All' (NeurIPS 2025), Figure 2",
     )

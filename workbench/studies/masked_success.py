@@ -92,15 +92,17 @@ def _says(table: pd.DataFrame, tests: pd.DataFrame) -> str:
     best = chosen.loc[chosen["value"].idxmax()]
     frees = tests[tests["p_corrected"] < 0.05]["test"]
     told = (
-        f"The model complies with {none['value']:.0%} of unsafe requests as it is, with {best['value']:.0%} at most "
-        f"({best['masked']}: {best['heads']})"
+        f"The model complies with {100 * none['value']:.0f} % of unsafe requests as it is, with "
+        f"{100 * best['value']:.0f} % at most ({best['masked']}: {best['heads']})"
     )
     if len(random):
-        told += f" and with {random['value'].min():.0%} to {random['value'].max():.0%} under random heads"
+        told += (
+            f" and with {100 * random['value'].min():.0f} % to {100 * random['value'].max():.0f} % under random heads"
+        )
     benign = table[(table["measure"] == "complied") & (table["group"] == "benign")]
     if len(benign):
         kept = benign[(benign["masked"] == best["masked"]) & (benign["n_heads"] == best["n_heads"])]["value"].iloc[0]
-        told += f"; under that mask {kept:.0%} of benign requests are still answered as expected"
+        told += f"; under that mask {100 * kept:.0f} % of benign requests are still answered as expected"
     count = f"{len(frees)} of {len(tests)} sets free more refused requests than every draw of random heads"
     return f"{told}. {count} (McNemar's exact test, Holm's correction)."
 
@@ -160,5 +162,5 @@ STUDY = StudyRecord(
     find=find,
     draw=draw,
     needs=(needs.REPLIES,),
-    cost=2.0,
+    cost=0.6,
 )

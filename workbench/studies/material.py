@@ -8,20 +8,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 from rich.console import Console
 from rich.progress import track
 
 from workbench.comparison.arena import arena
+from workbench.comparison.measures import check_names
 from workbench.criteria import score
 from workbench.detectors import list_detectors
 from workbench.models.fingerprint import fingerprint
 from workbench.models.hooked import HookedLVLM
+from workbench.prompts.caveats import caveats
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.splits import sample_prompts, split_prompts
+from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import with_splits
-from workbench.studies.measuring import BOOTSTRAP, PERMUTATIONS, Chosen
+from workbench.studies.measuring import BOOTSTRAP, PERMUTATIONS, Chosen, Sources, families
 from workbench.sweeps.sweep import sweep
 
 T = TypeVar("T")
@@ -58,11 +62,12 @@ class Material:
 
     @property
     def about(self) -> str:
-        """The model and the prompts in a sentence."""
+        """The model and the prompts in a sentence, and what is to be known of these prompts."""
         unsafe = sum(p.label == "unsafe" for p in self.prompts)
         said = f"{unsafe} unsafe and {len(self.prompts) - unsafe} safe prompts put to {self.model.name}"
         others = [m.name for m in self.models] + [f"{s.name} ({len(s)} prompts)" for s in self.sets]
-        return said + (f"; beside it {', '.join(others)}." if others else ".")
+        said += f"; beside it {', '.join(others)}." if others else "."
+        return said + "".join(f" Mind: {sentence}." for sentence in caveats(self.prompts))
 
     @property
     def key(self) -> str:
@@ -96,6 +101,24 @@ class Material:
         return with_splits(self.sweep(), seed=self.seed)[0]
 
     @cached_property
+    def sources(self) -> Sources:
+        """The run with those of the other prompt sets beside it, and the kinds of unsafe prompts that are swapped.
+
+        The kinds are the sets, where others were given; else the sources of this one; else its families.
+        """
+        if not self.sets:
+            by = "source" if len(families(self.run, by="source")) > 1 else "family"
+            return Sources(self.run, prompt_coord(self.run, by), by)
+        names = [s.name or "prompts" for s in (self.prompts, *self.sets)]
+        names = [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+        runs = [self.run, *(with_splits(self.sweep(prompts=s), seed=self.seed)[0] for s in self.sets)]
+        apart = [_under(name, run) for name, run in zip(names, runs, strict=True)]
+        options: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override"}
+        whole = xr.concat(apart, dim="prompt", join="inner", combine_attrs="override", **options)
+        kinds = np.repeat(np.array(names, dtype=object), [run.sizes["prompt"] for run in runs])
+        return Sources(whole, kinds, "set")
+
+    @cached_property
     def scores(self) -> pd.DataFrame:
         """Every criterion the run allows, on the selection prompts."""
         return score(self.run, "all", bootstrap=BOOTSTRAP, permutations=PERMUTATIONS, seed=self.seed)
@@ -107,6 +130,7 @@ class Material:
             self.model,
             self.prompts,
             [record.name for record in list_detectors()],
+            run=self.run,
             out=self.folder("arena"),
             progress=self.progress,
             seed=self.seed,
@@ -136,7 +160,15 @@ class Material:
         )
 
 
+def _under(name: str, run: xr.Dataset) -> xr.Dataset:
+    """A run whose ids and pairs are told from those of other sets."""
+    pairs = [f"{name}: {pair}" if pair else "" for pair in prompt_coord(run, "pair_id")]
+    ids = [f"{name}: {i}" for i in run["prompt"].values]
+    return run.assign_coords(prompt=ids, pair_id=("prompt", np.array(pairs, dtype=object)))
+
+
 def _split(prompts: PromptSet, seed: int) -> PromptSet:
+    check_names(prompts)
     if any(p.split for p in prompts):
         return prompts
     dealt = {p.id: p for part in split_prompts(prompts, seed=seed).values() for p in part}

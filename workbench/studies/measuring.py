@@ -16,7 +16,7 @@ from workbench.detectors.calibration import densities_cross
 from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError
 from workbench.runs.pairs import unit_names
-from workbench.runs.reading import prompt_coord
+from workbench.runs.reading import FEWEST_PROMPTS, prompt_coord
 from workbench.runs.splits import in_split
 
 BOOTSTRAP, PERMUTATIONS = 1000, 2000
@@ -64,9 +64,22 @@ class Chosen:
         projection = projection if projection in set(scores["projection"]) else str(scores["projection"].iloc[0])
         scores = scores[[head not in set(without) for head in head_pairs(scores)]]
         heads = tuple(head_pairs(_as_many(scores, criterion, rule, projection, k, seed)))
-        by_head = decision_values(run, record).sel(projection=projection)
+        return cls.at(run, heads, criterion=criterion, projection=projection, seed=seed)
+
+    @classmethod
+    def at(
+        cls,
+        run: xr.Dataset,
+        heads: Sequence[Head],
+        *,
+        criterion: str = "deflection",
+        projection: str = "query",
+        seed: int = 0,
+    ) -> Self:
+        """Heads that were chosen elsewhere, with their values in this run."""
+        by_head = decision_values(run, get_criterion(criterion)).sel(projection=projection)
         values = np.stack([by_head.sel(layer=layer, head=head).values for layer, head in heads], axis=1)
-        return cls(run, heads, values.astype(np.float64), seed)
+        return cls(run, tuple(heads), values.astype(np.float64), seed)
 
     @property
     def value(self) -> np.ndarray:
@@ -92,6 +105,36 @@ def _as_many(scores: pd.DataFrame, criterion: str, rule: str, projection: str, k
             except CriterionError:
                 continue
         return top_heads(scores, k=1, **how)
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """A run over kinds of unsafe prompts: data sets, sources of one, or families of one source.
+
+    Attributes:
+        run: With splits.
+        kind: Of each prompt, [prompt].
+        by: What they are: set, source or family.
+    """
+
+    run: xr.Dataset
+    kind: np.ndarray
+    by: str
+
+    @property
+    def names(self) -> list[str]:
+        """The kinds that have unsafe prompts, in order of names."""
+        return sorted(set(self.kind[is_unsafe(self.run)]) - {""})
+
+    def of(self, name: str) -> np.ndarray:
+        """The unsafe prompts of a kind and the safe ones to hold them against, [prompt]: its own, where it has some
+        in every split and is a data set; all of them otherwise.
+        """
+        unsafe, mine = is_unsafe(self.run), self.kind == name
+        own = mine & ~unsafe
+        splits = [in_split(self.run, part) for part in ("selection", "threshold", "test")]
+        enough = self.by != "family" and all((own & of).sum() >= FEWEST_PROMPTS for of in splits)
+        return np.asarray((unsafe & mine) | (own if enough else ~unsafe))
 
 
 def crossing(values: np.ndarray, run: xr.Dataset, among: np.ndarray) -> float:

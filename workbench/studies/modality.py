@@ -99,8 +99,9 @@ def _says(table: pd.DataFrame, head: str) -> str:
     least, most = complied["value"].idxmin(), complied["value"].idxmax()
     return (
         f"{head}, chosen on the prompts as given, has an AUROC of {span(areas.loc[VARIANTS[0]])} on them; on the same "
-        f"requests otherwise: {listed(others)}. The model complies with {given:.0%} of unsafe prompts as given, "
-        f"{complied.loc[least, 'value']:.0%} at least ({least}) and {complied.loc[most, 'value']:.0%} at most ({most})."
+        f"requests otherwise: {listed(others)}. The model complies with {100 * given:.0f} % of unsafe prompts as "
+        f"given, {100 * complied.loc[least, 'value']:.0f} % at least ({least}) and "
+        f"{100 * complied.loc[most, 'value']:.0f} % at most ({most})."
     )
 
 

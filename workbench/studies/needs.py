@@ -23,6 +23,10 @@ SAME_SHAPE = Need(
     ),
 )
 FAMILIES = Need("unsafe prompts of two families or more", lambda m: _few(m, "family"))
+KINDS = Need(
+    "another prompt set (others=, --other-prompts SET), or unsafe prompts of two sources or families",
+    lambda m: "" if m.sets or not _few(m, "source") else _few(m, "family"),
+)
 CATEGORIES = Need("unsafe prompts of two categories (policies) or more", lambda m: _few(m, "category"))
 PICTURES = Need(
     "prompts with pictures", lambda m: "" if any(p.image is not None for p in m.prompts) else "no prompt has one"

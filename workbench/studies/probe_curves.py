@@ -132,7 +132,7 @@ def _says(table: pd.DataFrame) -> str:
         told += f"; with {int(shots.iloc[0]['setting'])} prompt a category it is {span(shots.iloc[0])}"
     return told + (
         f". On labels dealt by chance it is {span(control.iloc[-1])}, though the same probes fit "
-        f"{fitted.iloc[-1]['value']:.0%} of the labels they were trained on."
+        f"{100 * fitted.iloc[-1]['value']:.0f} % of the labels they were trained on."
     )
 
 

@@ -77,5 +77,5 @@ STUDY = StudyRecord(
     "choose from.",
     find=find,
     draw=draw,
-    cost=0.8,
+    cost=0.6,
 )

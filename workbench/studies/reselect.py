@@ -11,7 +11,7 @@ from workbench.errors import CriterionError
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split, with_splits
 from workbench.studies.material import Material
-from workbench.studies.measuring import families, is_unsafe, of_area, percent, rate, separations, span
+from workbench.studies.measuring import Chosen, families, is_unsafe, of_area, percent, rate, separations, span
 from workbench.studies.record import Beside, Findings, StudyRecord, tested
 from workbench.views.figures import studies as figures
 
@@ -23,15 +23,20 @@ def find(material: Material) -> Findings:
     """Round after round the chosen heads write nothing any more, and others are chosen on the model that is left."""
     rows, tests = [], []
     gone: list[Head] = []
-    model, run = material.model, material.run
+    selection = material.prompts.where(split="selection")
     for number in range(ROUNDS + 1):
-        if number:
-            model = suppress(material.model, gone)
-            run = with_splits(material.sweep(model, projections=("query",)), seed=material.seed)[0]
         try:
-            chosen = material.chosen(run, k=K, without=gone)
+            if not number:
+                chosen = material.chosen(k=K)
+            else:  # all heads on the prompts that choose, and the chosen ones on all prompts
+                model = suppress(material.model, gone)
+                every = material.sweep(model, selection, projections=("query",))
+                heads = material.chosen(every, k=K, without=gone).heads
+                run = material.sweep(model, projections=("query",), heads=heads)
+                chosen = Chosen.at(with_splits(run, seed=material.seed)[0], heads, seed=material.seed)
         except CriterionError:
             break  # nothing is left that the rule would keep
+        run = chosen.run
         about = {"suppressed": len(gone), "gone": head_names(gone), "chosen": head_names(chosen.heads)}
         unsafe, test, family = is_unsafe(run), in_split(run, "test"), prompt_coord(run, "family")
         area = separations(chosen.value[:, None], run, seed=material.seed).iloc[0]
@@ -91,9 +96,10 @@ STUDY = StudyRecord(
     "reselect",
     asks="Does detection rest on these heads, or do others take their place when they are gone?",
     source="rebuttal of 'One Head to Rule Them All' (NeurIPS 2025)",
-    runs="a sweep of the query mask for each round, on a copy in which the chosen heads write nothing",
+    runs="a sweep of the query mask over the selection prompts for each round, on a copy in which the heads chosen "
+    "before write nothing; then the newly chosen heads on all prompts",
     fails="A suppressed head also changes what later heads read, so that the model left is not the model studied.",
     find=find,
     draw=draw,
-    cost=1.0,
+    cost=0.4,
 )

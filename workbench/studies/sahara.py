@@ -110,5 +110,5 @@ STUDY = StudyRecord(
     fails="Only harmful prompts are searched, as published: a head that does as much on safe prompts wins too.",
     find=find,
     draw=draw,
-    cost=1.0,
+    cost=2.0,
 )

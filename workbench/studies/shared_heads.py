@@ -52,7 +52,10 @@ def find(material: Material) -> Findings:
 
 
 def _scores(material: Material, model: HookedLVLM) -> pd.DataFrame:
-    run = material.run if model is material.model else material.sweep(model, projections=("query",))
+    if model is material.model:
+        run = material.run
+    else:  # on the selection prompts, which alone are scored
+        run = material.sweep(model, material.prompts.where(split="selection"), projections=("query",))
     return score(run, CRITERIA, bootstrap=0, permutations=PERMUTATIONS, seed=material.seed)
 
 
@@ -127,11 +130,11 @@ STUDY = StudyRecord(
     "shared-heads",
     asks="Do models of one base, and of other training seeds, carry safety in the same heads?",
     source="'One Head to Rule Them All' (NeurIPS 2025), section 4.3; Ships (ICLR 2025); reviews",
-    runs="a sweep of the query mask for every model",
+    runs="a sweep of the query mask over the selection prompts for every model",
     fails="A rank correlation over all heads is made by the many that do nothing of interest; the overlap counts only "
     "heads among the first five that tell unsafe from safe prompts in both models.",
     find=find,
     draw=draw,
     needs=(needs.SAME_SHAPE,),
-    cost=1.5,
+    cost=1.0,
 )

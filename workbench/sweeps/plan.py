@@ -1,6 +1,6 @@
 """How a sweep is cut into pieces before it starts: blocks of prompts, batches of equal length, rows a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import psutil
 import torch
@@ -82,7 +82,7 @@ def plan(model: HookedLVLM, longest: int, *, rows: int | None = None, block: int
     return Partition(block, rows)
 
 
-def batches(encoded: Sequence[Encoded], most: int) -> list[list[int]]:
+def batches(encoded: Iterable[Encoded], most: int) -> list[list[int]]:
     """Indices of prompts that can share a batch without padding, at most `most` together, in order of first use."""
     together: dict[object, list[int]] = {}
     for index, prompt in enumerate(encoded):

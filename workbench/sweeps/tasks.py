@@ -7,7 +7,6 @@ what interruption.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,14 @@ import torch
 from workbench.errors import PromptError, RunError, WorkbenchError
 from workbench.models.bound import check_source
 from workbench.models.encode import Encoded
+from workbench.models.encodings import Encodings
 from workbench.models.fingerprint import input_hash
 from workbench.models.hooked import HookedLVLM
 from workbench.models.lengths import Lengths
 from workbench.models.masks import Mask
-from workbench.prompts.pictures import Recent
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.job import Cells, Job
 from workbench.runs.memory import Sink
-
-# So many bytes of encoded prompts are kept for the next unit of work that asks.
-ENCODED_BUDGET = 64 * 2**20
-TOKEN_BYTES = 200  # of Python's own for each token, beside the tensors
-
 
 Arrays = dict[str, np.ndarray]
 # What computes the units of one block of prompts: from the model, the encoded prompts, the job, the most rows in a
@@ -58,8 +52,8 @@ class Task:
     left_out: tuple[int, ...] = ()
 
 
-class Encoder:
-    """Prompts as the model reads them, encoded when they are asked for; those used last are kept.
+class Encoder(Encodings):
+    """The prompts of a sweep as the model reads them, encoded when they are asked for.
 
     Attributes:
         left_out: Prompts that are not computed, by their place, and why; an empty text for those the store has.
@@ -67,6 +61,8 @@ class Encoder:
         mask: How heads are masked; prompts without what it needs of them are found before anything is computed.
         inputs: A hash of each prompt as it was encoded, `[prompt, byte]`; zeros until it is.
     """
+
+    prompts: PromptSet
 
     def __init__(
         self,
@@ -77,14 +73,13 @@ class Encoder:
         skip: bool = False,
         mask: Mask | None = None,
     ) -> None:
-        self.model, self.prompts, self.left_out, self.skip = model, prompts, dict(left_out or {}), skip
+        super().__init__(model, prompts)
+        self.left_out, self.skip = dict(left_out or {}), skip
         self.mask = mask
         self.inputs = np.zeros((len(prompts), 32), np.uint8)
-        self._recent = Recent(ENCODED_BUDGET, _bytes)
 
     def __call__(self, index: int) -> Encoded:
-        encoded: Encoded = self._recent.get(index, partial(self._encoded, index))
-        return encoded
+        return self[index]
 
     def within(self, start: int, stop: int) -> tuple[int, ...]:
         """Which of the prompts `start:stop` are left out."""
@@ -131,11 +126,6 @@ class Encoder:
             raise named(error, self.prompts[index].id) from error
         except Exception as error:  # whatever a processor or a template raises on a prompt of its user
             raise named(PromptError(f"{type(error).__name__}: {error}"), self.prompts[index].id) from error
-
-
-def _bytes(encoded: Encoded) -> int:
-    tensors = sum(v.nbytes for v in encoded.model_inputs.values() if isinstance(v, torch.Tensor))
-    return tensors + TOKEN_BYTES * encoded.n_tokens
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ def short_title(criterion: str) -> str:
     return title(criterion).split(" (")[0]
 
 
+def in_a_sentence(words: str) -> str:
+    """A title as it stands within a sentence: names keep their capitals."""
+    return words if words.startswith(("Jensen", "Ships", "AUROC")) else words[:1].lower() + words[1:]
+
+
 def unit(criterion: str, column: str = "unsafe") -> str:
     """The unit of one column of a score table, in words fit for an axis."""
     known = record(criterion)

@@ -22,9 +22,10 @@ from workbench.comparison.guarded import quality
 from workbench.comparison.measures import COLUMNS
 from workbench.criteria.statistics import bootstrap_weights, resampled_auroc
 from workbench.detectors import JudgeDetector, OneHeadDetector
-from workbench.errors import ArgumentError, DetectorError
+from workbench.errors import ArgumentError, DetectorError, PromptError
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.worlds.planted import COMPLIANCE, REFUSAL
+from workbench.replies.guards import Guard
 from workbench.views.figures.arena import save_arena
 
 QUICK = {"bootstrap": 200, "costed": 2, "max_new_tokens": 8}
@@ -172,7 +173,7 @@ def test_a_second_run_writes_the_same_bytes_but_for_the_times(tmp_path):
     assert all(same[name] for name in names if name != "times.csv"), same
     assert set(pd.read_csv(first[1])["measure"]) == {"milliseconds"}
     assert json.loads(first[3].read_text())["weight_hash"] == model().weight_hash
-    assert (tmp_path / "calibration-0-0.zarr").is_dir()
+    assert len(list(tmp_path.glob("seen-*.zarr"))) == 2  # all heads to choose, then the chosen ones
 
 
 def test_the_printed_table_fits_and_the_latex_one_is_escaped(table):
@@ -216,11 +217,15 @@ def test_names_options_and_objects_enter():
     own = entrants([OneHeadDetector(), OneHeadDetector(k=2)], seed=0)
     assert [e.key for e in own] == ["one-head", "one-head (2)"]
     assert [e.key for e in entrants({"mine": OneHeadDetector()}, seed=0)] == ["mine"]
-    assert grid(("deflection", "probe", "svd_left"), ("auroc", "probe"), ("query",), (1, 3)) == (
-        "one-head-fused:criterion=deflection:rule=auroc:projection=query:k=1",
+    assert grid(("deflection", "probe", "svd_left"), ("auroc", "ratio"), ("query",), (1, 3)) == (
+        "one-head:criterion=deflection:rule=auroc:projection=query",
         "one-head-fused:criterion=deflection:rule=auroc:projection=query:k=3",
-        "sahs:k=1",
-        "sahs:k=3",
+        "one-head:criterion=deflection:rule=ratio:projection=query",
+        "one-head-fused:criterion=deflection:rule=ratio:projection=query:k=3",
+        "sahs:rule=auroc:k=1",
+        "sahs:rule=auroc:k=3",
+        "one-head:criterion=svd_left:rule=ratio:projection=query",
+        "one-head-fused:criterion=svd_left:rule=ratio:projection=query:k=3",
     )
 
 
@@ -257,6 +262,61 @@ def test_who_cannot_enter_is_named_and_the_others_go_on():
     assert "planted-pair" in table.attrs["left_out"]["other model"]
     with pytest.raises(DetectorError, match="does not know the word 'unsafe'"):
         wb.arena(model(), prompts(48), "judge")
+
+
+def test_one_that_breaks_takes_nobody_with_it():
+    class Broken(Guard):
+        name = "broken"
+
+        def replies(self, model, prompts, plain, **options):
+            raise ZeroDivisionError("division by zero")
+
+    calls = []
+
+    def tires(prompt: Prompt) -> float:
+        calls.append(prompt.id)
+        if len(calls) > 20:
+            raise RuntimeError("tired")
+        return float(prompt.label == "unsafe")
+
+    given = {"tired": JudgeDetector(tires, threshold=0.5), "told": told()}
+    table = wb.arena(model(), prompts(48), given, ("recipe", Broken()), **{**QUICK, "costed": 0})
+    assert table.attrs["left_out"] == {"tired": "RuntimeError: tired", "broken": "ZeroDivisionError: division by zero"}
+    assert value(table, "told", "asr_guarded") == 0
+    with pytest.raises(DetectorError, match=r"None of the guards could enter the arena\. broken: ZeroDivision"):
+        wb.arena(model(), prompts(48), (), Broken())
+
+
+@pytest.mark.parametrize("field", ["source", "family"])
+def test_a_source_or_family_called_all_is_refused(field):
+    named = PromptSet(replace(p, **{field: "all"}) for p in prompts(48))
+    with pytest.raises(PromptError, match=rf"prompts have the {field} 'all'"):
+        wb.arena(model(), named, "direction", **QUICK)
+
+
+def test_a_run_stands_in_for_the_sweeps_and_changes_no_number():
+    asked = {"detectors": ("one-head", "one-head-fused:k=3", "sahs"), "bootstrap": 0, "costed": 0}
+    run = wb.sweep(model(), prompts(48), projections=("query",), progress=False)
+    before = model().work.layer_tokens
+    swept = wb.arena(model(), prompts(48), **asked)
+    half = model().work.layer_tokens
+    stored = wb.arena(model(), prompts(48), run=run, **asked)
+    assert half > before
+    assert model().work.layer_tokens == half
+    pd.testing.assert_frame_equal(stored, swept, rtol=1e-4)
+    assert stored.attrs["thresholds"] == pytest.approx(swept.attrs["thresholds"], rel=1e-4)
+    with pytest.raises(DetectorError, match="16 of the 48 given are not among them"):
+        wb.arena(model(), prompts(48), run=run.isel(prompt=run["split"].values != "test"), **asked)
+
+
+def test_controls_say_what_masking_the_heads_does():
+    table = wb.arena(model(), prompts(48), ("one-head", "direction"), controls=1, **{**QUICK, "costed": 0})
+    assert value(table, "no head masked", "attack_success") == 0
+    assert (value(table, "one-head", "attack_success"), value(table, "one-head", "attack_success_control")) == (1, 0)
+    assert "attack_success" not in set(table[table["detector"] == "direction"]["measure"])
+    freed = [test for test in table.attrs["tests"] if test["test"] == "freed"]
+    assert [(test["detector"], test["heads"], test["sets"]) for test in freed] == [("one-head", "L3H1", 1)]
+    assert freed[0]["p_value"] < 0.01
 
 
 def test_prompts_that_declare_nothing_are_dealt():

@@ -9,7 +9,9 @@ from scipy.stats import kendalltau, spearmanr
 from tests.unit.synthetic_run import synthetic_run
 from workbench.criteria import agreement, head_stability, rank_agreement, score
 from workbench.criteria.agreement import rank_biased_overlap
+from workbench.criteria.statistics import bootstrap_weights
 from workbench.errors import CriterionError
+from workbench.runs.pairs import unit_names
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +105,26 @@ def test_controls_have_no_ranks_to_resample() -> None:
         head_stability(synthetic_run(), criterion="deflection", rule="random")
     with pytest.raises(CriterionError, match="its rules are sensitivity, auroc"):
         head_stability(synthetic_run(), criterion="probe", rule="selectivity")
+
+
+@pytest.mark.parametrize("rule", ["sensitivity", "selectivity"])
+def test_the_interval_of_an_agreement_is_that_of_scoring_every_redraw_anew(rule: str) -> None:
+    run = synthetic_run(layers=3, heads=5, pairs=12, keep_states=False)
+    run["tv"] = run["tv"] * np.random.default_rng(1).gamma(2, size=run["tv"].shape)
+    scores = score(run, ("deflection", "tv", "probe"), bootstrap=30, permutations=0)
+    table = rank_agreement(scores, rule=rule)
+    found = table.query("criterion_a == 'deflection' and projection_a == projection_b and criterion_b == 'tv'").iloc[0]
+    unsafe, pairs = run["label"].values == "unsafe", unit_names(run)
+    weights = bootstrap_weights(unsafe, pairs, resamples=30, seed=0).astype(int)
+    anew = []
+    for of_one in weights:
+        part = run.isel(prompt=np.repeat(np.arange(len(of_one)), of_one))
+        part = part.assign_coords(prompt=[str(i) for i in range(len(of_one))], pair_id=("prompt", [""] * len(of_one)))
+        again = score(part, ("deflection", "tv"), bootstrap=0, permutations=0)
+        anew.append(rank_agreement(again, rule=rule).query("projection_a == projection_b")["spearman"].iloc[0])
+    by_hand = np.quantile(np.arctanh(anew), [0.025, 0.5, 0.975])
+    spread = np.tanh(np.arctanh(found["spearman"]) + by_hand[[0, 2]] - by_hand[1])
+    assert [found["spearman_low"], found["spearman_high"]] == pytest.approx(spread, abs=1e-6)
+    assert found["spearman_low"] < found["spearman"] < found["spearman_high"]
+    if rule == "sensitivity":
+        assert table.query("criterion_b == 'probe'")["spearman_low"].isna().all(), "probes are not trained again"

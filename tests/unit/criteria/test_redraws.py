@@ -112,6 +112,6 @@ def test_areas_under_redraws_are_those_of_the_redrawn_prompts(data: st.DataObjec
         for redraw in range(3):
             drawn = data.draw(st.lists(st.sampled_from(places.tolist()), min_size=len(places), max_size=len(places)))
             np.add.at(weights[redraw], drawn, 1)
-    for redraw, area in enumerate(_areas(values, unsafe, weights, np.array([0]))[:, 0]):
+    for redraw, area in enumerate(_areas(values, unsafe, weights)[:, 0]):
         drawn = np.repeat(np.arange(n), weights[redraw].astype(int))
         assert area == pytest.approx(auroc(values[drawn], unsafe[drawn])[0])

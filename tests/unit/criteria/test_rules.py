@@ -30,7 +30,16 @@ def picked(top: pd.DataFrame) -> list[tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def scores() -> pd.DataFrame:
-    return score(synthetic_run(layers=4, heads=6), "all", bootstrap=0, permutations=0)
+    run = synthetic_run(layers=4, heads=6)
+    found = score(run, "all", bootstrap=0, permutations=0)
+    # Where z is the twin's, refusing goes down on unsafe prompts and up on safe ones; under other masks down on both.
+    swapped = run.assign(
+        refusal_change=run["refusal_change"] * np.where(run["label"] == "unsafe", 1, -1)[:, None, None, None]
+    )
+    twins = score(swapped, ("interchange",), bootstrap=0, permutations=0)
+    both = pd.concat([found[found["criterion"] != "interchange"], twins], ignore_index=True)
+    both.attrs = found.attrs
+    return both
 
 
 def test_selectivity_by_hand() -> None:

@@ -66,6 +66,35 @@ def test_a_resample_has_the_datas_composition_and_whole_pairs() -> None:
     assert weights.std() > 0.5
 
 
+def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    unsafe, contents = rng.random(60) < 0.4, np.array([f"c{i}" for i in rng.integers(0, 20, 60)], dtype=object)
+    pairs = np.array([f"u{i}" for i in rng.integers(0, 30, 60)], dtype=object)
+    how = {"permutations": 101, "seed": 3, "contents": contents}
+    shuffles, counts = (
+        statistics.shuffled_labels(unsafe, pairs, **how),
+        statistics.bootstrap_counts(unsafe, pairs, resamples=50, seed=1),
+    )
+    assert (shuffles.bits.nbytes, counts.nbytes) == (13 * 60, 50 * 60), "a bit and a byte each"
+    labels = shuffles.labels()
+    assert labels.shape == (101, 60)
+    assert (labels.sum(1) == unsafe.sum()).all()
+    assert (shuffles.labels(5, 19) == labels[5:19]).all()
+    weights = statistics.bootstrap_weights(unsafe, pairs, resamples=50, seed=1)
+    values = rng.normal(size=(60, 3))
+    p, ends = (
+        statistics.permutation_p(values, unsafe, shuffles),
+        statistics.bootstrap_difference(values, unsafe, weights),
+    )
+    by_hand = (labels @ values >= values[unsafe].sum(0) - 1e-9).sum(0)
+    np.testing.assert_allclose(p, (1 + by_hand) / 102)
+    monkeypatch.setattr(statistics, "NUMBERS_AT_ONCE", 200)
+    assert (statistics.shuffled_labels(unsafe, pairs, **how).labels() == labels).all()
+    assert (statistics.bootstrap_counts(unsafe, pairs, resamples=50, seed=1) == weights).all()
+    np.testing.assert_array_equal(statistics.permutation_p(values, unsafe, shuffles), p)
+    np.testing.assert_allclose(statistics.bootstrap_difference(values, unsafe, counts), ends, rtol=1e-12)
+
+
 @pytest.mark.parametrize("paired", [False, True])
 def test_bootstrap_intervals_cover(paired: bool) -> None:
     """95 % intervals of a known difference: 300 data sets of 40 + 40 in one call, as cells of their own."""

@@ -1,5 +1,7 @@
 """A stored run is scored variable by variable, and of each the selection prompts only."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,9 @@ from xarray.backends.common import BackendArray
 from xarray.core import indexing
 
 from tests.unit.synthetic_run import synthetic_run
-from workbench.criteria import get_criterion, prompt_values, score, top_heads
+from workbench.comparison import compare
+from workbench.criteria import get_criterion, head_stability, prompt_values, score, top_heads
+from workbench.criteria.values import safe_ranks
 from workbench.runs import reading
 
 
@@ -20,6 +24,7 @@ class Watched(BackendArray):
         self.shape, self.dtype = array.shape, array.dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> np.ndarray:
+        assert not isinstance(key, indexing.VectorizedIndexer), f"{self.name} is read element by element"
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._part)
 
     def _part(self, key: tuple) -> np.ndarray:
@@ -81,7 +86,7 @@ def test_scores_of_a_run_read_in_pieces_are_those_of_the_whole(small_pieces, mon
     assert best["stability"].notna().all()
     assert read["most of kl"] <= small_pieces
     assert read["most of head_output"] <= max(small_pieces, 72 * 6), "one head at least"
-    assert read["kl"] == 2 * run["kl"].size, "each number is read once for scores, and once for values"
+    assert read["kl"] == 3 * run["kl"].size, "once for scores, once for AUROCs of redraws, and once for values"
     xr.testing.assert_equal(of_pieces, prompt_values(run, get_criterion("ships")))
 
 
@@ -91,3 +96,49 @@ def test_of_one_head_only_that_head_is_read() -> None:
     values = prompt_values(lazy, get_criterion("ships"), head=(2, 1))
     assert read == {"kl": 144, "most of kl": 144}
     np.testing.assert_array_equal(values.values[:, :, 0, 0], run["kl"].values[:, :, 2, 1].astype(float))
+
+
+def test_stability_and_a_breakdown_of_a_run_read_in_pieces_are_those_of_the_whole(small_pieces, monkeypatch) -> None:
+    run = synthetic_run(pairs=36, splits=("selection", "threshold", "test"))
+    run["kl"][:, :, 0] = np.nan  # a layer whose heads are not to be masked
+    asked = {"criterion": "ships", "rule": "selectivity", "projection": "query", "k": 2, "resamples": 5}
+    broken = {"criteria": ("ships", "probe"), "rules": ("auroc", "sensitivity"), "n_heads": (1, 3), "bootstrap": 5}
+    lazy, read = watched(run)
+    table = head_stability(lazy, **asked)
+    assert read == {"kl": read["kl"], "most of kl": read["most of kl"]}
+    assert read["most of kl"] <= small_pieces
+    found = compare(lazy, **broken)
+    assert read["most of kl"] <= small_pieces
+    assert read["most of head_output"] <= max(small_pieces, 72 * 6)
+    monkeypatch.undo()
+    pd.testing.assert_frame_equal(table, head_stability(run, **asked))
+    pd.testing.assert_frame_equal(found.table, compare(run, **broken).table, rtol=1e-6)
+
+
+def test_ranks_among_heads_that_were_not_computed_come_piece_by_piece(small_pieces, monkeypatch) -> None:
+    run = synthetic_run(pairs=36)
+    estimate = run["kl"] * 0.5
+    left_out = (run["layer"] + run["head"]) % 2 == 0
+    run = run.assign(kl=run["kl"].where(~left_out), kl_estimate=estimate)
+    lazy, read = watched(run)
+    ranks = safe_ranks(lazy, get_criterion("ships"))
+    assert max(read["most of kl"], read["most of kl_estimate"]) <= small_pieces
+    monkeypatch.undo()
+    np.testing.assert_array_equal(ranks, safe_ranks(run, get_criterion("ships")))
+    whole = synthetic_run(pairs=36)["kl"]
+    safe = whole.values[(run["label"] == "safe").values].astype(float).mean(0)
+    expected = [(of.argsort(axis=None).argsort(axis=None) / (of.size - 1) * 100) for of in safe]
+    assert np.corrcoef(np.ravel(expected), ranks.ravel())[0, 1] > 0.99
+
+
+def test_areas_of_redraws_are_read_again_and_not_kept() -> None:
+    run = synthetic_run(pairs=36)
+    scores = score(run, "ships", bootstrap=30, permutations=0)
+    how = {"criterion": "ships", "rule": "auroc", "projection": "query", "k": 2}
+    assert top_heads(scores, **how)["stability"].notna().all()
+    again = copy.copy(scores.attrs["redraws"])  # as it is pickled
+    assert again == scores.attrs["redraws"]
+    assert not hasattr(again, "drawn"), "the run does not travel with a table"
+    run["kl"][0] += 1
+    assert top_heads(scores, **how)["stability"].isna().all(), "the run holds other values now"
+    assert top_heads(scores, **(how | {"rule": "sensitivity"}))["stability"].notna().all()

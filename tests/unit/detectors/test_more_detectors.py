@@ -62,6 +62,20 @@ def test_fused_heads_are_each_on_their_own_scale(run, fuse):
     assert detector.threshold == 0.5 or fuse != "vote"
 
 
+def test_masked_heads_measure_what_their_criterion_reads_and_no_more(run):
+    watched, readouts = model(), []
+    for criterion in ("deflection", "ships"):
+        before = watched.work.readouts
+        live = FusedHeadsDetector(k=3, criterion=criterion).fit(watched, prompts())
+        readouts.append(watched.work.readouts - before)
+        stored = FusedHeadsDetector(k=3, criterion=criterion).fit_run(run)
+        assert live.heads == stored.heads
+        asked = split("test")
+        np.testing.assert_array_equal(live.decision_function(watched, asked), stored.decision_function(watched, asked))
+        assert (watched.work.readouts > before + readouts[-1]) == (criterion == "ships")
+    assert readouts[0] == 0 < readouts[1]
+
+
 def test_a_head_is_drawn_for_every_prompt_by_its_id(run):
     detector = FusedHeadsDetector(k=4, fuse="random", draws=50).fit_run(run)
     test = run.isel(prompt=run["split"].values == "test")
@@ -277,8 +291,8 @@ def test_each_record_says_what_it_is():
         assert record.needs
         assert record.says
         assert record.source
-        assert record.detector.__doc__
-        assert "Source:" in record.detector.__doc__
+        assert record.kind.__doc__
+        assert "Source:" in record.kind.__doc__
 
 
 def test_a_guard_does_not_describe_the_tokenizer_at_every_call(monkeypatch):

@@ -16,8 +16,10 @@ from workbench.criteria.ranking import best_cells, rule_values
 from workbench.errors import ArgumentError, PromptError, WorkbenchError
 from workbench.finding import search as searching
 from workbench.finding.bounds import Fit
-from workbench.finding.decisions import first_of_draws, sets
+from workbench.finding.decisions import sets
+from workbench.finding.find import _prompts_wanted
 from workbench.finding.order import search_order
+from workbench.finding.predictions import Predictions, predicted
 from workbench.sweeps.engines.exact import ExactBlock
 
 N = 48  # prompts of the made-up map
@@ -67,7 +69,7 @@ def test_a_biased_estimator_is_found_out(monkeypatch):
 
 def test_a_sample_that_is_not_random_is_found_out(monkeypatch):
     stored = made_up(noise=1.5)  # estimates that say little, so that everything hangs on the sample
-    options = {"each": 20, "draws": 3, "rule": "sensitivity", "k": 3, "budget": 0.3}
+    options = {"each": 20, "draws": 3, "rule": "sensitivity", "k": 3, "budget": 0.25}
     honest = rates(replay(stored, **options))[1]
     strength, inner = np.zeros(40), replaying.replayed
 
@@ -110,29 +112,100 @@ def test_estimates_move_means_and_leave_them_unbiased():
 def test_what_is_known_whole_is_exact_and_cells_taken_for_certain_add_up():
     random = np.random.default_rng(1)
     cells, estimate = random.random((12, 2, 3, 4)), random.random((12, 2, 3, 4))
-    sure = estimate > 0.8
+    sure, everyone = estimate > 0.8, [np.ones(12, dtype=bool)]
     fit = Fit.of(cells, estimate, sure)
     np.testing.assert_allclose(fit.mean, cells.mean(0))
     assert not fit.means().error.any()
-    every = np.ones((2, 3, 4), bool)
-    np.testing.assert_allclose(fit.draws(random, 5, every), np.tile(fit.mean, (5, 1, 1, 1)))
+    draws = predicted(cells, estimate, sure, sure, everyone).draws(random, 5)
+    np.testing.assert_allclose(draws, np.tile(fit.mean, (1, 5, 1, 1, 1)))
     # A head all of whose other cells are alike is known from any of them.
     cells = np.where(sure, cells, 2.0)
     known = np.where(sure | (np.arange(12) < 6)[:, None, None, None], cells, np.nan)
-    fit = Fit.of(known, estimate, sure)
-    np.testing.assert_allclose(fit.mean, cells.mean(0))
-    np.testing.assert_allclose(fit.draws(random, 5, every), np.tile(fit.mean, (5, 1, 1, 1)))
+    np.testing.assert_allclose(Fit.of(known, estimate, sure).mean, cells.mean(0))
+
+
+def test_predictions_are_exact_where_cells_are_estimates_times_a_factor_of_the_head():
+    random = np.random.default_rng(2)
+    estimate = random.lognormal(0, 0.4, (30, 1, 3, 6))
+    cells = estimate * random.uniform(0.5, 2, (3, 6))
+    known = np.where((np.arange(30) % 5 == 0)[:, None, None, None], cells, np.nan)
+    none, unsafe = np.zeros(cells.shape, dtype=bool), np.arange(30) < 15
+    found = predicted(known, estimate, none, none, [unsafe, ~unsafe])
+    for side, middle in zip((unsafe, ~unsafe), found.middle, strict=True):
+        np.testing.assert_allclose(middle, cells[side].mean(0), rtol=1e-9)
+    assert max(found.apart.max(), found.own.max(), found.common.max()) < 1e-6
+    # Nor do heads whose masks change nothing, whole layers of them included.
+    still = np.where(np.arange(3)[:, None] < 1, 0.0, 1.0)
+    again = predicted(known * still, estimate * still, none, none, [unsafe, ~unsafe])
+    assert np.abs(again.middle[:, :, 0]).max() < 1e-12
+    np.testing.assert_allclose(again.middle[:, :, 1:], found.middle[:, :, 1:], rtol=1e-9)
+    # Heads that were not asked for have none, and change nothing for the others.
+    estimate[..., -1], known[..., -1] = np.nan, np.nan
+    again = predicted(known, estimate, none, none, [unsafe, ~unsafe]).middle
+    assert np.isnan(again[..., -1]).all()
+    np.testing.assert_allclose(again[..., :-1], found.middle[..., :-1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("apart", [1.0, 1.3])
+def test_predictions_scatter_as_much_as_they_say(apart):
+    # `apart`: how much larger the factor is in the first class, for half of the heads.
+    random = np.random.default_rng(3)
+    none, unsafe, errors = np.zeros((40, 1, 5, 20), dtype=bool), np.arange(40) < 20, []
+    for _ in range(12):
+        estimate = random.lognormal(0, 0.4, none.shape)
+        cells = random.lognormal(0, 0.1, none.shape[1:]) * estimate**0.9 * random.lognormal(0, 0.2, none.shape)
+        cells[:20, ..., ::2] *= apart
+        known = np.full(cells.shape, np.nan)
+        drawn = np.concatenate([random.permutation(20)[:6], 20 + random.permutation(20)[:6]])
+        known[drawn] = cells[drawn]
+        found = predicted(known, estimate, none, none, [unsafe, ~unsafe])
+        draws = found.draws(random, 400)
+        truth = np.stack([cells[side].mean(0) for side in (unsafe, ~unsafe)])
+        errors.append(
+            np.concatenate(
+                [
+                    (truth - draws.mean(1)) / draws.std(1),
+                    (truth[:1] - truth[1:] - (draws[0] - draws[1]).mean(0)) / (draws[0] - draws[1]).std(0),
+                ]
+            )
+        )
+    spread = np.array(errors)
+    assert np.abs(spread.mean((0, 2, 3, 4))).max() < 0.15
+    assert ((spread.std((0, 2, 3, 4)) > 0.8) & (spread.std((0, 2, 3, 4)) < 1.1)).all()
+
+
+def test_draws_have_the_scatter_and_the_skew_that_they_should():
+    shape = (1, 1, 1, 3)
+    skew = np.array([0.0, 1.0, 2.0]).reshape(shape)
+    found = Predictions(*(np.full(shape, value) for value in (7.0, 0.0, 0.0, 2.0)), skew, np.zeros(shape))
+    draws = found.draws(np.random.default_rng(0), 200_000)[0, :, 0, 0]
+    away = draws - 7.0
+    np.testing.assert_allclose(away.mean(0), 0, atol=0.02)
+    np.testing.assert_allclose(away.std(0), 2, rtol=0.01)
+    np.testing.assert_allclose((away**3).mean(0) / 8, skew.ravel(), atol=0.12)
 
 
 def test_sets_are_wrong_in_no_more_draws_than_they_may():
     random = np.random.default_rng(0)
     values = np.array([5.0, 4, 1, 0.9, 0.8, -1.2]) + random.normal(0, [0.1, 0.1, 0.4, 0.4, 0.4, 0.1], (4000, 6))
-    first = first_of_draws(values, 3)
-    assert (first.sum(1) == 3).all()
-    certain, excluded = sets(first, 0.02)
+    certain, excluded = sets(values, 3, 0.02)
     assert certain.tolist() == [True, True, False, False, False, False]
     assert excluded.tolist() == [False, False, False, False, False, True]
-    assert not sets(first_of_draws(values + random.normal(0, 5, values.shape), 3), 0.02)[0].any()
+    assert not sets(values + random.normal(0, 5, values.shape), 3, 0.02)[0].any()
+    # A head that may have more than was drawn is not excluded where that would bring it among the first.
+    assert not sets(values, 3, 0.02, np.array([0, 0, 0, 0, 0, 3.0]))[1].any()
+    left_out = np.where(np.arange(6) == 5, -np.inf, values)
+    assert sets(left_out, 3, 0.02, np.full(6, 1e300))[1].tolist() == [False] * 5 + [True]
+
+
+def test_how_many_more_prompts_would_tell_follows_the_gap_and_its_scatter():
+    random, share = np.random.default_rng(0), np.array([1.0, 0.5, 0.4, 0.0])
+    values = np.array([9.0, 3.0, 2.0, 0.0]) + random.normal(0, 2**-0.5, (5000, 4))  # a gap of 1 with scatter 1
+    many = int(_prompts_wanted(values, share, 2, 100).split()[1])
+    assert 260 <= many <= 310  # 100 * (1.96**2 - 1), but for the draws
+    assert "tell the first heads" in _prompts_wanted(values * [1, 3, 1, 1], share, 2, 100)
+    never = np.where(np.arange(5000)[:, None] % 2 == [[2, 0, 1, 2]], np.nan, values)  # never both
+    assert "no redraw has a value of both head 2" in _prompts_wanted(never, share, 2, 100)
 
 
 def test_the_order_is_even_random_and_keeps_pairs_side_by_side():

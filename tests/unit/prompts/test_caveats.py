@@ -1,5 +1,6 @@
 """What is said of a set before it is used: planted overlaps are told with their numbers, and nothing else is."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,13 @@ from rich.console import Console
 import workbench as wb
 from workbench.cli.prompts import Asked, chosen
 from workbench.cli.views import score_command
+from workbench.comparison import compare
+from workbench.comparison.arena_tables import latex
 from workbench.criteria import detection_table, score
 from workbench.errors import PromptError, WorkbenchError
 from workbench.prompts.caveats import caveats
 from workbench.runs.reading import caveats_of
+from workbench.studies import Material
 
 
 def picture(k: int) -> Image.Image:
@@ -73,6 +77,30 @@ def test_every_table_of_a_run_begins_with_what_was_said_of_its_prompts(stored):
     score_command(console, str(path), criteria=["ships"], rule="auroc", top=1, out=None, seed=0)
     printed = console.export_text()
     assert printed.index("Mind: the 30 safe prompts ask 2 different texts") < printed.index("First 1 heads")
+
+
+def test_so_does_what_is_made_without_a_stored_run(stored):
+    _, asked = stored
+    wanted = caveats(asked)
+    contest = wb.arena("planted", asked, ("ships",), bootstrap=5, costed=0, progress=False)
+    assert contest.attrs["caveats"] == wanted
+    assert latex(contest).startswith(f"% Mind: {wanted[0]}\n")
+    assert wb.find_heads("planted", asked, k=1, projection="query", progress=False).attrs["caveats"] == wanted
+    about = Material(wb.load_model("planted"), wb.PromptSet(asked), progress=False).about
+    assert about.endswith(" ".join(f"Mind: {sentence}." for sentence in wanted))
+
+
+def test_so_do_pages_and_figures(stored, tmp_path):
+    path, asked = stored
+    run = wb.open_run(path)
+    assert compare(run, criteria=("ships",), bootstrap=5).table.attrs["caveats"] == caveats(asked)
+    scores = score(run, "deflection", bootstrap=0, permutations=0)
+    wb.save_figures(run, tmp_path, scores=scores, formats=("png",), only="*maps*")
+    captions = (tmp_path / "captions.md").read_text()
+    assert captions.index("Mind: the 30 safe prompts ask 2 different texts") < captions.index("## ")
+    page = wb.save_report(run, tmp_path / "report.html", scores=scores).read_text()
+    manifest = json.loads(page.partition('id="manifest">')[2].partition("</script>")[0])
+    assert [one["caveats"] for one in manifest["runs"]] == [caveats(asked)]
 
 
 @pytest.mark.parametrize("recorded", ["not json", "3", '[1, "[bold]x"]', None])

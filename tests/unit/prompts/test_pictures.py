@@ -41,8 +41,8 @@ def held(image: Image.Image, kind: str, **how) -> Image.Image:
 def decoded(monkeypatch) -> list:
     """Names of the pictures whose pixels were decoded, in order."""
     names: list[str] = []
-    decode = Picture._decode
-    monkeypatch.setattr(Picture, "_decode", lambda self: (names.append(self.name), decode(self))[1])
+    decode = Picture._pixels
+    monkeypatch.setattr(Picture, "_pixels", lambda self: (names.append(self.name), decode(self))[1])
     room = pictures.Recent(4 * 48 * 3, pictures.RECENT.size)  # for three pictures of 8 x 6
     monkeypatch.setattr(pictures, "RECENT", room)
     return names

@@ -141,5 +141,5 @@ def test_many_pictures_are_hashed_and_none_decoded(tmp_path, monkeypatch):
         picture(k).save(tmp_path / f"{k}.png")
     rows = [{"text": "what", "label": ("safe", "unsafe")[k % 2], "image": f"{k}.png"} for k in range(20)]
     prompts = load_prompts(rows, images=tmp_path)
-    monkeypatch.setattr("workbench.prompts.pictures.Picture._decode", lambda self: pytest.fail("decoded"))
+    monkeypatch.setattr("workbench.prompts.pictures.Picture._pixels", lambda self: pytest.fail("decoded"))
     assert sum(map(len, split_prompts(prompts).values())) == 20

@@ -1,5 +1,6 @@
 """What people hold, and columns under other names: a DataFrame, dicts, a Hugging Face data set, Hub files."""
 
+import gc
 import io
 import json
 import logging
@@ -13,7 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from workbench.errors import ArgumentError, PromptError
-from workbench.prompts import load_prompts
+from workbench.prompts import load_prompts, places
 from workbench.prompts.pictures import Picture
 from workbench.prompts.prompt import Prompt
 
@@ -21,9 +22,9 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
 RGB = Image.fromarray(PIXELS)
 
 
-def png() -> bytes:
+def png(pixels: np.ndarray = PIXELS) -> bytes:
     content = io.BytesIO()
-    RGB.save(content, "PNG")
+    Image.fromarray(pixels).save(content, "PNG")
     return content.getvalue()
 
 
@@ -63,7 +64,7 @@ def test_a_data_set_is_not_decoded_to_be_loaded(monkeypatch):
     rows = [{"text": f"q {k}", "label": "safe", "image": RGB} for k in range(5)]
     held = datasets.Dataset.from_list(rows)
     with monkeypatch.context() as patch:
-        patch.setattr(Picture, "_decode", lambda self: pytest.fail("decoded"))
+        patch.setattr(Picture, "_pixels", lambda self: pytest.fail("decoded"))
         prompts = load_prompts(held)
         assert [p.image.size for p in prompts] == [(8, 6)] * 5
     np.testing.assert_array_equal(np.asarray(prompts[4].image), PIXELS)
@@ -93,7 +94,7 @@ def test_parquet_cells_are_pictures_and_stay_in_the_file(tmp_path, kind, monkeyp
     table = pa.table({"text": ["one", "two"], "label": ["safe", "unsafe"], "image": pa.array(cells)})
     parquet.write_table(table, tmp_path / "p.parquet", row_group_size=1)
     with monkeypatch.context() as patch:
-        patch.setattr(Picture, "_decode", lambda self: pytest.fail("decoded"))
+        patch.setattr(Picture, "_pixels", lambda self: pytest.fail("decoded"))
         prompts = load_prompts(tmp_path / "p.parquet")
     np.testing.assert_array_equal(np.asarray(prompts[0].image), PIXELS)
     assert prompts[1].image is None
@@ -101,6 +102,32 @@ def test_parquet_cells_are_pictures_and_stay_in_the_file(tmp_path, kind, monkeyp
     parquet.write_table(broken, tmp_path / "p.parquet")
     with pytest.raises(PromptError, match=r"row 1: image 'image of row 1' cannot be read"):
         load_prompts(tmp_path / "p.parquet")
+
+
+def test_a_large_row_group_is_never_held_whole(tmp_path, monkeypatch):
+    """As pandas writes them: all pictures in one row group."""
+    drawn = [np.random.default_rng(k).integers(0, 255, (4, 5, 3), dtype=np.uint8) for k in range(23)]
+    cells = [{"bytes": png(pixels), "path": f"{k}.png"} for k, pixels in enumerate(drawn)]
+    table = pd.DataFrame(
+        {"text": [f"t{k}" for k in range(23)], "label": "safe", "image": [*cells[:7], None, *cells[8:]]}
+    )
+    table.to_parquet(tmp_path / "p.parquet")
+    monkeypatch.setattr(places, "HELD_BYTES", 600)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    held, read = [], places.ParquetCells._read_batch
+    monkeypatch.setattr(
+        places.ParquetCells, "_read_batch", lambda *at: (held.append(len(found := read(*at))), found)[1]
+    )
+    prompts = load_prompts(tmp_path / "p.parquet")
+    for k in (22, 0, 6, 8, 21, 1):
+        np.testing.assert_array_equal(np.asarray(prompts[k].image), drawn[k])
+    assert prompts[7].image is None
+    assert 1 <= max(held) < 5
+    assert sum(1 for _ in (tmp_path / "temporary").rglob("*.arrow")) == 1, "written once"
+    del prompts
+    gc.collect()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def hub(tmp_path):

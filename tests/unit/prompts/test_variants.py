@@ -1,11 +1,15 @@
 """The same prompts otherwise: what each variant changes, that all of one prompt stay together, what has no variant."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from workbench.errors import PromptError
-from workbench.prompts import load_prompts, split_prompts
+from workbench.prompts import load_prompts, pictures, split_prompts
+from workbench.prompts.pictures import image_hash
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.variants import CARRIER, VARIANTS, Print
 
@@ -81,3 +85,24 @@ def test_variants_that_cannot_be_made():
         with pytest.raises(PromptError) as caught:
             SET.variants(*names, **how)
         assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["blank image", "noise image", "typographic"])
+def test_a_made_picture_is_drawn_when_it_is_looked_at_and_kept_by_no_prompt(name, monkeypatch):
+    many = PromptSet(replace(SET[0], id=f"p{k}", text=f"step {k}") for k in range(6))
+    monkeypatch.setattr(pictures, "RECENT", pictures.Recent(1, lambda pixels: 1))
+    drawn, make = [], pictures.Made._pixels
+    monkeypatch.setattr(pictures.Made, "_pixels", lambda self: (drawn.append(self), make(self))[1])
+    made = many.variants(name, seed=3, layout=Print(side=120, size=12, margin=10))
+    assert [p.image.size for p in made] == [(8, 6) if name != "typographic" else (120, 120)] * 6
+    assert not drawn, "sizes are known before"
+    first, whole = made[0].image, np.asarray(made[0].image)
+    assert image_hash(first) == image_hash(Image.fromarray(whole)), "as if it were held"
+    for prompt in made:
+        np.asarray(prompt.image)
+    assert (np.asarray(first) == whole).all(), "drawn again, it is the same"
+    assert not any(p.image._im for p in made)
+    assert (np.asarray(copy.deepcopy(first)) == whole).all(), "as another process gets it"
+    first.putpixel((0, 0), (1, 2, 3))
+    assert np.asarray(first)[0, 0].tolist() == [1, 2, 3]
+    assert image_hash(first) != image_hash(Image.fromarray(whole))

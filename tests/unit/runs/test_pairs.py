@@ -41,9 +41,9 @@ def test_copies_are_one_unit_everywhere() -> None:
     for weights in statistics.bootstrap_weights(unsafe, units, resamples=5, seed=0):
         assert all(len(drawn) == 1 for drawn in per_content(run, weights))
     shuffles = statistics.shuffled_labels(unsafe, units, contents=run["content"].values, permutations=20, seed=0)
-    assert (shuffles.sum(1) == unsafe.sum()).all()
-    assert len(np.unique(shuffles, axis=0)) > 10
-    for labels in shuffles:
+    assert (shuffles.labels().sum(1) == unsafe.sum()).all()
+    assert len(np.unique(shuffles.labels(), axis=0)) > 10
+    for labels in shuffles.labels():
         assert all(len(label) == 1 for label in per_content(run, labels))
     parts = [{p.text for p in part} for part in split_prompts(stand_ins(run)).values()]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 48
@@ -56,10 +56,10 @@ def test_copies_in_pairs_move_with_their_twins() -> None:
         unsafe, unit_names(run), contents=run["content"].values, permutations=40, seed=0
     )
     pairs = run["pair_id"].values
-    for labels in shuffles:
+    for labels in shuffles.labels():
         assert all(len(label) == 1 for label in per_content(run, labels))
         assert all(labels[pairs == p].sum() == 2 for p in np.unique(pairs)), "two of the four, both of one question"
-    assert 0.3 < (shuffles != unsafe).mean() < 0.7
+    assert 0.3 < (shuffles.labels() != unsafe).mean() < 0.7
 
 
 def test_a_question_labelled_both_ways_keeps_its_labels() -> None:
@@ -67,9 +67,9 @@ def test_a_question_labelled_both_ways_keeps_its_labels() -> None:
     contents = np.array(["a", "a", "b", "c", "d", "e"], dtype=object)
     units = np.array(["u", "u", "", "", "", ""], dtype=object)
     shuffles = statistics.shuffled_labels(unsafe, units, contents=contents, permutations=50, seed=0)
-    assert (shuffles[:, :2] == [1, 0]).all()
-    assert (shuffles.sum(1) == 3).all()
-    assert shuffles[:, 2:].std(0).min() > 0
+    assert (shuffles.labels()[:, :2] == [1, 0]).all()
+    assert (shuffles.labels().sum(1) == 3).all()
+    assert shuffles.labels()[:, 2:].std(0).min() > 0
 
 
 def test_p_stays_uniform_when_rows_are_repeated() -> None:

@@ -21,12 +21,14 @@ from workbench.studies import (
     Material,
     Study,
     adaptive,
+    flow,
     head_claims,
     head_count,
     list_studies,
     make_study,
     masked_success,
     published_split,
+    swap,
 )
 from workbench.studies.benign_cost import direction, steered
 from workbench.studies.measuring import Chosen
@@ -72,6 +74,10 @@ def one(study: Study, **keys: object) -> float:
 def _fewer_masked_sets(monkeypatch):
     monkeypatch.setattr(masked_success, "SIZES", (1,))
     monkeypatch.setattr(masked_success, "CONTROLS", 2)
+    monkeypatch.setattr(flow, "SIZES", (1,))
+    monkeypatch.setattr(flow, "CONTROLS", 2)
+    monkeypatch.setattr(swap, "SIZES", (1,))
+    monkeypatch.setattr(swap, "CONTROLS", 1)
     for module, fewer in (
         (adaptive, {"EPS": (8,), "STEPS": (1,), "TOKENS": 2, "MOST": 12, "OTHERS": ("last-layer",), "TRANSFER": ()}),
         (head_claims, {"K": 1, "CONTROLS": 2, "STEPS": 1, "TOKENS": 6, "LEARNING_STEPS": 60, "MOST": 12}),
@@ -92,6 +98,25 @@ def test_the_planted_head_alone_turns_unsafe_prompts_further():
     assert set(made("projections").found) == {"layer 3, query masked", "layer 3, value masked"}
 
 
+def test_swaps_name_the_planted_head_and_masks_the_decoy_which_carries_nothing():
+    study = made("swap")
+    swapped = {"way": "swapped", "n_heads": 1, "measure": "gap"}
+    for choice, group in (("necessary by swaps", "unsafe"), ("sufficient by swaps", "benign")):
+        assert set(rows(study, choice=choice)["heads"]) == {PLANTED}
+        assert one(study, choice=choice, group=group, **swapped) == pytest.approx(1, abs=1e-5)
+    assert set(rows(study, choice="by masks")["heads"]) == {DECOY}
+    assert one(study, choice="by masks", group="unsafe", **swapped) == 0
+    assert set(study.found) == {
+        "necessary by swaps, 1 swapped: frees more than random heads",
+        "necessary by swaps, 1 swapped: makes refuse more than random heads",
+        "sufficient by swaps, 1 swapped: frees more than random heads",
+        "sufficient by swaps, 1 swapped: makes refuse more than random heads",
+        "necessary by swaps, 1 removed: frees more than random heads",
+        "sufficient by swaps, 1 removed: frees more than random heads",
+    }
+    assert one(study, choice="by masks against necessary by swaps", measure="same_first") == 0
+
+
 def test_masking_the_planted_head_frees_attacks_and_masking_ships_head_does_not():
     study = made("masked-success")
     complied = {"measure": "complied", "group": "unsafe"}
@@ -102,6 +127,30 @@ def test_masking_the_planted_head_frees_attacks_and_masking_ships_head_does_not(
     assert ships["value"].tolist() == [0]
     assert "deflection, selectivity, 1: frees more than random heads" in study.found
     assert not [test for test in study.found if test.startswith("ships")]
+
+
+def test_the_flow_is_the_planted_circuit_and_swapping_its_head_swaps_the_answers():
+    study = made("flow")
+    stream = {"part": "patched", "what": "residual", "direction": "noise"}
+    for layer in range(4):
+        np.testing.assert_allclose(one(study, **stream, at="last", layer=layer), float(layer == 3), atol=1e-5)
+        np.testing.assert_allclose(one(study, **stream, at="hazard", layer=layer), float(layer < 3), atol=1e-5)
+    replies = {"part": "replies", "draw": 0}
+    for side, measure in (("unsafe, patched from safe", "complied"), ("safe, patched from unsafe", "refused")):
+        assert one(study, what="nothing", direction=side, measure=measure, **replies) == 0
+        swapped = rows(study, what="1 heads", direction=side, measure=measure, **replies)
+        assert swapped["heads"].tolist() == [PLANTED]
+        assert swapped["value"].tolist() == [1]
+        drawn = rows(study, what="random heads, 1", direction=side, measure=measure)
+        assert (drawn["value"] == 0).all()
+    assert {test for test in study.found if test.startswith("1 heads")} == {
+        "1 heads, unsafe, patched from safe: frees more than random heads",
+        "1 heads, safe, patched from unsafe: silences more than random heads",
+    }
+    cuts = {test.partition(" cut")[0] for test in study.found if " cut" in test}
+    assert cuts <= {"picture → last", "text → last"}
+    assert "text → last" in cuts
+    assert "at hazard after layers 0 to 2; at last after layers 3 to 3" in study.says
 
 
 def test_the_planted_head_is_necessary_faithful_and_hidden_by_no_small_change_of_a_picture():
@@ -154,7 +203,8 @@ def test_several_heads_are_fused_as_they_say():
 def test_every_family_and_policy_is_seen_by_the_planted_head(name):
     by = "family" if name == "graded" else "category"
     study = make_study(name, many())
-    assert set(study.found) == {getattr(p, by) for p in many().prompts}
+    more = {"the angle grows with the risk grade"} if name == "graded" else set()
+    assert set(study.found) == {getattr(p, by) for p in many().prompts} | more
     assert (rows(study, measure="AUROC against all safe")["value"] == 1).all()
 
 

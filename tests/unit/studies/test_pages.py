@@ -60,7 +60,7 @@ def test_every_study_says_what_it_asks_runs_and_how_it_fails():
     wanted = (
         "maps projections masked-success measures time detection defence head-count graded categories reselect "
         "selection-set modality read-out probe-curves transfer degradation shared-heads benign-cost published-split "
-        "sahara"
+        "sahara flow"
     )
     assert set(wanted.split()) <= {record.name for record in list_studies()}
 

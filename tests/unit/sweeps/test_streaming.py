@@ -10,10 +10,13 @@ import pytest
 import workbench as wb
 from tests.builders.models import seeded
 from tests.builders.prompts import asked, pictures
+from workbench.detectors import looks
+from workbench.detectors.looks import Wants, look
 from workbench.errors import PromptError, RunError
+from workbench.models import encodings
 from workbench.models.encode import Encoded
+from workbench.replies import generate_batch
 from workbench.sweeps import sweep as sweep_module
-from workbench.sweeps import tasks
 from workbench.sweeps.plan import plan
 
 N, BLOCK = 24, 4
@@ -49,13 +52,36 @@ def test_encoded_prompts_are_let_go_block_by_block(blocks, alive, monkeypatch):
     model = seeded("llava")
     whole = wb.sweep(model, prompts(), **LITTLE)
     gc.collect()
-    monkeypatch.setattr(tasks, "ENCODED_BUDGET", 1)
+    monkeypatch.setattr(encodings, "ENCODED_BUDGET", 1)
     alive.update(now=0, most=0, made=0)
     run = wb.sweep(model, prompts(), **LITTLE)
     assert alive["made"] <= N + 2, "each is encoded once, and a blank picture once a size"
     assert alive["most"] <= 2 * BLOCK + 2, "a block, the one before until it is let go, and the last that was kept"
     for name in whole.data_vars:
         np.testing.assert_array_equal(run[name], whole[name])
+
+
+def test_who_looks_or_answers_holds_a_batch_of_encoded_prompts(alive, monkeypatch):
+    model, given = seeded("llava"), prompts()
+    reads = {"state": looks.final_state}
+    whole, replies = look(model, given, Wants(reads)), generate_batch(model, given, max_new_tokens=2, rows=BLOCK)
+    gc.collect()
+    monkeypatch.setattr(encodings, "ENCODED_BUDGET", 1)
+    monkeypatch.setattr(looks, "ROWS", BLOCK)
+    alive.update(now=0, most=0)
+    seen = look(model, given, Wants(reads))
+    assert generate_batch(model, given, max_new_tokens=2, rows=BLOCK) == replies
+    assert alive["most"] <= 2 * BLOCK + 2
+    np.testing.assert_allclose(seen["state"], whole["state"], atol=1e-5)
+
+
+def test_a_search_holds_the_encoded_prompt_that_it_looks_at(alive, monkeypatch):
+    model = seeded("llava")
+    given = [replace(p, label="unsafe") for p in prompts(20)]
+    monkeypatch.setattr(encodings, "ENCODED_BUDGET", 1)
+    alive.update(now=0, most=0)
+    wb.find_heads(model, given, k=1, rule="sensitivity", projection="query", progress=False)
+    assert alive["most"] <= 4
 
 
 def test_a_stored_run_is_read_when_its_values_are_asked_for(tmp_path, blocks):

@@ -206,8 +206,8 @@ def test_the_command_stores_a_run(tmp_path):
     sweep_command(console, model="planted", prompts=asked, **options)
     stored = json.loads(open_run(f"{out}-find").attrs["engine_options"])
     assert (stored["k"], stored["rule"], stored["directions"]) == (2, "sensitivity", 1)
-    for wrong in ("best", "best=", "=2"):
-        with pytest.raises(WorkbenchError, match=f"NAME=VALUE, such as best=16; got '{wrong}'"):
+    for wrong in ("k", "k=", "=2"):
+        with pytest.raises(WorkbenchError, match=f"NAME=VALUE, such as k=3; got '{wrong}'"):
             sweep_command(console, model="planted", prompts=asked, **(options | {"options": [wrong]}))
     with pytest.raises(PromptError):
         sweep_command(console, model="planted", prompts="nothing", out=out, projections=["value"])

@@ -192,6 +192,57 @@ def find(
 
 
 @app.command()
+@with_prompts
+def trace(
+    model: ModelName,
+    prompts: Any,
+    components: Annotated[
+        list[str],
+        typer.Option("--component", help="residual, attention, mlp or heads; repeat for more; all by default."),
+    ] = ["residual", "attention", "mlp", "heads"],  # noqa: B006 - typer hands out copies
+    heads: Annotated[
+        str | None, typer.Option(help="Patch z of these heads only: L3H1,L2H0, or a heads.json; all by default.")
+    ] = None,
+    sources: Annotated[
+        str, typer.Option(help="Follow the paths of so many first heads, or of these: L3H1,L2H0. 0 follows none.")
+    ] = "5",
+    window: Annotated[
+        int | None, typer.Option(help="Layers in which attention is cut at once; an eighth by default, 0 cuts none.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Store the trace here, TRACE.zarr; stopped, the same command goes on from there.")
+    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures, with their numbers as CSV.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write what was recovered at every cell: .csv, .parquet or .json.")
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many cells are printed.")] = 10,
+    on_error: Annotated[
+        Literal["raise", "skip"],
+        typer.Option(help="Prompts without a twin that lines up: end with them, or leave out."),
+    ] = "raise",
+    rows: Annotated[int | None, typer.Option(help="Most rows in one batch; by default from the free memory.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    template: Template = "chat",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    seed: Seed = 0,
+) -> None:
+    """Follow what tells unsafe prompts from their safe twins through the layers to the last position.
+
+    Prompts are pairs: one unsafe and one safe with the same pair_id, as many tokens, and pictures of one size. What one
+    has at a layer and a group of tokens (picture, hazard, words, template, last) is put into the other's pass; printed
+    is the share of the way to the other's final state that this goes: 1 is all of it, 0 nothing. noise patches unsafe
+    prompts from safe ones (is it needed?), denoise the reverse (is it enough?).
+    """
+    given = dict(locals())
+    from workbench.cli.trace import trace_command
+
+    trace_command(console, **given)
+
+
+@app.command()
 def models(json: Json = False) -> None:
     """List the model families: what each supports, and its known limits."""
     from workbench.cli.models import show_models

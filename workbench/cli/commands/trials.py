@@ -19,7 +19,6 @@ from workbench.cli.options import (
     ModelName,
     OtherModels,
     OtherPrompts,
-    OwnPrompts,
     Positions,
     Quiet,
     Registered,
@@ -90,27 +89,30 @@ def generate(
 
 
 @app.command()
+@with_prompts
 def study(
     name: Annotated[str, typer.Argument(help="A study's name, all, or list.")],
     model: ModelName = "pocket",
-    prompts: OwnPrompts = None,
+    prompts: Any = None,
     other: OtherModels = [],  # noqa: B006
     other_prompts: OtherPrompts = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="Folder for tables, figures, captions and the page.")] = Path("studies"),
     runs: RunsFolder = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="How many prompts.")] = None,
     template: Template = "chat",
+    json: Json = False,
     quiet: Quiet = False,
     seed: Seed = 0,
 ) -> None:
     """Answer a question of the papers or their reviewers: a table, a figure, a caption, and one page over all.
 
-    [bold]workbench study list[/bold] says which there are. Stopped at any moment, the same command goes on.
+    [bold]workbench study list[/bold] says which there are. Without --prompts, an embedded model is asked the prompts of
+    its own world. Stopped at any moment, the same command goes on.
     """
     given = dict(locals())
+    given["progress"] = not (quiet or json)
     from workbench.cli.study import study_command
 
-    study_command(console, **given)
+    tell(study_command, console, **given)
 
 
 @data_app.callback(invoke_without_command=True)

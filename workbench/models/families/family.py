@@ -61,6 +61,7 @@ class Family:
         norm: Likewise, of the final norm.
         attention: Name of the self-attention inside a layer.
         output: Name of W_O inside the attention.
+        mlp: Name of the MLP (or the experts) inside a layer.
         query_weights: Given the attention module, the module whose output begins with the queries (before any
             query norm) and how many of its channels are queries; for the published mask, which scales weights.
         logits: From the HF model and final states `[..., d_model]` to logits `[..., vocab]`.
@@ -93,6 +94,7 @@ class Family:
     norm: str = "norm"
     attention: str = "self_attn"
     output: str = "o_proj"
+    mlp: str = "mlp"
     query_weights: Callable[[nn.Module], tuple[nn.Module, int]] | None = None
     logits: Callable[[nn.Module, Tensor], Tensor] = logits_from_state
     image_token: Callable[[nn.Module], int | None] = configured_image_token

@@ -62,7 +62,7 @@ def tiny() -> TinyParts:
 FAMILIES = (
     Family(
         "llama4", "Llama4ForConditionalGeneration", query_norm=True, sliding=True, layout=layout,
-        tiny=tiny, no_pixel_road="its processor rounds pixels to bfloat16, as the original does",
+        mlp="feed_forward", tiny=tiny, no_pixel_road="its processor rounds pixels to bfloat16, as the original does",
         processor=partial(load_with_our_images, processor=PROCESSOR, images="Llama4Images", settings=True),
         limits="the query norm is absent in checkpoints that switch it off, and in layers without rotary positions",
     ),

@@ -6,6 +6,7 @@ Each file of guards says in `GUARDS` what it adds; a new file is named once, her
 from typing import Any
 
 from workbench.errors import DetectorError
+from workbench.registry import Registry
 from workbench.replies.guards import appended, ecso, eta
 from workbench.replies.guards.appended import IndicatingGuard, RecipeGuard, RefusalRecipe, SafetyPromptGuard
 from workbench.replies.guards.ecso import EcsoGuard
@@ -32,31 +33,16 @@ __all__ = [
     "register_guard",
 ]
 
-GUARDS: dict[str, GuardRecord] = {record.name: record for module in (appended, ecso, eta) for record in module.GUARDS}
-
-
-def register_guard(record: GuardRecord) -> GuardRecord:
-    """Make a guard known in this process; one of the same name is replaced."""
-    GUARDS[record.name] = record
-    return record
-
-
-def list_guards() -> list[GuardRecord]:
-    """All guards: what each needs, and what it does."""
-    return list(GUARDS.values())
+GUARDS: Registry[GuardRecord] = Registry(
+    "guard", (record for module in (appended, ecso, eta) for record in module.GUARDS), error=DetectorError
+)
+register_guard, list_guards = GUARDS.register, GUARDS.records
 
 
 def make_guard(name: str, **options: Any) -> Guard:
-    """A guard by its name.
-
-    Args:
-        name: As in `list_guards`.
-        options: For its class; they come before those of the name.
+    """A guard by its name; `options` for its class come before those of the name.
 
     Raises:
         DetectorError: If there is none of that name.
     """
-    if name not in GUARDS:
-        raise DetectorError(f"There is no guard {name!r}. There are {', '.join(GUARDS)}.")
-    record = GUARDS[name]
-    return record.guard(**{**record.options, **options})
+    return GUARDS.named(name).make(**options)

@@ -1,13 +1,13 @@
 """`Guard`: what changes how a model answers; and `GuardRecord`, a guard as the registry knows it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import Prompt
+from workbench.registry import Record
 from workbench.replies.batches import can_write
 
 
@@ -46,25 +46,7 @@ class Guard(ABC):
         """
 
 
-@dataclass(frozen=True)
-class GuardRecord:
-    """One guard as tables, help texts and `make_guard` know it.
-
-    Attributes:
-        name: In kebab case, unique.
-        guard: The class.
-        needs: What it takes.
-        says: What it does.
-        source: Paper and public code.
-        options: What the class is called with under this name.
-    """
-
-    name: str
-    guard: type[Guard]
-    needs: str
-    says: str
-    source: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+GuardRecord = Record[Guard]
 
 
 def first_writable(model: HookedLVLM, texts: Sequence[str], what: str) -> str:

@@ -14,11 +14,12 @@ from workbench.views.explorer.packing import Packed
 from workbench.views.explorer.stored import Stored
 
 if TYPE_CHECKING:  # looking at stored data takes no torch
+    from workbench.detectors.one_head import OneHeadDetector
     from workbench.models.masks import Mask
     from workbench.views.explorer.inspector import Inspector
 
 # The most urgent first: what stands beside the maps, then what was asked for by name, and replies last.
-ORDER = ("look", "box", "pattern", "score", "try")
+ORDER = ("look", "box", "pattern", "score", "keep", "try")
 Send = Callable[[dict[str, Any], bytes], None]
 
 
@@ -27,11 +28,13 @@ class Answers:
 
     Attributes:
         desk: Where questions wait.
+        detectors: Those kept so far.
     """
 
     def __init__(self, runs: Sequence[Stored], inspectors: "Sequence[Inspector | None]", send: Send) -> None:
         self._runs, self._inspectors, self._send = runs, inspectors, send
         self.desk = Desk(self._answer, ORDER)
+        self.detectors: list[OneHeadDetector] = []
 
     def __repr__(self) -> str:
         return f"Answers({len(self._runs)} runs)"
@@ -46,9 +49,14 @@ class Answers:
 
     def _answer(self, kind: str, question: Question) -> None:
         try:
-            {"look": self._look, "box": self._box, "pattern": self._pattern, "score": self._score, "try": self._try}[
-                kind
-            ](question)
+            {
+                "look": self._look,
+                "box": self._box,
+                "pattern": self._pattern,
+                "score": self._score,
+                "keep": self._keep,
+                "try": self._try,
+            }[kind](question)
         except Overtaken:
             raise
         except WorkbenchError as mistake:
@@ -68,7 +76,7 @@ class Answers:
         self._say(question, "error", error="")
         self._say_stored(question, side)
         inspector = self._inspectors[side["run"]]
-        if inspector is None or at["prompt"] not in inspector.prompts:
+        if inspector is None or not inspector.knows(at["prompt"]):
             return
         if question.get("prompt"):
             about, picture = inspector.described(question["prompt"])
@@ -116,7 +124,7 @@ class Answers:
         """Of the first run that has a model, and the prompt among its prompts."""
         wanted = question.get("prompt")
         for inspector in self._inspectors:
-            if inspector is not None and (wanted in inspector.prompts or wanted is None):
+            if inspector is not None and (wanted is None or inspector.knows(wanted)):
                 return inspector
         raise WorkbenchError(
             "This needs the model of the run and its prompts: wb.explore(run, model=model, prompts=prompts)."
@@ -128,6 +136,17 @@ class Answers:
         run.pack_scores(packed, question["run"], [name], rule=question["rule"], k=int(question["k"]))
         about = {"run": question["run"], "criteria": run.criteria()}
         self._say(question, "scores", packed.data, packed=packed.record, **about)
+
+    def _keep(self, question: Question) -> None:
+        """Fit the one-head detector that a threshold was chosen for, and hand it to the board."""
+        from workbench.detectors.one_head import OneHeadDetector
+
+        names = ("criterion", "projection")
+        asked: dict[str, Any] = {name: str(question[name]) for name in names}
+        detector = OneHeadDetector(head=as_head(question["head"]), threshold=float(question["bound"]), **asked)
+        self.detectors.append(detector.fit_run(self._runs[question["run"]].run))
+        where = f"board.detectors[{len(self.detectors) - 1}]"
+        self._say(question, "kept", words=f'Kept as {where}; {where}.save("guard") writes it.')
 
     def _try(self, question: Question) -> None:
         """The next tokens, then both replies as they are decoded, each piece as it comes."""
@@ -156,10 +175,13 @@ class Answers:
 
         rows, changed = inspector.next_tokens(prompt, heads, projection, mask=mask)
         send(next=rows, measures=changed if heads else None, note="Decoding …", restart=True)
-        for side, masked in (("base", []), ("masked", heads))[: 2 if heads else 1]:
+        for masked in (False, True)[: 2 if heads else 1]:
             if not self.desk.stopped("try"):
+                side = "masked" if masked else "base"
                 say = partial(send, side=side)
-                inspector.reply(prompt, masked, projection, mask=mask, say=say, stop=stop)
+                name = inspector.reply(prompt, heads, projection, mask=mask, masked=masked, say=say, stop=stop)
+                if not stop():
+                    send(side=side, steps=inspector.steps(name))
 
 
 def _mask(inspector: "Inspector", question: Question) -> "Mask":

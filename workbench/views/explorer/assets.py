@@ -7,8 +7,9 @@ from pathlib import Path
 STATIC = Path(__file__).parent / "static"
 # Each after what it imports.
 MODULES = (
-    "dom", "state", "statistics", "pen", "data", "heatmap", "maps", "distribution", "details", "overlay", "pattern",
-    "looking", "prompts", "compare", "bench", "save", "hosts", "explorer",
+    "dom", "state", "statistics", "pen", "data", "heatmap", "maps", "threshold", "distribution", "details", "overlay",
+    "strip", "pattern", "looking", "prompts", "overlap", "compare", "steps", "bench", "trace", "save", "hosts",
+    "explorer",
 )  # fmt: skip
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./\w+\.js";\n', re.M)
 _EXPORT = re.compile(r"^export (?=function|const|class|async)", re.M)

@@ -17,8 +17,10 @@ from workbench.views.explorer.answers import Answers
 from workbench.views.explorer.gathering import manifest_of
 from workbench.views.explorer.packing import Packed
 from workbench.views.explorer.stored import Stored
+from workbench.views.explorer.traced import pack_trace
 
 if TYPE_CHECKING:  # looking at stored data takes no torch
+    from workbench.detectors.one_head import OneHeadDetector
     from workbench.views.explorer.inspector import Inspector
 
 SENT_AT_ONCE = 16 * 2**20  # bytes of values that go with the widget; of more, those of a head when it is chosen
@@ -40,6 +42,7 @@ class Board(anywidget.AnyWidget):
         projection: Which projection was masked.
         column: Of the score table; what the maps are coloured by.
         run: Number of the chosen run, from 0.
+        detectors: One-head detectors whose thresholds were chosen under a distribution and kept, the newest last.
     """
 
     _esm = assets.script() + "export default { render };\n"
@@ -57,8 +60,9 @@ class Board(anywidget.AnyWidget):
     _manifest = traitlets.Dict().tag(sync=True)
     _data = traitlets.Bytes().tag(sync=True)
 
-    def __init__(self, runs: Sequence[Stored], inspectors: "Sequence[Inspector | None]") -> None:
+    def __init__(self, runs: Sequence[Stored], inspectors: "Sequence[Inspector | None]", trace: Any = None) -> None:
         packed = Packed()
+        flow = None if trace is None else pack_trace(packed, trace, runs)
         self._runs = list(runs)
         for place, stored in enumerate(runs):
             stored.pack_scores(packed, place, rule="selectivity")
@@ -72,10 +76,16 @@ class Board(anywidget.AnyWidget):
         asks = any(inspector is not None and inspector.prompts for inspector in inspectors)
         lacking = "" if asks else _lacking(inspectors)
         super().__init__(
-            _manifest=manifest | {"asks": asks, "lacking": lacking}, _data=packed.data, **manifest["first"]
+            _manifest=manifest | {"asks": asks, "lacking": lacking, "trace": flow},
+            _data=packed.data,
+            **manifest["first"],
         )
         self._answers = Answers(runs, inspectors, lambda message, data: self.send(message, [data]))
         self.on_msg(lambda widget, message, buffers: self._answers.heard(message, buffers))
+
+    @property
+    def detectors(self) -> "list[OneHeadDetector]":
+        return self._answers.detectors
 
     def __repr__(self) -> str:
         names = " and ".join(plain(run.label) for run in self._runs)
@@ -128,7 +138,7 @@ class Board(anywidget.AnyWidget):
         return [list(head) for head in found] if name == "heads" else found
 
     def _check_head(self, layer: int, head: int) -> None:
-        shapes = [(int(run.scores["layer"].max()) + 1, int(run.scores["head"].max()) + 1) for run in self._runs]
+        shapes = [run.shape for run in self._runs]
         if not any(layer < layers and head < heads for layers, heads in shapes):
             layers, heads = shapes[0]
             raise ArgumentError(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
+import xarray as xr
 
 from workbench.checking import Converted, checked
 from workbench.errors import RunError, WorkbenchError
@@ -41,6 +42,7 @@ def explore(
     model: Annotated[Any, Converted(_as_model)] = None,
     prompts: Annotated[Sequence[Prompt] | str | Path, Converted(as_prompt_source)] | None = None,
     scores: pd.DataFrame | Sequence[pd.DataFrame] | None = None,
+    trace: xr.Dataset | str | Path | None = None,
 ) -> "Board":
     """Linked layer × head maps beside the chosen head; several runs are compared, side by side.
 
@@ -55,6 +57,8 @@ def explore(
         prompts: The prompts of the runs. Without them, those that a run says how to draw again (from Pocket or
             Planted).
         scores: A score table to show, or one for each run; without it, `wb.score(run)`.
+        trace: Of the same model, from `wb.trace`, or the path of a stored one: how the signal flows, in a panel of its
+            own, from whose cells heads are chosen.
 
     Returns:
         A widget; the last line of a notebook cell shows it. `.head`, `.heads`, `.locked`, `.prompt`, `.criterion` and
@@ -63,7 +67,7 @@ def explore(
     Raises:
         ArgumentError: For score tables that are not one a run.
         PromptError: For prompts that are those of none of the runs.
-        RunError: For a model that is that of none of the runs, or in a run's place.
+        RunError: For a model or a trace that is that of none of the runs, or in a run's place.
         WorkbenchError: Where the notebook widgets are not installed.
 
     Examples:
@@ -84,7 +88,7 @@ def explore(
             "wb.save_report(run, 'report.html')."
         ) from error
     shown = gathered([_as_shown_run(run) for run in runs], prompts=prompts, scores=scores)
-    return Board(shown, _inspectors(shown, model))
+    return Board(shown, _inspectors(shown, model), trace)
 
 
 def _inspectors(shown: Sequence[Any], model: Any) -> list[Any]:

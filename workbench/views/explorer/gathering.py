@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench.criteria import score
+from workbench.criteria.agreement import rankings_of, spearman_of
 from workbench.criteria.registry import get_criterion, list_rules
 from workbench.errors import ArgumentError, PromptError
 from workbench.plain import plain
@@ -19,7 +20,6 @@ from workbench.views import charts, theme
 from workbench.views.explorer.packing import Packed, colours
 from workbench.views.explorer.stored import Stored
 
-REDRAWS = 500
 DEFAULT = ("deflection", "ships", "probe")  # as `score` has it
 FIRST_RULE = "selectivity"
 
@@ -133,42 +133,22 @@ def first_choice(runs: Sequence[Stored]) -> dict[str, Any]:
     }
 
 
-def agreement(runs: Sequence[Stored], *, seed: int = 0) -> list[dict[str, Any]]:
+def agreement(runs: Sequence[Stored]) -> list[dict[str, Any]]:
     """Spearman's rank correlation between every two rankings by the mean on unsafe prompts, over the heads both have.
 
     Returns:
-        One record a pair: `a`, `b` (in words), `heads`, `spearman` (−1 to 1; None without spread), and the ends of a
-        95 % interval, `low` and `high`, from redraws of the heads, in which their ranks stay as they are.
+        One record a pair: `a`, `b` (in words), `heads`, `spearman` (−1 to 1; None without spread), and the ends of its
+        95 % interval, `low` and `high`, from redraws of the prompts (None where nothing was drawn again).
     """
-    from scipy.stats import rankdata
-
-    levels: dict[str, np.ndarray] = {}
+    rankings = {}
     for run in runs:
-        pairs = run.scores[["criterion", "projection"]].drop_duplicates()
-        for criterion, projection in pairs.itertuples(index=False):
-            record = theme.record(criterion)
-            cells = charts.grid(run.scores, criterion=criterion, projection=projection, column="unsafe")
+        for (criterion, projection), ranking in rankings_of(run.scores, "sensitivity").items():
             words = theme.short_title(criterion) + (f", {projection}" if projection != "none" else "")
-            name = f"{run.label}: {words}" if len(runs) > 1 else words
-            levels[plain(name)] = record.strength(cells) if record else cells
-    rng = np.random.default_rng(seed)
+            rankings[plain(f"{run.label}: {words}" if len(runs) > 1 else words)] = run, ranking
     found = []
-    for (a, x), (b, y) in combinations(levels.items(), 2):
-        if x.shape != y.shape:
-            continue
-        both = np.isfinite(x) & np.isfinite(y)
-        ranks = np.stack([rankdata(part[both]) for part in (x, y)])
-        one: dict[str, Any] = {"a": a, "b": b, "heads": int(both.sum()), "spearman": None, "low": None, "high": None}
-        if both.sum() > 3 and (np.ptp(ranks, axis=1) > 0).all():
-            drawn = ranks[:, rng.integers(0, ranks.shape[1], size=(REDRAWS, ranks.shape[1]))]
-            low, high = np.nanpercentile(_correlation(*drawn), [2.5, 97.5])
-            one |= {"spearman": float(_correlation(*ranks[:, None])[0]), "low": float(low), "high": float(high)}
-        found.append(one)
+    for (a, (left, one)), (b, (right, other)) in combinations(rankings.items(), 2):
+        if left.shape == right.shape:
+            said = {name: value if np.isfinite(value) else None for name, value in spearman_of(one, other).items()}
+            numbers = dict(zip(("spearman", "low", "high"), said.values(), strict=True))
+            found.append({"a": a, "b": b, "heads": len(one.values.index.intersection(other.values.index)), **numbers})
     return found
-
-
-def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's correlation along the last axis; NaN for a redraw without spread."""
-    x, y = (part - part.mean(-1, keepdims=True) for part in (x, y))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))

@@ -20,6 +20,7 @@ from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.effects import measure
 from workbench.runs.origin import check_model, mask_of
 from workbench.views.charts import Head
+from workbench.views.explorer.decoding import Decoded
 
 if TYPE_CHECKING:
     from workbench.models.hooked import HookedLVLM
@@ -29,6 +30,7 @@ REPLY_TOKENS = 48
 LONGEST_PATTERN = 2048  # positions of which a whole pattern is shown
 _SEEN = 5e-4  # a probability that still shows with three digits
 _KEPT = 2  # base passes, which hold every layer's queries and keys
+_REPLIES = 8  # that can be stepped through
 _SHOWN_PIXELS = 512
 _GREY = (127, 127, 127)
 
@@ -38,26 +40,35 @@ class Inspector:
 
     Attributes:
         prompts: By id; empty where the run's prompts are not at hand.
+        replies: The last that were decoded, by a name that no prompt has. All that is asked about a prompt by its id
+            can be asked about these.
     """
 
     def __init__(self, model: "HookedLVLM", run: xr.Dataset, prompts: Mapping[str, Prompt]) -> None:
         check_model(run, model)
         self.model, self.prompts = model, prompts
         self.mask = self.taking(mask_of(run))
+        self.replies: OrderedDict[str, Decoded] = OrderedDict()
         self._passes: OrderedDict[str, BasePass] = OrderedDict()
         self._states: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._replied = 0
 
     def __repr__(self) -> str:
         return f"Inspector({self.model.name!r}, {len(self.prompts)} prompts)"
+
+    def knows(self, name: str) -> bool:
+        """Whether there is such a prompt, or such a reply."""
+        return name in self.prompts or name in self.replies
 
     def taking(self, mask: Mask) -> Mask:
         """The mask, taking z from the run's prompts where it takes it from prompts and names none."""
         return with_source(self.model, mask, PromptSet(self.prompts.values()))
 
     def base(self, prompt_id: str) -> "BasePass":
-        """The unmasked pass of a prompt; the last few are kept."""
+        """The unmasked pass of a prompt, or the pass of a reply as it was decoded; the last few are kept."""
         if prompt_id not in self._passes:
-            self._passes[prompt_id] = self.model.base(self.prompts[prompt_id])
+            reply = self.replies.get(prompt_id)
+            self._passes[prompt_id] = reply.look(self.model) if reply else self.model.base(self.prompts[prompt_id])
             while len(self._passes) > _KEPT:
                 self._passes.popitem(last=False)
         self._passes.move_to_end(prompt_id)
@@ -69,7 +80,8 @@ class Inspector:
         Boxes are (left, top, right, bottom) in shares of the picture's size, None for separators; all of it None where
         the family's layout of this picture is not known.
         """
-        prompt, encoded = self.prompts[prompt_id], self.base(prompt_id).encoded[0]
+        prompt = self.replies[prompt_id].prompt if prompt_id in self.replies else self.prompts[prompt_id]
+        encoded = self.base(prompt_id).encoded[0]
         boxes = None
         if encoded.patch_boxes is not None:
             boxes = [
@@ -139,6 +151,12 @@ class Inspector:
         What changed is said in the criteria's own numbers: Ships (KL, nats) and the deflection angle (degrees).
         """
         base, masked = (self._state(prompt, of, projection, mask or self.mask) for of in ((), tuple(heads)))
+        return self._compared(base, masked, k)
+
+    def _compared(
+        self, base: torch.Tensor, masked: torch.Tensor, k: int
+    ) -> tuple[list[tuple[str, float, float]], dict[str, float]]:
+        """What follows a final state, and a masked one: see `next_tokens`."""
         logits = [self.model.unembed(state) for state in (base, masked)]
         here, there = (torch.softmax(part.double(), dim=-1).cpu().numpy() for part in logits)
         top = list(dict.fromkeys([*np.argsort(-here)[:k].tolist(), *np.argsort(-there)[:k].tolist()]))
@@ -147,6 +165,24 @@ class Inspector:
         found = measure(self.model, base[None], logits[0][None], masked[None, None])
         changed = {name: float(found[variable]) for name, variable in (("deflection", "deflection"), ("ships", "kl"))}
         return [row for place, row in enumerate(rows) if place < 2 or max(row[1:]) >= _SEEN], changed
+
+    def steps(self, name: str) -> dict[str, Any]:
+        """A reply token by token: `first` (the position that chose the first), `tokens`, and what followed each place.
+
+        `next` is what `next_tokens` says at each step, of the reply so far, with the heads masked and without;
+        `measures` is what changed.
+        """
+        reply = self.replies[name]
+        base = reply.states(self.model, masked=False)
+        masked = reply.states(self.model, masked=True) if reply.heads else base
+        said = [self._compared(*states, k=4) for states in zip(base, masked, strict=True)]
+        return {
+            "reply": name,
+            "first": reply.first,
+            "tokens": [plain(readable(token)) for token in reply.tokens],
+            "next": [rows for rows, _ in said],
+            "measures": [changed for _, changed in said] if reply.heads else None,
+        }
 
     def _state(self, prompt: Prompt, heads: tuple[Head, ...], projection: str, mask: Mask) -> torch.Tensor:
         key = (prompt.content_hash(), heads, projection if heads else "", mask if heads else None)
@@ -162,10 +198,15 @@ class Inspector:
         projection: str,
         *,
         mask: Mask,
+        masked: bool,
         say: Callable[[str], None],
         stop: Callable[[], bool],
-    ) -> None:
-        """Decode a greedy reply, handing on each piece of text as it comes; ends early once `stop` says so."""
+    ) -> str:
+        """Decode a greedy reply, handing on each piece of text as it comes; ends early once `stop` says so.
+
+        Returns:
+            The name it is kept by, for `steps` and for all that is asked about prompts.
+        """
         from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
         class Pieces(TextStreamer):
@@ -177,14 +218,21 @@ class Inspector:
             def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Any:
                 return torch.full((len(input_ids),), stop(), device=input_ids.device)
 
-        options: dict[str, Any] = {"heads": list(heads), "projection": projection, "mask": mask} if heads else {}
-        self.model.generate(
+        about: dict[str, Any] = {"heads": list(heads), "projection": projection, "mask": mask}
+        out = self.model.generated(
             prompt,
             max_new_tokens=REPLY_TOKENS,
             streamer=Pieces(self.model.tokenizer, skip_prompt=True, skip_special_tokens=True),
             stopping_criteria=StoppingCriteriaList([Asked()]),
-            **options,
+            **(about if masked else {}),
         )
+        ids = out.sequences[0, out.n_prompt_tokens :].cpu()
+        self._replied += 1
+        name = f"\0reply {self._replied}"
+        self.replies[name] = Decoded.of(self.model, prompt, ids, masked=masked, **about)
+        while len(self.replies) > _REPLIES:
+            self.replies.popitem(last=False)
+        return name
 
 
 def altered(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
+import xarray as xr
 from PIL import Image
 
 from workbench.checking import Converted, Whole, checked
@@ -21,6 +22,7 @@ from workbench.views.explorer import assets
 from workbench.views.explorer.gathering import as_prompt_source, gathered, manifest_of
 from workbench.views.explorer.packing import Packed
 from workbench.views.explorer.stored import Stored
+from workbench.views.explorer.traced import pack_trace
 
 MOST_BYTES = 10 * 2**20
 LONGEST_TEXT = 10**5  # letters of one prompt
@@ -43,6 +45,7 @@ def save_report(
     texts: bool = False,
     pictures: Sequence[str] = (),
     k: Annotated[int, Whole(1, 50)] = 5,
+    trace: xr.Dataset | str | Path | None = None,
 ) -> Path:
     """Write a run as one HTML file to send: it opens without a network, and without Python.
 
@@ -61,6 +64,7 @@ def save_report(
         texts: Whether the texts of prompts are written into the file.
         pictures: Ids of the prompts of which a small picture is written into the file.
         k: Number of first heads whose stability is said.
+        trace: Of the same model, from `wb.trace`, or the path of a stored one; shown in a panel of its own.
 
     Returns:
         The path.
@@ -79,11 +83,12 @@ def save_report(
     runs = gathered([as_checked_run(one) for one in (run, *others)], prompts=prompts, scores=scores)
     asked = _asked(runs, texts, pictures)
     packed = Packed()
+    flow = None if trace is None else pack_trace(packed, trace, runs)
     for place, stored in enumerate(runs):
         stored.pack_scores(packed, place, rule="*", k=k)
     left_out = _pack_values(runs, packed)
     manifest = manifest_of(runs, packed, texts=LONGEST_TEXT if texts else 0)
-    manifest |= {"pictures": asked, "first": manifest["first"] | {"k": k}, "left_out": left_out}
+    manifest |= {"pictures": asked, "first": manifest["first"] | {"k": k}, "left_out": left_out, "trace": flow}
     page = page_of(manifest, packed.data)
     try:
         path.write_text(page, encoding="utf-8")

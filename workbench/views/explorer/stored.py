@@ -18,7 +18,7 @@ from workbench.criteria.values import prompt_values
 from workbench.errors import CriterionError
 from workbench.plain import plain
 from workbench.prompts.prompt import Prompt
-from workbench.runs.reading import prompt_coord
+from workbench.runs.reading import caveats_of, prompt_coord
 from workbench.views import charts, theme
 from workbench.views.charts import Head
 from workbench.views.explorer.packing import Packed
@@ -52,6 +52,11 @@ class Stored:
     def __repr__(self) -> str:
         return f"Stored({self.label!r}, {self.run.sizes['prompt']} prompts)"
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many layers, and heads of a layer, the score table has."""
+        return int(self.scores["layer"].max()) + 1, int(self.scores["head"].max()) + 1
+
     def about(self, *, texts: int) -> dict[str, Any]:
         """What the browser is told about the run, apart from arrays.
 
@@ -66,10 +71,11 @@ class Stored:
             "label": plain(self.label),
             "about": f"{where}. {captions.mask_words(run)}.",
             "split": str(self.scores.attrs.get("split", "")),
+            "caveats": [plain(sentence) for sentence in caveats_of(run)],
             "grain": str(run.attrs.get("mask_grain", "query_head")),
             "projections": [str(p) for p in run["projection"].values],
-            "layers": int(self.scores["layer"].max()) + 1,
-            "heads": int(self.scores["head"].max()) + 1,
+            "layers": self.shape[0],
+            "heads": self.shape[1],
             "criteria": self.criteria(),
             "provenance": {
                 name: plain(run.attrs[name]) for name in PROVENANCE if run.attrs.get(name) not in (None, "")
@@ -161,7 +167,7 @@ class Stored:
         return found
 
     def _empty(self, kind: type, fill: int = 0) -> np.ndarray:
-        return np.full((int(self.scores["layer"].max()) + 1, int(self.scores["head"].max()) + 1), fill, dtype=kind)
+        return np.full(self.shape, fill, dtype=kind)
 
     def add_criterion(self, name: str) -> None:
         """Score the run by one more criterion."""

@@ -10,6 +10,7 @@ import xarray as xr
 
 from workbench.axes import head_name
 from workbench.plain import plain
+from workbench.runs.reading import caveats_of
 from workbench.views import charts
 from workbench.views.charts import Picks
 
@@ -96,6 +97,11 @@ def provenance(run: xr.Dataset) -> list[str]:
         f"- Mask: {literal(mask_words(run))}.",
         f"- Run: engine {known('engine')}, seed {known('seed')}, {began}.",
     ]
+
+
+def minded(run: xr.Dataset) -> list[str]:
+    """Paragraphs on what is to be known of the prompts before a number on them is believed."""
+    return [f"Mind: {literal(sentence)}.\n" for sentence in caveats_of(run)]
 
 
 def _sources(run: xr.Dataset) -> str:

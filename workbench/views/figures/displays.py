@@ -26,7 +26,8 @@ _STATUS_LOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-def _axes(ax: Axes | None) -> Axes:
+def new_axes(ax: Axes | None) -> Axes:
+    """The Axes given, or those of a new figure of the user's."""
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt  # its backend is the user's; whoever hands in an Axes needs none
@@ -67,7 +68,7 @@ def maps(
     """
     chart = charts.head_map(scores, criterion=criterion, projection=projection, column=value)
     framed = charts.checked_heads(scores, heads)
-    ax = _axes(ax)
+    ax = new_axes(ax)
     mesh = heat_map(ax, chart.cells, scale=chart.scale)
     outline(ax, framed, small=not chart.gaps)
     _label(ax, title=chart.title, xlabel="head", ylabel="layer")
@@ -104,7 +105,7 @@ def selectivity(
     if picks is None:
         picks = charts.picks(scores, criterion=criterion, projection=shown, heads=heads)
     chart = charts.cloud(scores, criterion=criterion, projection=shown, chosen=picks)
-    ax = _axes(ax)
+    ax = new_axes(ax)
     head_cloud(ax, chart.x, chart.y, colour=theme.NEUTRAL)
     _label(ax, title=theme.heading(criterion, shown), xlabel=chart.words[0], ylabel=chart.words[1])
     head_axes(ax, chart.limits)
@@ -137,7 +138,7 @@ def agreement(scores: pd.DataFrame, *, chart: rankings.Agreement | None = None, 
     chart = chart or rankings.agreement(scores)
     words = [literal(", ".join(part for part in name if part)) for name in chart.names]
     lines = [word.replace(", ", ",\n") if chart.few else word for word in words]
-    ax = _axes(ax)
+    ax = new_axes(ax)
     mesh = heat_map(ax, chart.cells, scale=charts.Scale(-1.0, 1.0, theme.DIVERGING))
     ax.set_aspect("auto")  # leaves the room to the words
     ax.invert_yaxis()
@@ -169,7 +170,7 @@ def roc(run: RunLike, *, criterion: str, projection: str, heads: Sequence[Head],
         CriterionError: For a criterion without a value for every prompt.
         FigureError: For a head without values on both kinds of prompts.
     """
-    run, ax = as_run(run), _axes(ax)
+    run, ax = as_run(run), new_axes(ax)
     for head in distributions.checked_heads(run, heads):
         curve = distributions.roc(run, criterion, projection, head=head)
         (line,) = ax.plot(curve.false_alarms, curve.detected, label=literal(curve.words(head)))
@@ -200,7 +201,7 @@ def criteria(scores: pd.DataFrame, *, heads: Sequence[Head] | None = None, ax: A
         ax: Where to draw; a new figure without it.
     """
     lines = rankings.strips(scores, None if heads is None else charts.checked_heads(scores, heads))
-    ax = _axes(ax)
+    ax = new_axes(ax)
     colour = theme.LABEL_COLOURS["unsafe"]
     for row, line in enumerate(lines):
         look: dict[str, Any] = {"linewidths": 0, "s": 9}
@@ -236,7 +237,7 @@ def heads(table: pd.DataFrame, *, k: int = 20, ax: Axes | None = None) -> Axes:
         FigureError: For another table.
     """
     chart = rankings.head_list(table, k)
-    ax = _axes(ax)
+    ax = new_axes(ax)
     rows = np.arange(len(chart.table))
     shown = chart.table
     ax.hlines(rows, shown["ci_low"], shown["ci_high"], color=theme.NEUTRAL, linewidth=1, zorder=2)

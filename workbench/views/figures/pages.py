@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from workbench.views import charts, rankings, theme
 from workbench.views.charts import Picks
@@ -46,6 +47,26 @@ class Sheet:
 _SHEET = Sheet()
 
 
+def lay_out(figure: Figure) -> None:
+    """Give everything its place, once, so that every format has the same places.
+
+    Words beside axes keep the distance that the first layout gives them: to measure all ticks of all axes again, for
+    the second layout and for every file, takes longer than to draw them.
+    """
+    engine = figure.get_layout_engine()
+    engine.execute(figure)
+    for ax in figure.axes:
+        ax.get_tightbbox(figure.canvas.get_renderer())  # places the words where the axes are now
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) if axis.label.get_text()):
+        across, far = axis is axis.axes.xaxis, axis.get_label_position() in ("right", "top")
+        edge, place = axis.axes.bbox.get_points()[int(far)], axis.label.get_position()
+        away = [0.0, (place[1] - edge[1]) / figure.dpi] if across else [(place[0] - edge[0]) / figure.dpi, 0.0]
+        beside = axis.axes.transAxes + ScaledTranslation(*away, figure.dpi_scale_trans)
+        axis.set_label_coords(*((place[0], far) if across else (far, place[1])), transform=beside)
+    engine.execute(figure)  # what a colour bar needs is known after the first time
+    figure.set_layout_engine(None)
+
+
 def safe_and_unsafe(
     scores: pd.DataFrame, *, criterion: str, projection: str, picks: Picks, sheet: Sheet = _SHEET
 ) -> Figure:
@@ -61,7 +82,9 @@ def safe_and_unsafe(
         ax.set_title(literal(", ".join(w for w in (theme.projection_words(projection), column) if w)))
         ax.set_xlabel("head")
     axes[0].set_ylabel("layer")
-    colour_bar(figure, mesh, axes, label=f"{theme.short_title(criterion).lower()}\n({theme.unit(criterion)})")
+    colour_bar(
+        figure, mesh, axes, label=f"{theme.in_a_sentence(theme.short_title(criterion))}\n({theme.unit(criterion)})"
+    )
     return figure
 
 
@@ -90,7 +113,7 @@ def query_against_value(scores: pd.DataFrame, *, criterion: str, picks: Picks, s
         head_cloud(ax, x, y, colour=theme.PRINT_COLOURS[column], marker=marker, label=f"{column} prompts")
         known = np.isfinite(x) & np.isfinite(y)
         points += [x[known], y[known]]
-    words = f"{theme.title(criterion).lower()} ({theme.unit(criterion)})"
+    words = f"{theme.in_a_sentence(theme.title(criterion))} ({theme.unit(criterion)})"
     ax.set(xlabel=literal(f"query masked: {words}"), ylabel=literal(f"value masked: {words}"))
     head_axes(ax, charts.limits(*points))
     legend = ax.legend(loc="upper left", handletextpad=0.1, borderaxespad=0)

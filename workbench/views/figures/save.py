@@ -95,10 +95,10 @@ def save_figures(
         >>> files[0].name, files[-1].name
         ('maps_deflection_query.png', 'captions.md')
     """
-    formats, run, page_style = _checked_formats(formats), as_run(run), get_style(style)
+    formats, run, page_style = checked_formats(formats), as_run(run), get_style(style)
     sheet = pages.Sheet(page_style, 0.0 if isinstance(width, str) and width == "own" else page_style.inches(width))
     table = _checked_scores(run, scores)
-    folder = _writable_folder(Path(out))
+    folder = writable_folder(Path(out))
     written, sections = [], []
     names: set[str] = set()
     drawn = {_file_name(page.name, names): page for page in _pages(run, table, heads)}
@@ -106,13 +106,11 @@ def save_figures(
     chosen = [name for name in drawn if any(fnmatchcase(name, want) for want in wanted)]
     if drawn and not chosen:
         raise FigureError(f"No figure is called {' or '.join(map(repr, wanted))}; there are {', '.join(drawn)}.")
-    with matplotlib.rc_context(settings(page_style, latex=latex)):
+    with matplotlib.rc_context(settings(page_style, latex=latex) | {"axes.titley": 1.0}):  # no ticks above, to look for
         for name in chosen:
             page = drawn[name]
             figure = page.draw(sheet=sheet)
-            for _ in range(2):  # what a colour bar needs is known after the first time
-                figure.get_layout_engine().execute(figure)
-            figure.set_layout_engine(None)  # laid out once, so that every format has the same places
+            pages.lay_out(figure)
             files = [folder / f"{name}.{suffix}" for suffix in formats]
             for file in files:
                 write_figure(figure, file)
@@ -121,7 +119,18 @@ def save_figures(
     sidecar = folder / _SIDECAR
     made = "\n".join(captions.provenance(run))
     sidecar.write_text(
-        "\n".join(["# Figures\n", *sections, "## Where they come from\n", made, "", captions.rebuild(run, folder), ""])
+        "\n".join(
+            [
+                "# Figures\n",
+                *captions.minded(run),
+                *sections,
+                "## Where they come from\n",
+                made,
+                "",
+                captions.rebuild(run, folder),
+                "",
+            ]
+        )
     )
     return [*written, sidecar]
 
@@ -135,7 +144,8 @@ def _file_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def _checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
+def checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
+    """Suffixes that figures are written with; a FigureError for others."""
     asked = (formats,) if isinstance(formats, str) else tuple(formats)
     unknown = [f for f in asked if f not in _METADATA]
     if unknown or not asked:
@@ -146,7 +156,8 @@ def _checked_formats(formats: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(asked))
 
 
-def _writable_folder(folder: Path) -> Path:
+def writable_folder(folder: Path) -> Path:
+    """The folder, made if it is missing; a FigureError if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{_SIDECAR}"
@@ -208,7 +219,7 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame, heads: Sequence[Head] | None) 
                 f"selectivity_{name}",
                 partial(pages.selectivity, scores, **where, picks=kept),
                 rows,
-                f"**Safe against unsafe: {heading.lower()}.** One point a head. The rule keeps heads "
+                f"**Safe against unsafe: {theme.in_a_sentence(heading)}.** One point a head. The rule keeps heads "
                 f"{_bound_words(kept.bound, unit)}, and ranks them by unsafe − safe, their height above the grey "
                 f"line. Ringed in colour, {kept.why}: {named}. {decoy}A bar through a ring is the 95 % interval of "
                 f"unsafe − safe, from the mean on safe prompts up. {over}",
@@ -218,8 +229,9 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame, heads: Sequence[Head] | None) 
             "query_against_value",
             partial(pages.query_against_value, scores, criterion=first, picks=chosen[first, "query"]),
             scores.loc[scores["criterion"] == first, _SHOWN],
-            f"**Masking the query against masking the value**: {captions.literal(theme.title(first).lower())} in "
-            f"{unit}, two points a head (mean over safe and over unsafe prompts); on the grey line both do the same. "
+            "**Masking the query against masking the value**: "
+            f"{captions.literal(theme.in_a_sentence(theme.title(first)))} in {unit}, two points a head (mean over safe "
+            "and over unsafe prompts); on the grey line both do the same. "
             f"Named, at their unsafe mean: the heads {chosen[first, 'query'].why}. "
             f"{captions.over(run, scores)}",
         )

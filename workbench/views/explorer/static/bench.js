@@ -1,8 +1,9 @@
 // The live bench: a prompt of the run, or one that is typed, with heads masked together; the next tokens, then both
 // replies as they are decoded. A new question, or Stop, ends the one before.
 import { button, choice, fill, headName, labelled, make, number, offer, percent } from "./dom.js";
+import { createSteps } from "./steps.js";
 
-export function createBench({ store, data, ask }) {
+export function createBench({ store, data, ask, answers, ground }) {
   const { state } = store;
   const typed = make("textarea", { rows: 2, placeholder: "Type a prompt, or leave this empty to ask the chosen one", "aria-label": "prompt to try" });
   const which = choice([["head", "this head"], ["set", "the set"], ["none", "nothing"]], "head", () => describe());
@@ -17,9 +18,10 @@ export function createBench({ store, data, ask }) {
   const tokens = make("div", {});
   const replies = make("div", { className: "wbx-replies" });
   const note = make("div", { className: "wbx-quiet", role: "status" });
+  const steps = createSteps({ store, data, answers, ground, nextTable });
   const root = make("section", { className: "wbx-block" }, make("h3", {}, "Ask the model"), typed,
     make("div", { className: "wbx-row" }, labelled("mask", which), labelled("form", form), labelled("factor", factor), labelled("at", positions), labelled("picture", picture), file),
-    make("div", { className: "wbx-row" }, go, stop, masked), note, tokens, replies);
+    make("div", { className: "wbx-row" }, go, stop, masked), note, tokens, replies, steps.root);
   let serial = 0;
   let parts = {};
   let own = null; // bytes of a picture that was dropped
@@ -49,7 +51,7 @@ export function createBench({ store, data, ask }) {
 
   function describe() {
     const chosen = heads();
-    masked.textContent = chosen.length ? `${chosen.map(headName).join(" ")} masked together, ${state.projection}` : which.value === "set" ? "the set is empty: shift-click heads" : "";
+    masked.textContent = chosen.length ? `${chosen.map(headName).join(" ")} masked${chosen.length > 1 ? " together" : ""}, ${state.projection}` : which.value === "set" ? "the set is empty: shift-click heads" : "";
     go.disabled = which.value === "set" && !chosen.length;
   }
 
@@ -58,6 +60,7 @@ export function createBench({ store, data, ask }) {
     parts = {};
     fill(tokens);
     fill(replies);
+    steps.reset();
     note.textContent = "Asking …";
     stop.disabled = false;
     ask("try", {
@@ -76,7 +79,9 @@ export function createBench({ store, data, ask }) {
     if (reply.restart) {
       parts = {};
       fill(replies);
+      steps.reset();
     }
+    if (reply.steps) steps.add(reply.side, reply.steps);
     if (reply.next) showNext(reply);
     if (reply.piece !== undefined) {
       if (!parts[reply.side]) {
@@ -96,7 +101,7 @@ export function createBench({ store, data, ask }) {
     offerPictures(picture.value);
     describe();
   }
-  return { root, show, heard };
+  return { root, show, heard, showStep: steps.show };
 }
 
 // A row a token: its probability as it is and under the mask.

@@ -1,7 +1,8 @@
 // Two sides next to each other: a run and a projection each. Linked maps, what differs, rank against rank, how the first
 // heads overlap, and how far all rankings agree.
-import { choice, fill, headName, labelled, make, number, offer, sameHead } from "./dom.js";
+import { choice, fill, labelled, make, number, offer, sameHead } from "./dom.js";
 import { criterionSource } from "./maps.js";
+import { createBump, createOverlap } from "./overlap.js";
 import { penOf, themeOf } from "./pen.js";
 import { spearman, ticks } from "./statistics.js";
 
@@ -44,13 +45,12 @@ export function createCompare({ store, data, ground, counts }) {
   const [left, right] = [0, 1].map((at) => choice([], "", (value) => store.set({ sides: state.sides.map((one, i) => (i === at ? Number(value) : one)) })));
   const scatter = make("canvas", { className: "wbx-scatter", role: "img" });
   const said = make("figcaption", {});
-  const overlap = make("canvas", { role: "img" });
-  const bump = make("div", { className: "wbx-bump" });
+  const overlap = createOverlap({ store, data, ground });
+  const bump = createBump({ store, data, ground, sides });
   const matrix = make("div", {});
-  const shared = make("figcaption", {});
   const root = make("section", { className: "wbx-block" },
-    make("div", { className: "wbx-pictures" }, make("figure", {}, scatter, said), make("figure", {}, overlap, shared)),
-    make("h3", {}, "The first heads, side by side"), bump, make("h3", {}, "How far the rankings agree"), matrix);
+    make("div", { className: "wbx-pictures" }, make("figure", {}, scatter, said), overlap.root),
+    make("h3", {}, "The first heads, side by side"), bump.root, make("h3", {}, "How far the rankings agree"), matrix);
   let points = [];
 
   const pair = () => state.sides.map((at) => ({ ...sides[at], criterion: state.criterion }));
@@ -78,8 +78,8 @@ export function createCompare({ store, data, ground, counts }) {
       points = [];
       said.textContent = "The two have different numbers of layers or heads, so heads cannot be matched.";
     } else showScatter(a, b);
-    showOverlap(a, b);
-    showBump();
+    overlap.show(a, b);
+    bump.show();
     showMatrix();
   }
 
@@ -89,10 +89,10 @@ export function createCompare({ store, data, ground, counts }) {
     points = x.map((rank, i) => ({ x: rank, y: y[i], head: [Math.floor(i / wide), i % wide] })).filter((p) => p.x && p.y);
     const agree = points.length > 2 ? spearman(points.map((p) => p.x), points.map((p) => p.y)) : NaN;
     said.textContent = `Rank by ${state.rule}: ${points.length} heads that both keep, Spearman ${number(agree)}. Click a point.`;
-    frames();
+    drawScatter();
   }
 
-  function frames() {
+  function drawScatter() {
     const side = 250;
     const theme = themeOf(ground());
     const pen = penOf(scatter, side, side);
@@ -142,51 +142,6 @@ export function createCompare({ store, data, ground, counts }) {
     if (near && near[0] < 24) store.set({ head: near[1].head });
   });
 
-  // Share of the first k that both have, for every k, beside what two random orders would share.
-  function showOverlap(a, b) {
-    const theme = themeOf(ground());
-    const [width, height] = [300, 190];
-    const pen = penOf(overlap, width, height);
-    const most = Math.min(50, Math.max(2, data.kept(a, state.rule), data.kept(b, state.rule)));
-    const [x, y] = [a, b].map((side) => data.first(side, state.rule, most).map(headName));
-    const all = data.shape(a.run)[0] * data.shape(a.run)[1];
-    const place = (k, share) => [34 + ((k - 1) / (most - 1)) * (width - 46), height - 26 - share * (height - 42)];
-    const line = (share, colour, dash) => {
-      pen.strokeStyle = colour;
-      pen.lineWidth = 2;
-      pen.setLineDash(dash);
-      pen.beginPath();
-      for (let k = 1; k <= most; k += 1) pen[k === 1 ? "moveTo" : "lineTo"](...place(k, share(k)));
-      pen.stroke();
-      pen.setLineDash([]);
-    };
-    const common = (k) => x.slice(0, k).filter((name) => y.slice(0, k).includes(name));
-    line((k) => k / all, theme.quiet, [4, 3]);
-    line((k) => common(k).length / k, theme.unsafe, []);
-    pen.fillStyle = theme.quiet;
-    pen.font = `11px ${theme.font}`;
-    pen.textAlign = "right";
-    for (const share of [0, 0.5, 1]) pen.fillText(String(share), 28, place(1, share)[1] + 4);
-    pen.textAlign = "center";
-    for (const k of ticks(1, most, 5)) if (Number.isInteger(k)) pen.fillText(String(k), place(k, 0)[0], height - 10);
-    pen.fillText("first k", width / 2, height);
-    const both = common(state.k);
-    shared.textContent = `Of the first ${state.k}, ${both.length} in common${both.length ? `: ${both.join(", ")}` : ""}. Dashed: two random orders.`;
-    overlap.setAttribute("aria-label", shared.textContent);
-  }
-
-  // A column a side, a row a rank; a head that is chosen is marked wherever it stands.
-  function showBump() {
-    const columns = sides.map((side) => data.first({ ...side, criterion: state.criterion }, state.rule, state.k));
-    fill(bump, make("table", { className: "wbx-ranks" }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "rank"), sides.map((side) => make("th", { scope: "col" }, side.label)))),
-      make("tbody", {}, Array.from({ length: state.k }, (_, i) => make("tr", {}, make("th", { scope: "row" }, String(i + 1)), columns.map((heads, at) => make("td", {}, heads[i] ? cell(heads[i], sides[at]) : "–")))))));
-  }
-
-  function cell(head, side) {
-    const share = data.stability({ ...side, criterion: state.criterion }, state.rule, state.k, head);
-    return make("button", { type: "button", className: `wbx-link${sameHead(head, state.head) ? " wbx-on" : ""}`, onclick: () => store.set({ head }) }, headName(head), Number.isNaN(share) ? "" : make("small", {}, ` ${Math.round(100 * share)} %`));
-  }
-
   function showMatrix() {
     const table = data.manifest.agreement;
     if (!table?.length) return fill(matrix, make("p", { className: "wbx-quiet" }, "There is one ranking only."));
@@ -197,12 +152,18 @@ export function createCompare({ store, data, ground, counts }) {
       if (a === b) return make("td", {}, "");
       const row = of(a, b);
       if (!row || row.spearman === null) return make("td", { title: "too few heads in common, or constant" }, "–");
-      const words = `${number(row.low)} to ${number(row.high)}`;
+      const words = row.low === null ? "no interval" : `${number(row.low)} to ${number(row.high)}`;
       return make("td", { title: `Spearman over ${row.heads} heads, ${words}`, style: { "--shade": steps[Math.round(127.5 + 127.5 * row.spearman)] }, className: Math.abs(row.spearman) > 0.6 ? "wbx-agree wbx-strong" : "wbx-agree" }, number(row.spearman), make("small", {}, words));
     };
     fill(matrix, make("div", { className: "wbx-scroll", tabIndex: 0, role: "region", "aria-label": "agreement of rankings" }, make("table", { className: "wbx-matrix" }, make("thead", {}, make("tr", {}, make("td", {}), names.map((n, i) => make("th", { scope: "col", title: n }, String(i + 1))))),
       make("tbody", {}, names.map((a, i) => make("tr", {}, make("th", { scope: "row" }, `${i + 1} ${a}`), names.map((b) => entry(a, b))))))),
-      make("p", { className: "wbx-quiet" }, "Spearman between the mean values on unsafe prompts, over heads, with 95 % intervals from redrawing heads."));
+      make("p", { className: "wbx-quiet" }, "Spearman between the mean values on unsafe prompts, over heads. Intervals are 95 %, from redrawing the prompts, pairs together; a probe is not trained again, so it has none."));
+  }
+
+  // What moves with the chosen head and the pointer.
+  function frames() {
+    drawScatter();
+    bump.frames();
   }
 
   return { root, show, frames, sources, sides, tools: make("span", { className: "wbx-row" }, labelled("first", left), labelled("second", right)) };

@@ -40,7 +40,7 @@ export function createData(manifest, bytes) {
   const cell = (place, head) => head[0] * run(place).heads + head[1];
 
   const data = {
-    manifest, arrays, run, criterion, projectionOf, array, shape, cell,
+    manifest, arrays, scales, run, criterion, projectionOf, array, shape, cell,
     get version() { return version; },
     merge(reply, buffer) {
       take(reply.packed, buffer);

@@ -15,6 +15,7 @@ export function createHeadCard({ store, data, ask, counts, ground, of, sideOf })
     ground,
     onPrompt: (i) => store.set({ prompt: data.run(side().run).prompts.id[i] }),
     onThreshold: (bound) => store.set({ threshold: { of: thresholdKey(), bound } }),
+    onKeep: ask.live && ((bound) => ask("keep", { run: side().run, criterion: state.criterion, projection: side().projection, head: head(), bound })),
   });
   const root = make("section", { className: "wbx-card" }, title, make("div", { className: "wbx-scroll", tabIndex: 0, role: "region", "aria-label": `scores of the ${of === "locked" ? "locked" : "chosen"} head` }, table), make("div", { className: "wbx-row" }, criterion, labelled("by", by)), chart.root);
 

@@ -1,8 +1,8 @@
-// One head's value on every prompt, by class or by family: the nearest point is read, clicked and walked to; a
-// threshold can be moved, and its rates are said.
-import { clamp, fill, make, number, percent } from "./dom.js";
+// One head's value on every prompt, by class or by family: the nearest point is read, clicked and walked to.
+import { clamp, make, number } from "./dom.js";
 import { penOf, themeOf } from "./pen.js";
-import { crossing, density, detectedAt, extent, linspace, ratesAt, roc, ticks } from "./statistics.js";
+import { density, extent, linspace, ticks } from "./statistics.js";
+import { createThreshold, publishedOf, splitOf } from "./threshold.js";
 
 const LABELS = ["unsafe", "safe"];
 
@@ -19,22 +19,18 @@ export function pointsOf(values, prompts, by) {
   return { points, families };
 }
 
-export function splitOf(points, prompts) {
-  const threshold = prompts.split.some((split) => split === "threshold");
-  const used = threshold ? points.filter((p) => prompts.split[p.i] === "threshold") : points;
-  const of = (label) => used.filter((p) => p.label === label).map((p) => p.value);
-  return { unsafe: of("unsafe"), safe: of("safe"), split: threshold ? "threshold" : "" };
-}
-
-export function createDistribution({ onPrompt, onThreshold, ground }) {
+export function createDistribution({ onPrompt, onThreshold, onKeep, ground }) {
   const canvas = make("canvas", {
     className: "wbx-distribution", tabIndex: 0, role: "application", "aria-roledescription": "distribution",
     "aria-label": "Values of this head on every prompt. Left and right walk from prompt to prompt.",
   });
   const said = make("div", { className: "wbx-readout" });
-  const rates = make("div", { className: "wbx-rates" });
-  const slider = make("input", { type: "range", min: 0, max: 1000, "aria-label": "threshold" });
-  const root = make("div", { className: "wbx-block" }, canvas, said, make("div", { className: "wbx-row wbx-slider" }, make("label", {}, "threshold ", slider), rates));
+  const threshold = createThreshold({ ground, onKeep, onMove(bound) {
+    now.bound = bound;
+    onThreshold(bound);
+    draw();
+  } });
+  const root = make("div", { className: "wbx-block" }, canvas, said, threshold.root);
   let now = null;
   let place = null;
   let hover = null;
@@ -43,7 +39,7 @@ export function createDistribution({ onPrompt, onThreshold, ground }) {
     now = next;
     hover = null;
     const known = next.values && next.points.length;
-    root.querySelector(".wbx-slider").hidden = !known || !next.larger;
+    threshold.root.hidden = true;
     if (!known) {
       canvas.hidden = true;
       said.textContent = next.why;
@@ -52,11 +48,11 @@ export function createDistribution({ onPrompt, onThreshold, ground }) {
     canvas.hidden = false;
     const seen = next.points.map((p) => p.value);
     const parts = splitOf(next.points, next.prompts);
-    const published = next.larger ? crossing(parts.unsafe, parts.safe) : null;
+    const published = next.larger ? publishedOf(parts) : null;
     const [low, high] = extent(published === null ? seen : [...seen, published]);
     const room = 0.05 * (high - low) || 0.5;
     now = { ...next, low: low - room, high: high + room, published, parts, bound: next.bound ?? published };
-    if (now.bound !== null) slider.value = String(Math.round((1000 * (now.bound - now.low)) / (now.high - now.low)));
+    if (next.larger) threshold.show(now);
     draw();
   }
 
@@ -170,29 +166,6 @@ export function createDistribution({ onPrompt, onThreshold, ground }) {
   function words() {
     const point = hover ?? now.points.find((p) => p.i === now.prompt);
     said.textContent = point ? `${now.prompts.id[point.i]}: ${number(point.value)} (${point.label})` : "";
-    if (!now.larger || now.bound === null || !now.parts.unsafe.length || !now.parts.safe.length) return;
-    const { unsafe, safe, split } = now.parts;
-    const at = ratesAt(unsafe, safe, now.bound);
-    const few = safe.length < 100 ? ` (with ${safe.length} safe prompts, steps of ${percent(1 / safe.length)})` : "";
-    fill(rates, make("b", {}, number(now.bound)), now.bound === now.published ? " (as published) " : " ",
-      `detects ${percent(at.detected)}, false alarms ${percent(at.alarms)}; AUROC ${number(roc(unsafe, safe).area)}; `,
-      `detects ${percent(detectedAt(unsafe, safe, 0.01))} at 1 % and ${percent(detectedAt(unsafe, safe, 0.05))} at 5 % false alarms${few}`,
-      split ? `, on the split ${split}.` : ", on all prompts shown.", by());
-  }
-
-  // Detection and false alarms of each family or source, where there are several.
-  function by() {
-    const names = now.by === "label" ? "family" : now.by;
-    const groups = [...new Set(now.prompts[names])].sort();
-    if (groups.length < 2) return null;
-    const row = (name) => {
-      const share = (label) => {
-        const of = now.points.filter((p) => p.label === label && now.prompts[names][p.i] === name);
-        return of.length ? `${percent(of.filter((p) => p.value > now.bound).length / of.length)} of ${of.length}` : "–";
-      };
-      return make("tr", {}, make("th", { scope: "row" }, name || "(none)"), make("td", {}, share("unsafe")), make("td", {}, share("safe")));
-    };
-    return make("details", {}, make("summary", {}, `by ${names}`), make("table", {}, make("thead", {}, make("tr", {}, ["", "detected", "false alarms"].map((w) => make("th", { scope: "col" }, w)))), make("tbody", {}, groups.map(row))));
   }
 
   function nearest(event) {
@@ -227,11 +200,6 @@ export function createDistribution({ onPrompt, onThreshold, ground }) {
     const order = [...now.points].sort((a, b) => a.value - b.value);
     const at = order.findIndex((p) => p.i === now.prompt);
     onPrompt(order[clamp(at < 0 ? 0 : at + step, 0, order.length - 1)].i);
-  });
-  slider.addEventListener("input", () => {
-    now.bound = now.low + ((now.high - now.low) * slider.value) / 1000;
-    onThreshold(now.bound);
-    draw();
   });
   let wide = 0;
   new ResizeObserver(() => {

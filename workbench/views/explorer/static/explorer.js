@@ -11,7 +11,8 @@ import { createLooking } from "./looking.js";
 import { createMapGrid, criterionSource } from "./maps.js";
 import { createPrompts } from "./prompts.js";
 import { saveView } from "./save.js";
-import { CHOSEN, createStore, nextFrame, settled } from "./state.js";
+import { CHOSEN, createStore, nextFrame, settled, subjectOf } from "./state.js";
+import { createTrace } from "./trace.js";
 
 const SETTLE = 150; // milliseconds without a change, after which Python is asked
 
@@ -19,9 +20,9 @@ function mount(el, host) {
   const data = createData(host.manifest, host.bytes);
   const { manifest } = data;
   const counts = { messages: 0, bytes: 0, cells: 0, frames: 0, cards: 0, compared: 0, stale: 0 };
-  const answers = { prompts: new Map(), rows: new Map(), patterns: new Map(), sinks: new Map(), next: new Map(), lacking: manifest.lacking ?? "" };
+  const answers = { prompts: new Map(), rows: new Map(), patterns: new Map(), sinks: new Map(), next: new Map(), replies: new Map(), lacking: manifest.lacking ?? "" };
   const store = createStore({
-    k: 5, ...host.first, marks: true, by: "label", filters: {}, position: null, box: null, hover: null, brush: null, threshold: null,
+    k: 5, ...host.first, marks: true, by: "label", filters: {}, position: null, reply: null, box: null, hover: null, brush: null, threshold: null,
     view: null, tab: manifest.runs.length > 1 ? "compare" : "maps", maps: null, sides: manifest.runs.length > 1 ? [0, manifest.runs[0].projections.length] : [0, Math.min(1, manifest.runs[0].projections.length - 1)],
   });
   const { state } = store;
@@ -50,19 +51,21 @@ function mount(el, host) {
   const prompts = createPrompts(shared);
   const looking = createLooking(shared);
   const bench = createBench(shared);
+  const traced = createTrace(shared);
   const next = make("section", { className: "wbx-block" });
   const controls = createControls();
 
-  const left = make("div", { className: "wbx-left" }, controls.row, grid.root, legend(), compare.root, provenance());
+  const left = make("div", { className: "wbx-left" }, controls.row, grid.root, legend(), compare.root, traced.root, provenance());
   const bar = make("div", { className: "wbx-split", role: "separator", "aria-orientation": "vertical", "aria-label": "width of the maps", tabIndex: 0, "aria-valuemin": 25, "aria-valuemax": 75, "aria-valuenow": 50 });
   const right = make("div", { className: "wbx-right" }, make("div", { className: "wbx-row wbx-acts" }, controls.acts), status, make("div", { className: "wbx-cards" }, Object.values(cards).map((one) => one.root)), prompts.root, looking.root, next, bench.root);
-  const root = make("div", { className: "wbx", "data-lm-suppress-shortcuts": "true" }, heading(), make("div", { className: "wbx-body" }, left, bar, right), live, toast);
+  const root = make("div", { className: `wbx${isDark() ? " wbx-dark" : ""}`, "data-lm-suppress-shortcuts": "true" }, heading(), make("div", { className: "wbx-body" }, left, bar, right), live, toast);
   fill(el, root);
   splitter();
 
   function heading() {
     const run = data.run(state.run);
-    return make("div", { className: "wbx-header" }, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about));
+    return make("div", { className: "wbx-header" }, make(host.live ? "h2" : "h1", {}, manifest.title), make("p", { className: "wbx-quiet" }, manifest.runs.length > 1 ? manifest.runs.map((one) => one.label).join(" beside ") : run.about),
+      manifest.runs.flatMap((one) => one.caveats.map((words) => make("p", { className: "wbx-mind" }, `Mind: ${manifest.runs.length > 1 ? `${one.label}: ` : ""}${words}.`))));
   }
 
   // Where the numbers come from, to be read by who gets the page.
@@ -100,8 +103,9 @@ function mount(el, host) {
       if (kind) saveView(kind, { maps: grid.panels, data, state, element: root, say });
     }, { "aria-label": "save or copy" });
     const sets = make("span", { className: "wbx-set" });
+    const alone = [manifest.runs.length > 1 && labelled("run", run), labelled("masked", projection)].filter(Boolean); // of one side; two name theirs
     return {
-      row: make("div", { className: "wbx-row" }, manifest.runs.length > 1 && labelled("run", run), tab, compare.tools, labelled("masked", projection), labelled("colour", column), labelled("number by", rule), labelled("first", k), criteria, labelled("marks", marks), button("+", () => grid.zoomBy(1 / 1.4), { "aria-label": "zoom in" }), button("−", () => grid.zoomBy(1.4), { "aria-label": "zoom out" })),
+      row: make("div", { className: "wbx-row" }, tab, compare.tools, alone, labelled("colour", column), labelled("number by", rule), labelled("first", k), criteria, labelled("marks", marks), button("+", () => grid.zoomBy(1 / 1.4), { "aria-label": "zoom in" }), button("−", () => grid.zoomBy(1.4), { "aria-label": "zoom out" })),
       acts: [undo, redo, lock, set, sets, save],
       show() {
         const about = data.run(state.run);
@@ -111,7 +115,7 @@ function mount(el, host) {
         tab.hidden = compare.sides.length < 2;
         tab.setAttribute("aria-pressed", String(state.tab === "compare"));
         compare.tools.hidden = compare.root.hidden = state.tab !== "compare";
-        criteria.hidden = state.tab === "compare";
+        for (const one of [criteria, ...alone]) one.hidden = state.tab === "compare";
         fill(criteria.lastChild, about.criteria.map((one) => criterionBox(one)));
         lock.textContent = state.locked ? `Unlock ${headName(state.locked)}` : `Lock ${headName(state.head)}`;
         set.textContent = state.heads.some((one) => sameHead(one, state.head)) ? "Take from set" : "Add to set";
@@ -202,19 +206,19 @@ function mount(el, host) {
       values: sides().flatMap(({ run, projection }) => heads
         .filter((head) => data.criterion(run, state.criterion)?.kind === "per prompt" && !data.values({ run, projection, criterion: state.criterion }, head))
         .map((head) => [run, ...head])),
-      prompt: answers.prompts.has(state.prompt) ? null : state.prompt,
+      prompt: answers.prompts.has(subjectOf(state)) ? null : subjectOf(state),
       rows: heads.filter((head) => !answers.rows.has(rowKey(head))),
-      next: answers.next.has(nextKey()) ? null : state.head,
+      next: state.reply || answers.next.has(nextKey()) ? null : state.head,
       stable: data.stable(side, state.rule, state.k) || !data.ranks(side, state.rule) ? null : [state.rule, state.k],
     };
     if (!manifest.asks) Object.assign(wanted, { prompt: null, rows: [], next: null });
     if (wanted.values.length || wanted.prompt || wanted.rows.length || wanted.next || wanted.stable) {
-      const { run, criterion, projection, prompt, position } = state;
-      ask("look", { side: { run, criterion, projection }, at: { prompt, position }, ...wanted });
+      const { run, criterion, projection, position } = state;
+      ask("look", { side: { run, criterion, projection }, at: { prompt: subjectOf(state), position }, ...wanted });
     }
   }, SETTLE);
 
-  const rowKey = (head) => `${state.prompt}/${state.position ?? "last"}/${head[0]}`;
+  const rowKey = (head) => `${subjectOf(state)}/${state.position ?? "last"}/${head[0]}`;
   const nextKey = () => `${state.prompt}/${state.head}/${state.projection}`;
 
   function announce() {
@@ -254,7 +258,8 @@ function mount(el, host) {
     } else if (reply.kind === "next") {
       answers.next.set(reply.key, reply.rows);
       showNext();
-    } else if (reply.kind === "box") looking.showBox(reply);
+    } else if (reply.kind === "kept") say(reply.words);
+    else if (reply.kind === "box") looking.showBox(reply);
     else if (reply.kind === "try") bench.heard(reply);
   }
 
@@ -287,21 +292,22 @@ function mount(el, host) {
   const detailsSoon = nextFrame(details);
   store.on(["head", "locked", "heads", "hover", "brush"], () => grid.frames());
   store.on(["box"], () => bench.show());
+  store.on(["head"], () => traced.show());
   store.on(["head", "locked", "heads"], () => { controls.show(); detailsSoon(); });
   store.on(["hover", "head", "locked"], () => state.tab === "compare" && compare.frames());
   store.on(["projection", "column", "rule", "k", "maps", "tab", "run", "sides"], rebuild);
   store.on(["marks", "view"], () => grid.redraw());
   store.on(["criterion", "by"], () => { details(); if (state.tab === "compare") { grid.rebuild(); compare.show(); } });
   store.on(["prompt", "filters"], () => prompts.show());
-  store.on(["prompt"], () => store.set({ box: null }));
-  store.on(["prompt", "position"], () => { showCards(); looking.show(); showNext(); });
+  store.on(["prompt"], () => store.set({ box: null, position: null, reply: null }));
+  store.on(["prompt", "position", "reply"], () => { showCards(); looking.show(); showNext(); bench.showStep(); });
   store.on(["run"], () => { checked(data, store); store.set({ view: wholeWindow(data.shape(state.run)) }); prompts.show(); });
-  store.on([...CHOSEN, "position", "k"], () => settle());
+  store.on([...CHOSEN, "position", "reply", "k"], () => settle());
   host.listen(heard, (patch) => {
     store.set(patch, { origin: "host" });
     checked(data, store);
   });
-  watchTheme(root, () => { grid.redraw(); details(); if (state.tab === "compare") compare.show(); });
+  watchTheme(() => { root.classList.toggle("wbx-dark", isDark()); grid.redraw(); details(); if (state.tab === "compare") compare.show(); });
 
   rebuild();
   prompts.show();
@@ -331,9 +337,19 @@ function checked(data, store) {
   store.set(patch, { step: false });
 }
 
-// JupyterLab changes its theme by attributes of the body, a page by what the system asks for.
-function watchTheme(root, act) {
-  new MutationObserver(act).observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
+// Notebooks say on the body (JupyterLab, VS Code) or on the whole (Colab) that they are dark; a page follows the system.
+function isDark() {
+  const { body } = document;
+  if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false";
+  if (body.dataset.vscodeThemeKind) return /dark|high-contrast$/.test(body.dataset.vscodeThemeKind);
+  if (!body.classList.contains("wbx-page")) return document.documentElement.getAttribute("theme") === "dark";
+  return matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function watchTheme(act) {
+  const watched = new MutationObserver(act);
+  watched.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "data-vscode-theme-kind"] });
+  watched.observe(document.documentElement, { attributes: true, attributeFilter: ["theme"] });
   for (const query of ["(prefers-color-scheme: dark)", "(prefers-contrast: more)", "(forced-colors: active)"]) matchMedia(query).addEventListener("change", act);
 }
 

@@ -3,12 +3,14 @@ import { button, fill, headName, labelled, make, percent, sameHead } from "./dom
 import { ABSOLUTE, drawOverlay, lightOf, rasterOf, tokensAt, tokensInside } from "./overlay.js";
 import { createPattern } from "./pattern.js";
 import { themeOf } from "./pen.js";
+import { subjectOf } from "./state.js";
+import { createStrip } from "./strip.js";
 
 export function createLooking({ store, data, ask, ground, answers }) {
   const { state } = store;
   const note = make("p", { className: "wbx-quiet" });
   const stages = { head: stage("head"), locked: stage("locked") };
-  const words = make("div", { className: "wbx-words", role: "group", "aria-label": "tokens of the prompt; choose one to look from there" });
+  const strip = createStrip({ onToken: (i) => store.set({ position: i === prompt().tokens.length - 1 ? null : i }), onHover: (i) => linkedToken(i) });
   const where = make("div", { className: "wbx-row" });
   const thumbs = make("div", { className: "wbx-thumbs" });
   const boxed = make("div", {});
@@ -19,7 +21,7 @@ export function createLooking({ store, data, ask, ground, answers }) {
   const body = make("div", {},
     where, make("div", { className: "wbx-pictures" }, stages.head.root, stages.locked.root),
     make("div", { className: "wbx-row wbx-picture-tools" }, bar.root, labelled("veil", veil), labelled("each head's own scale", own)),
-    boxed, words, make("details", { ontoggle: (event) => event.target.open && drawThumbs() }, make("summary", {}, "All heads of the layer"), thumbs), pattern.root);
+    boxed, strip.root, make("details", { ontoggle: (event) => event.target.open && drawThumbs() }, make("summary", {}, "All heads of the layer"), thumbs), pattern.root);
   const root = make("section", { className: "wbx-block" }, make("h3", {}, "Where it looks"), note, body);
   const pictures = new Map();
 
@@ -43,12 +45,16 @@ export function createLooking({ store, data, ask, ground, answers }) {
       if (Math.hypot(to[0] - from[0], to[1] - from[1]) > 0.04) askBox(from, to);
       else lookFrom(to);
     });
-    canvas.addEventListener("pointerleave", () => caption(one));
+    canvas.addEventListener("pointerleave", () => {
+      caption(one);
+      drawWords();
+    });
     return one;
   }
 
-  const prompt = () => answers.prompts.get(state.prompt);
-  const rowsOf = (head) => answers.rows.get(`${state.prompt}/${state.position ?? "last"}/${head?.[0]}`);
+  const prompt = () => answers.prompts.get(subjectOf(state));
+  const rowsOf = (head) => answers.rows.get(`${subjectOf(state)}/${state.position ?? "last"}/${head?.[0]}`);
+  const patternOf = (head) => answers.patterns.get(`${subjectOf(state)}/${head}`);
 
   // Weights of one head on every position, and on the image tokens alone.
   function weightsOf(head) {
@@ -71,7 +77,7 @@ export function createLooking({ store, data, ask, ground, answers }) {
     note.hidden = !note.textContent;
     if (body.hidden) return;
     draw();
-    drawWords(at);
+    drawWords();
     pattern.show();
     if (thumbs.parentElement.open) drawThumbs();
   }
@@ -81,8 +87,11 @@ export function createLooking({ store, data, ask, ground, answers }) {
     if (!at || body.hidden) return;
     const has = Boolean(at.picture);
     body.querySelector(".wbx-pictures").hidden = body.querySelector(".wbx-picture-tools").hidden = !has;
-    const from = state.position === null ? "the last prompt position" : `position ${state.position} (${at.tokens[state.position]})`;
-    fill(where, make("span", {}, `From ${from}.`), state.position !== null && button("back to the last", () => store.set({ position: null }), { className: "wbx-small" }));
+    const reply = answers.replies.get(state.reply);
+    const step = reply && state.position !== null && state.position >= reply.first ? state.position - reply.first : -1;
+    const from = step >= 0 && step < reply.tokens.length ? `step ${step + 1} of the ${reply.side === "base" ? "plain" : "masked"} reply, which chose “${reply.tokens[step]}”`
+      : state.position === null ? `the last position of the ${reply ? "reply" : "prompt"}` : `position ${state.position} (${at.tokens[state.position]})`;
+    fill(where, make("span", {}, `From ${from}.`), (state.reply || state.position !== null) && button(reply ? "back to the prompt" : "back to the last", () => store.set({ position: null, reply: null }), { className: "wbx-small" }));
     if (!has) return;
     picture(at, () => {
       for (const one of Object.values(stages)) {
@@ -92,7 +101,7 @@ export function createLooking({ store, data, ask, ground, answers }) {
         if (!weights) continue;
         const [width, height] = size(at);
         one.weights = weights;
-        drawOverlay(one.canvas, pictures.get(state.prompt), at.boxes && rasterOf(weights.image, at.boxes), { width, height, veil: veil.value / 100, scale: scaleOf(weights) });
+        drawOverlay(one.canvas, pictures.get(subjectOf(state)), at.boxes && rasterOf(weights.image, at.boxes), { width, height, veil: veil.value / 100, scale: scaleOf(weights) });
         one.canvas.setAttribute("aria-label", `attention of ${headName(head)} over the picture`);
         caption(one);
       }
@@ -117,9 +126,25 @@ export function createLooking({ store, data, ask, ground, answers }) {
     const at = prompt();
     if (!at?.boxes || !one.weights) return;
     const tokens = tokensAt(at.boxes, x, y);
-    if (!tokens.length) return caption(one);
+    if (!tokens.length) {
+      drawWords();
+      return caption(one);
+    }
     const sum = tokens.reduce((total, token) => total + one.weights.image[token], 0);
-    one.said.textContent = `${headName(state[one.of])}: ${percent(sum)} here${tokens.length > 1 ? `, on ${tokens.length} tokens that overlap` : ""}.`;
+    const linked = one.of === "head" && drawWords(tokens.map((token) => at.image[token]));
+    one.said.textContent = `${headName(state[one.of])}: ${percent(sum)} here${tokens.length > 1 ? `, on ${tokens.length} tokens that overlap` : ""}.${linked ? " The words below: what each gives to this place." : ""}`;
+  }
+
+  // With the whole pattern at hand, a word under the pointer shows where it looks, without being chosen.
+  function linkedToken(i) {
+    const [at, cells, one] = [prompt(), patternOf(state.head), stages.head];
+    if (!at?.picture || !cells?.length || !one.weights) return;
+    const n = at.tokens.length;
+    const image = i === null ? one.weights.image : at.image.map((position) => cells[i * n + position]);
+    const [width, height] = size(at);
+    drawOverlay(one.canvas, pictures.get(subjectOf(state)), at.boxes && rasterOf(image, at.boxes), { width, height, veil: veil.value / 100, scale: scaleOf({ image }) });
+    if (i === null) caption(one);
+    else one.said.textContent = `${headName(state.head)}: “${at.tokens[i]}” gives the picture ${percent(image.reduce((a, b) => a + b, 0))}.`;
   }
 
   function lookFrom([x, y]) {
@@ -134,7 +159,7 @@ export function createLooking({ store, data, ask, ground, answers }) {
     const box = [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
     store.set({ box });
     const keys = tokensInside(at.boxes, box).map((token) => at.image[token]);
-    if (keys.length) ask("box", { prompt: state.prompt, position: state.position, keys });
+    if (keys.length) ask("box", { prompt: subjectOf(state), position: state.position, keys });
   }
 
   function showBox({ heads, shares, tokens }) {
@@ -147,35 +172,29 @@ export function createLooking({ store, data, ask, ground, answers }) {
   }
 
   function picture(at, then) {
-    if (pictures.has(state.prompt)) return then();
+    const id = subjectOf(state);
+    if (pictures.has(id) || !at.picture) return then();
     const image = new Image();
-    const id = state.prompt;
     image.onload = () => {
       pictures.set(id, image);
-      if (state.prompt === id) then();
+      if (subjectOf(state) === id) then();
     };
     image.src = URL.createObjectURL(new Blob([at.picture], { type: at.type }));
   }
 
-  function drawWords(at) {
+  // Shaded by what the chosen position gives them; or by what each gives to some positions, where the pattern says so.
+  function drawWords(to = null) {
+    const at = prompt();
     const weights = weightsOf(state.head);
-    const image = new Set(at.image);
-    const sinks = new Set(answers.sinks.get(`${state.prompt}/${state.head}`) ?? []);
-    let counted = false;
-    const last = state.position ?? at.tokens.length - 1;
-    fill(words, at.tokens.map((token, i) => {
-      if (image.has(i)) {
-        if (counted) return null;
-        counted = true;
-        return make("span", { className: "wbx-chip" }, `picture, ${image.size} tokens`);
-      }
-      const light = lightOf(ABSOLUTE, weights.all[i]);
-      return make("button", {
-        type: "button", className: `wbx-word${i === last ? " wbx-from" : ""}${sinks.has(i) ? " wbx-sink" : ""}`,
-        style: { "--light": light.toFixed(3) }, title: `${percent(weights.all[i])} of the attention${sinks.has(i) ? "; an attention sink" : ""}`,
-        onclick: () => store.set({ position: i === at.tokens.length - 1 ? null : i }),
-      }, token);
-    }));
+    const cells = to && patternOf(state.head);
+    if (!at || !weights || (to && !cells?.length)) return false;
+    const n = at.tokens.length;
+    const given = cells && at.tokens.map((_, q) => to.reduce((sum, k) => sum + cells[q * n + k], 0));
+    strip.show({
+      id: subjectOf(state), tokens: at.tokens, image: at.image, weights: given ?? weights.all, looks: given ? null : state.position ?? n - 1,
+      sinks: new Set(answers.sinks.get(`${subjectOf(state)}/${state.head}`) ?? []), first: answers.replies.get(state.reply)?.first ?? n,
+    });
+    return Boolean(given);
   }
 
   function drawThumbs() {
@@ -184,10 +203,10 @@ export function createLooking({ store, data, ask, ground, answers }) {
     if (!at || !rows) return;
     const n = rows.length / at.tokens.length;
     const [width, height] = at.picture ? size(at, 72) : [72, 12];
-    picture({ ...at }, () => fill(thumbs, Array.from({ length: n }, (_, head) => {
+    picture(at, () => fill(thumbs, Array.from({ length: n }, (_, head) => {
       const weights = weightsOf([state.head[0], head]);
       const canvas = make("canvas", { "aria-hidden": "true" });
-      drawOverlay(canvas, pictures.get(state.prompt), at.boxes && rasterOf(weights.image, at.boxes), { width, height, veil: veil.value / 100, scale: scaleOf(weights) });
+      drawOverlay(canvas, pictures.get(subjectOf(state)), at.boxes && rasterOf(weights.image, at.boxes), { width, height, veil: veil.value / 100, scale: scaleOf(weights) });
       const one = [state.head[0], head];
       return make("button", { type: "button", className: sameHead(one, state.head) ? "wbx-on" : "", onclick: () => store.set({ head: one }) }, canvas, make("small", {}, `${headName(one)} ${percent(weights.image.reduce((a, b) => a + b, 0))}`));
     })));

@@ -2,6 +2,7 @@
 import { clamp, fill, headName, make, percent } from "./dom.js";
 import { ABSOLUTE, lightOf } from "./overlay.js";
 import { penOf, themeOf } from "./pen.js";
+import { subjectOf } from "./state.js";
 
 const SINK = 0.3; // mean attention over the queries that see a key; Gu et al., arXiv 2410.10781, take the same bound
 
@@ -28,15 +29,15 @@ export function createPattern({ store, ask, ground, answers }) {
   const root = make("details", { ontoggle: () => root.open && show() }, make("summary", {}, "Whole pattern, distances and sinks"),
     make("div", { className: "wbx-pictures" }, make("figure", {}, canvas, said), make("figure", {}, histogram, make("figcaption", {}, "share of attention by distance back"))), sinks);
   let now = null;
-  const key = () => `${state.prompt}/${state.head}`;
+  const key = () => `${subjectOf(state)}/${state.head}`;
 
   function show() {
     if (!root.open) return;
-    const at = answers.prompts.get(state.prompt);
+    const at = answers.prompts.get(subjectOf(state));
     const cells = answers.patterns.get(key());
     if (!at || !cells) {
       now = null;
-      ask("pattern", { prompt: state.prompt, head: state.head });
+      ask("pattern", { prompt: subjectOf(state), head: state.head });
       return;
     }
     const n = at.tokens.length;

@@ -4,7 +4,7 @@ export function themeOf(element) {
   const style = getComputedStyle(element);
   const read = (name) => style.getPropertyValue(name).trim();
   return {
-    text: read("--wbx-text"), quiet: read("--wbx-quiet"), line: read("--wbx-line"), back: read("--wbx-back"),
+    text: read("--wbx-text"), quiet: read("--wbx-quiet"), line: read("--wbx-line"), field: read("--wbx-field"), back: read("--wbx-back"),
     unsafe: read("--wbx-unsafe"), safe: read("--wbx-safe"), mark: read("--wbx-mark"), lock: read("--wbx-lock"),
     set: read("--wbx-set"), font: style.fontFamily || "sans-serif",
   };
@@ -36,9 +36,10 @@ export function shade(manifest, scale, value) {
   return steps[Math.round(shareOf(scale, value) * (steps.length - 1))];
 }
 
+// White or dark, whichever stands out more: their contrast is equal at a relative luminance of 0.19 (WCAG 2).
 export function inkOn(hex) {
-  const [r, g, b] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
-  return 0.299 * r + 0.587 * g + 0.114 * b < 140 ? "#fff" : "#111";
+  const [r, g, b] = [1, 3, 5].map((i) => (parseInt(hex.slice(i, i + 2), 16) / 255) ** 2.2);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.19 ? "#fff" : "#111";
 }
 
 const escape = (text) => String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);

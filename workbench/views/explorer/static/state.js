@@ -3,6 +3,9 @@
 
 export const CHOSEN = ["head", "locked", "heads", "prompt", "criterion", "rule", "projection", "column", "run"];
 
+// What is looked at: the chosen prompt, or a reply to it that is stepped through.
+export const subjectOf = (state) => state.reply ?? state.prompt;
+
 export function createStore(initial) {
   const state = { ...initial };
   const listeners = [];
