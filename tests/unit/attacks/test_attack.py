@@ -168,7 +168,8 @@ def test_no_change_changes_nothing(icons, unsafe, one):
 def test_on_the_null_model_nothing_pulls(icons, unsafe):
     null = planted_parts.model("null")
     detector = OneHeadDetector(head=HAZARD_HEAD).fit(null, icons)
-    _, found = descended(null, unsafe, detector, 64, 2, kl_budget=float("inf"))
+    descent, found = descended(null, unsafe, detector, 64, 2, kl_budget=float("inf"))
+    assert len(descent.flat) == (found.score > detector.threshold).sum()
     np.testing.assert_allclose(found.score, largest_score(detector, null, unsafe), rtol=1e-4)
     assert (found.kl < 1e-6).all()
 
