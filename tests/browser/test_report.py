@@ -18,7 +18,7 @@ def test_it_opens_at_the_first_head_and_says_the_rank_of_top_heads_with_its_stab
     assert chosen(page)["head"] == [best["layer"][0], best["head"][0]] == list(PLANTED)
     row = page.locator(".wbx-scores tr", has_text="Deflection angle").first.inner_text()
     assert "rank 1 of" in row
-    assert f"first 5 in {round(100 * best['stability'][0])} % of redraws" in row
+    assert f"first 5: {round(100 * best['stability'][0])} %" in row
     assert "rank 1 of" in page.locator(".wbx-map .wbx-readout").first.inner_text()
     firsts = page.evaluate("document.getElementById('workbench').workbench.grid.panels[0].source.first(5)")
     assert [tuple(head) for head in firsts] == list(zip(best["layer"], best["head"], strict=True))

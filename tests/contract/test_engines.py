@@ -31,6 +31,38 @@ def test_exact_equals_naive(name, tiny):
         assert np.nanmax(gap) < 1e-6, variable
 
 
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_forms_that_put_something_in_by_hooks_of_transformer_lens(name, tiny):
+    model, heads = tiny(name), [(1, 2), (tiny(name).masked_layers[-1], 4)]
+    one = probe_prompt(model)
+    words = " ".join(reversed(one.text.split()))
+    twins = [
+        dataclasses.replace(one, label="unsafe", pair_id="pair"),
+        dataclasses.replace(one, id="twin", text=words, pair_id="pair"),
+    ]
+    vectors = np.cos(np.arange(model.n_layers * model.n_heads * model.d_head)).reshape(
+        model.n_layers, model.n_heads, -1
+    )
+    other = dataclasses.replace(one, id="other", text=words)
+    masks = [wb.Mask("interchange"), wb.Mask("mean"), wb.Mask("resample", source=other)]
+    masks += [
+        wb.Mask("direction", source=vectors, bias=0.5),
+        wb.Mask("redirect", bias=2.0),
+        wb.Mask("scale", factor=3.0),
+    ]
+    for mask, projections in [*((mask, None) for mask in masks), (wb.Mask(positions="image"), "key")]:
+        options = {"mask": mask, "projections": projections, "heads": heads, "progress": False}
+        exact, naive = (wb.sweep(model, twins, engine=engine, **options) for engine in ("exact", "naive"))
+        assert float(exact["deflection"].max()) > 0.1, mask
+        np.testing.assert_allclose(naive["deflection"], exact["deflection"], atol=1e-6, err_msg=str(mask))
+
+
+def test_the_naive_engine_says_when_transformer_lens_drops_an_edit_of_scores(tiny):
+    model = tiny("qwen2_vl")
+    with pytest.raises(MaskError, match="takes no edits of them"):
+        wb.sweep(model, [probe_prompt(model)], projections="key", engine="naive", heads=[(0, 1)], progress=False)
+
+
 def test_the_naive_engine_says_when_a_hook_is_missing(tiny):
     model = tiny("llama4")
     with pytest.raises(MaskError, match=r"no hook blocks\.0\.attn\.q_norm\.hook_out for family 'llama4'"):

@@ -61,6 +61,9 @@ def test_every_family_asked_for_is_there():
 def test_conforms(name, tiny):
     report = conformance(tiny(name))
     assert report.ok, [(f.check, f.detail) for f in report.failures]
+    patched = next(f.detail for f in report.findings if f.check == "all heads interchanged")
+    # Experts take tokens in groups, whose sizes change how sums are rounded.
+    assert patched == "bit-identical" or name == "qwen3_vl_moe", patched
     left_out = {f.check for f in report.findings if f.verdict == "n/a"}
     assert left_out == NOTHING_TO_CHECK.get(name, set())
     assert len(report.findings) == len(CHECKS)

@@ -163,7 +163,7 @@ def test_check_command_says_so_in_its_exit_status(capsys):
 
     console = Console(width=150)
     assert not (check_model(console, "llama", tiny=True)["verdict"] == "failed").any()
-    assert "conforms, 14 checks passed" in capsys.readouterr().out
+    assert "conforms, 16 checks passed" in capsys.readouterr().out
     broken = tiny.randomise
 
     def without_output(hf, seed=0):

@@ -16,6 +16,11 @@ from workbench.tracing.pairs import line_up
 from workbench.tracing.records import FLOWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # transformers' PaliGemma
+# One of each kind that a trace could trip over: tiles, positions in three axes, pictures that come in again between
+# layers or by cross-attention, norms behind attention and MLP, attention and MLP side by side, experts, fused queries.
+KINDS = (
+    "llava", "llava_next", "qwen2_vl", "qwen3_vl", "mllama", "gemma3", "cohere2", "llama4", "phi3_v", "llama"
+)  # fmt: skip
 # Two orders of summation in float64: relative to states of size about 10, and to angles in degrees.
 CLOSE = {"rtol": 1e-8, "atol": 1e-8}
 
@@ -134,7 +139,18 @@ def degrees(one, other):
     return float(torch.rad2deg(torch.arccos(cos.clamp(-1, 1))))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in KINDS])
+def test_the_whole_stream_and_the_mlps_of_every_family_are_the_twins(name, tiny):
+    model = tiny(name)
+    trace = wb.trace(model, twins_for(model), components=("residual", "mlp"), sources=0, window=0, progress=False)
+    left = trace["patch_left"].sel(token_group="all").isel(layer=-1)
+    assert (left.sel(component="residual") == 0.0).all()
+    # Behind the last attention the MLP is a part of what is left to the twin's state, and not all of it.
+    base = trace["patch_left"].sel(component="mlp").isel(layer=-1).sel(token_group="hazard")
+    assert ((left.sel(component="mlp") != base) & (left.sel(component="mlp") > 0)).all()
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_trace_equals_whole_forwards_under_hooks(name, tiny):
     model, by_hand = tiny(name), ByHand(tiny(name))
     pair = twins_for(model)

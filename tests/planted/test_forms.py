@@ -99,6 +99,26 @@ def test_head_sets_are_interchanged_together(planted, few):
     assert decoy.max() < 1e-6
 
 
+@pytest.mark.parametrize("form", ["interchange", "mean", "resample"])
+def test_what_is_put_in_goes_by_the_place_in_the_whole_sequence(planted, few, form):
+    """Head sets walk the last position alone here, and replies a position at a time after the prompt's cache."""
+    head, source = (3, 2), few.where(lambda p: p.image is None or p.family == "icon")
+    mask = wb.Mask(form=form, source=None if form == "interchange" else source, positions="last")
+    options = {"mask": mask, "progress": False}
+    alone = wb.sweep(planted, few[:4], heads=[head], **options)["kl"].sel(layer=3, head=2)
+    together = wb.sweep(planted, few[:4], groups=[[head]], **options)["kl"].isel(group=0)
+    np.testing.assert_allclose(together, alone, atol=1e-12)
+    if form == "interchange":
+        return  # the twins differ in no other head
+    assert float(alone.max()) > 1e-6
+    asked = {"heads": [head], "projection": "value", "mask": replace(mask, positions="all"), "max_new_tokens": 4}
+    cached, anew = (
+        planted.generated(few[0], output_logits=True, **asked, **more).logits
+        for more in ({}, {"use_cache": False, "past_key_values": None})
+    )
+    torch.testing.assert_close(torch.cat(cached), torch.cat(anew), atol=1e-5, rtol=0)
+
+
 def test_amplifying_scales_what_the_head_writes(planted, few):
     """Where the planted head found a hazard it writes 3 of refusal; the final norm divides all components alike."""
     for prompt in few.where(label="unsafe")[:4]:

@@ -181,13 +181,15 @@ def test_the_growth_figure_is_drawn(tmp_path):
 def test_the_page_on_real_weights_says_what_was_measured():
     about = {"date": "2026-01-02", "machine": "a machine"}
     published = Row("published", "m", "ships_query_kl", 0, 0, 2.5e-5, "nats")
-    published.more = {"prompts": 2, "spearman": 0.5, "first_10_shared": 9, "largest": 1.25}
+    published.more = {"prompts": 2, "spearman": 0.5, "first_10_shared": 9, "largest": 1.25, "there": 0.75}
+    published.more |= {"most_elsewhere": 2e-6, "theirs_from_float64": 1e-6, "ours_from_float64": 3e-5}
     exact = Row(
         "exact_map", "m", "exact", 9, 4.25, ratio=1.0, more={"prompts": 8, "cells": 540, "operation_ratio": 2.5}
     )
     page = real.as_page(about, [published, exact, Row("exact_map", "m", "hooks", 9, 12, ratio=3, scaled=5.5)])
     assert "Measured 2026-01-02 on a machine." in page
-    assert "| `ships_query_kl` | 2 | 2.5e-05 nats | 1.25 | 0.5 | 9 of 10 |" in page
+    assert "| `ships_query_kl` | 2 | 2.5e-05 nats | 2.0e-06 | 1.25 | 0.5 | 9 of 10 |" in page
+    assert "a value of 0.75: the released code is 1.0e-06 from it, this project 3.0e-05." in page
     assert "| hooks | 12.0 | 3.00 | a part, × 5.5 |" in page
     assert "needs 2.5 times" in page
     assert "The engines agree" not in page
@@ -198,9 +200,10 @@ def test_the_page_on_real_weights_says_what_was_measured():
     searched = [Row(job, "m", "sensitivity", 0, 0, 0.975, more=about_search) for job in ("find", "find_live")]
     timed = Row("find_time", "m", "transformer_lens", 9, 9, ratio=41.5, more={"prompts": 200, "cells": 8, "work": 0.1})
     bare = Row("vocabulary", "m", "deflection", 8, 8, ratio=0.91)
-    page = real.as_page(about, [exact, bare, *searched, timed])
+    words = Row("vocabulary", "m", "unembedding", 1, 1, ratio=0.04)
+    page = real.as_page(about, [exact, bare, words, *searched, timed])
     assert "used 1.25 GiB of memory at the most, and 1.5 GiB were planned" in page
-    assert "is 9 % of a sweep here" in page
+    assert "4 % are the product with the words, which any forward has, and 5 % the measures" in page
     line = "| m | sensitivity | 200 | 0.25 | 0.240 | 97.5 % | 4.0 / 4.0 | 7.5 / 3.0 | 96.0 / 96.0 % |"
     assert page.count(line) == 2
     assert "takes 41.5 times as long" in page

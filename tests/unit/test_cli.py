@@ -34,6 +34,7 @@ COMMANDS = (
     "data",
     "lab",
     "report",
+    "trace",
 )
 
 

@@ -35,6 +35,7 @@ from workbench.models.masks import Mask  # noqa: E402
 from workbench.prompts import load_prompts  # noqa: E402
 from workbench.prompts.prompt import PromptSet  # noqa: E402
 from workbench.runs.effects import MEASURES  # noqa: E402
+from workbench.runs.vocabulary import LOGITS_BLOCK  # noqa: E402
 
 DATA = Path(__file__).parent / "real_data"
 NAME = "SmolLM2-135M-Instruct"
@@ -63,6 +64,11 @@ class Real:
         return model
 
     @cached_property
+    def wide(self) -> HookedLVLM:
+        """The same in float64, which says whose rounding a difference is."""
+        return load_model(str(self.folder), template="raw", dtype="float64", check=False)
+
+    @cached_property
     def prompts(self) -> PromptSet:
         return load_prompts(DATA / "prompts.jsonl")
 
@@ -86,16 +92,23 @@ class Real:
         by_ids = {str(self.model.encode(prompt).input_ids[0].tolist()): prompt for prompt in self.prompts}
         for name, (variable, projection, texts) in PUBLISHED.items():
             asked = [by_ids[str(ids)] for ids in stored[texts]]
-            run = jobs.swept(
-                self.model, PromptSet(asked), "exact", mask=Mask(form="as_published"), projections=(projection,),
-                measures=(variable,),
-            )  # fmt: skip
+            options = {"mask": Mask(form="as_published"), "projections": (projection,), "measures": (variable,)}
+            run = jobs.swept(self.model, PromptSet(asked), "exact", **options)
             ours, theirs = run[variable].sel(projection=projection).values, stored[name]
             heads = [set(np.argsort(-of.mean(0).ravel())[:FIRST]) for of in (ours, theirs)]
             rank = min(float(spearmanr(a.ravel(), b.ravel()).statistic) for a, b in zip(ours, theirs, strict=True))
-            row = Row("published", NAME, name, 0.0, 0.0, float(np.abs(ours - theirs).max()), run[variable].units)
-            row.more = {"prompts": len(asked), "spearman": round(rank, 7), "first_10_shared": len(heads[0] & heads[1])}
-            row.more["largest"] = float(f"{theirs.max():.4g}")
+            apart = np.abs(ours - theirs)
+            prompt, layer, head = (int(at) for at in np.unravel_index(apart.argmax(), apart.shape))
+            again = jobs.swept(self.wide, PromptSet([asked[prompt]]), "exact", heads=[(layer, head)], **options)
+            exact = float(again[variable].sel(projection=projection, layer=layer, head=head)[0])
+            row = Row("published", NAME, name, 0.0, 0.0, float(apart.max()), run[variable].units)
+            row.more = {
+                "prompts": len(asked), "spearman": round(rank, 7), "first_10_shared": len(heads[0] & heads[1]),
+                "largest": float(f"{theirs.max():.4g}"), "there": float(f"{theirs[prompt, layer, head]:.4g}"),
+                "most_elsewhere": float(np.delete(apart.ravel(), apart.argmax()).max()),
+                "theirs_from_float64": abs(float(theirs[prompt, layer, head]) - exact),
+                "ours_from_float64": abs(float(ours[prompt, layer, head]) - exact),
+            }  # fmt: skip
             yield row
 
     def engines(self) -> Iterator[Row]:
@@ -123,13 +136,21 @@ class Real:
         )
 
     def vocabulary(self) -> Iterator[Row]:
-        """What the measures that read the next-token distribution take of a sweep, the product with it included."""
-        calls = {
+        """What the measures that read the next-token distribution take of a sweep, and the product with it alone."""
+        calls: dict[str, Callable[[], Any]] = {
             name: partial(jobs.swept, self.model, self.few, "exact", measures=measures)
             for name, measures in (("all measures", MEASURES), ("deflection", ("deflection",)))
         }
+        calls["unembedding"] = partial(self.unembedded, len(self.few) * len(jobs.cells_of(self.model)))
         timings, _ = in_turn(calls, self.repeats, self.model.device)
         yield from rows("vocabulary", NAME, timings, "all measures").values()
+
+    @torch.no_grad()
+    def unembedded(self, n_rows: int) -> None:
+        """The logits of so many states, a block at a time as a sweep takes them."""
+        block = torch.zeros(max(1, LOGITS_BLOCK // self.model.d_vocab), self.model.d_model)
+        for start in range(0, n_rows, len(block)):
+            self.model.unembed(block[: n_rows - start])
 
     def find(self) -> Iterator[Row]:
         """`find_heads` against the exact map of the prompts: replayed on many draws of them, and live on a few."""

@@ -79,13 +79,14 @@ def report_command(
     texts: bool,
     pictures: Sequence[str],
     k: int,
+    trace: str | None,
     quiet: bool,
 ) -> None:
     """Write stored runs as one page to send, and say how large it is."""
     from workbench.views.explorer.page import save_report
 
     first, *others = runs
-    path = save_report(first, out, *others, prompts=prompts, texts=texts, pictures=pictures, k=k)
+    path = save_report(first, out, *others, prompts=prompts, texts=texts, pictures=pictures, k=k, trace=trace)
     if not quiet:
         size = path.stat().st_size / 2**20
         console.print(f"{plain(path)}: {size:.1f} MB, opens without a network.", markup=False, highlight=False)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from workbench.axes import head_names
 from workbench.checking import Converted, Seed, Whole, checked
@@ -29,6 +30,7 @@ from workbench.replies.judges import judge_agreement
 from workbench.runs.origin import check_model, mask_of, prompts_of
 from workbench.runs.reading import SomeRun, caveats_of
 from workbench.runs.splits import in_split, with_splits
+from workbench.sweeps.execution import progress_bar
 
 CRITERIA = ("deflection", "ships", "probe")
 RULES = ("sensitivity", "selectivity", "auroc", "layer_matched")
@@ -90,13 +92,17 @@ def compare(
         causal = _causal(tested, model, prompts, judges, seed=seed, **replies)
     left_out: dict[str, str] = {}
     fitted = []
-    mask = mask_of(run)
-    for entrant in entrants(grid(criteria, rules, tuple(map(str, run["projection"].values)), n_heads), seed=seed):
-        if isinstance(entrant.detector, MaskedHeadsDetector):
-            entrant.detector.mask = mask
-        with noted(left_out, entrant.key):
-            entrant.values = entrant.detector.fit_run(run).stored_values(tested)
-            fitted.append(entrant)
+    mask, parts = mask_of(run), dict[tuple[str, ...], xr.Dataset]()
+    asked = entrants(grid(criteria, rules, tuple(map(str, run["projection"].values)), n_heads), seed=seed)
+    with progress_bar(progress) as bar:
+        line = bar.add_task("detectors fitted", total=len(asked))
+        for entrant in asked:
+            if isinstance(entrant.detector, MaskedHeadsDetector):
+                entrant.detector.mask = mask
+            with noted(left_out, entrant.key):
+                entrant.values = entrant.detector.fit_run(run, parts=parts).stored_values(tested)
+                fitted.append(entrant)
+            bar.advance(line)
     if not fitted:
         reasons = {why: key for key, why in left_out.items()}  # one detector for each reason
         said = " ".join(f"{key}: {why}" for why, key in reasons.items())

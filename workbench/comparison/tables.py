@@ -39,11 +39,26 @@ def ingredients_table(differences: pd.DataFrame) -> Table:
     measure = "auroc_matched" if (differences["measure"] == "auroc_matched").any() else "auroc"
     kind = "matched" if measure == "auroc_matched" else "pooled"
     rows = [
-        [row.ingredient, row.detector, row.other, _difference(row), f"{row.p_corrected:.2g}"]
+        [row.ingredient, *_apart(row.detector, row.other), _difference(row), f"{row.p_corrected:.2g}"]
         for row in differences[differences["measure"] == measure].itertuples()
     ]
-    names = ("ingredient", "detector", "instead of", "difference", "p")
+    names = ("ingredient", "instead of", "of", "difference", "p")
     return _table(f"What each ingredient adds to AUROC, {kind} (paired bootstrap, p corrected)", names, rows, left=3)
+
+
+def _apart(detector: str, other: str) -> tuple[str, str]:
+    """What two detectors of a grid differ in, as `a − b`, and what they have in common."""
+    one, two = (_options(key) for key in (detector, other))
+    differ = [f"{one.get(name, '–')} − {two.get(name, '–')}" for name in one | two if one.get(name) != two.get(name)]
+    return ", ".join(differ), ", ".join(f"{name} {value}" for name, value in one.items() if two.get(name) == value)
+
+
+def _options(key: str) -> dict[str, str]:
+    """The options in a detector's key; one head where it does not say how many, and the probe for SAHs."""
+    name, *options = key.split(":")
+    known = dict(option.partition("=")[::2] for option in options)
+    measure = {"criterion": "probe"} if name == "sahs" else {}
+    return measure | known | {"k": known.get("k", "1")}
 
 
 def _difference(row: Any) -> str:

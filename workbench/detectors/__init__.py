@@ -66,7 +66,10 @@ DETECTORS: Registry[DetectorRecord] = Registry(
     ),
     error=DetectorError,
 )
-register_detector, list_detectors = DETECTORS.register, DETECTORS.records
+register_detector = DETECTORS.register
+"""Make a detector known in this process; one of the same name is replaced."""
+list_detectors = DETECTORS.records
+"""All detectors: what each needs, and what its score is."""
 
 
 def make_detector(name: str, **options: Any) -> Detector:

@@ -110,8 +110,13 @@ class Detector(ABC):
             seen = self.observe(model, asked.prompts, choosing=asked.choosing, progress=progress)
         return self
 
-    def fit_run(self, run: RunLike) -> Self:
+    def fit_run(self, run: RunLike, *, parts: dict[tuple[str, ...], xr.Dataset] | None = None) -> Self:
         """`fit` from a stored run, without the model; for detectors that look at nothing but what runs hold.
+
+        Args:
+            run: The run.
+            parts: Where rows of the run are kept by the ids of their prompts, for detectors that share them and the
+                scores made from them.
 
         Raises:
             DetectorError: As `fit`, and for a run that does not hold what the detector looks at.
@@ -119,8 +124,10 @@ class Detector(ABC):
         run, origin = self._readable(run)
         check_run(run)
         talk, seen = self.fitting(origin, stand_ins(run)), None
+        parts = {} if parts is None else parts
         while (asked := next_request(talk, seen)) is not None:
-            seen = rows_of(run, asked.prompts)
+            ids = tuple(p.id for p in asked.prompts)
+            seen = parts[ids] = parts[ids] if ids in parts else rows_of(run, asked.prompts)
         return self
 
     def stored_values(self, run: RunLike) -> np.ndarray:

@@ -122,8 +122,10 @@ def look(
     """
     about = {name: ("prompt", [getattr(p, name) for p in prompts]) for name in COORDINATES}
     seen = xr.Dataset(coords={"prompt": [p.id for p in prompts], **about})
+    store = None if out is None else out / f"seen-{_key(prompts, wants)}.zarr"
     if run is not None and (wants.projections or wants.outputs) and _holds(run, wants):
-        seen = run.sel(prompt=[p.id for p in prompts])
+        held = run if wants.states else run.drop_vars("state", errors="ignore")
+        seen = held.sel(prompt=[p.id for p in prompts])
     elif wants.projections:
         heads = None if wants.heads is None else list(wants.heads)
         options: dict[str, Any] = {
@@ -132,13 +134,13 @@ def look(
             "measures": wants.measures or CHEAPEST,
             "keep_states": wants.states,
             "progress": progress,
-            "out": None if out is None else out / f"seen-{_key(prompts, wants)}.zarr",
+            "out": store,
         }
         seen = sweep(model, prompts, projections=wants.projections, **options)
     elif wants.outputs:
         last = (model.masked_layers[-1], 0)  # at the least cost: only what the unmasked pass shows is read
         least: dict[str, Any] = {"projections": ("value",), "heads": [last], "measures": CHEAPEST, "keep_states": False}
-        seen = sweep(model, prompts, progress=False, **least)
+        seen = sweep(model, prompts, progress=False, out=store, **least)
     return seen.assign(
         {name: (("prompt", *dims), values) for name, dims, values in _read(model, prompts, wants.reads, progress)}
     )

@@ -28,6 +28,7 @@ NO_SKEW, MOST_SKEW = 0.05, 3.0  # of draws
 SLOPES = (0.0, 1.5)  # of a line, for estimates of mean size; what is beyond is noise
 LOUD = 1.0  # sizes above what is predicted, beyond which a head's own cells have to be seen
 ANYTHING = 1e300
+ROUNDING = 1e-12
 SMALLEST = 1e-300  # instead of 0 in a denominator
 ROUNDS = 3  # of finding factors and how much cells scatter about them, in turn
 
@@ -92,7 +93,8 @@ def predicted(
         every = np.where(known, (cells - factor * line) / size, 0)
         first, second, third = _moments(off, seen, every, known)
         variance = np.maximum(second - first**2, 0)
-        skew = (third - 3 * first * second + 2 * first**3) / np.maximum(variance, SMALLEST) ** 1.5
+        # Of residuals that are all alike, up to rounding, there is none.
+        skew = np.where(variance > ROUNDING * second, (third - 3 * first * second + 2 * first**3) / variance**1.5, 0.0)
         shrunk, error = _shrunk(factor, variance / (x**2).sum(0))
         freedom = LENT + np.maximum(seen.sum(0) - 1.0, 0)
         error = error * np.sqrt(freedom / (freedom - 2))  # as wide as Student's

@@ -11,7 +11,7 @@ import numpy as np
 
 from workbench.finding.bounds import FEWEST, Fit
 from workbench.finding.decisions import DRAWS, sets, with_safe
-from workbench.finding.predictions import predicted
+from workbench.finding.predictions import ANYTHING, predicted
 
 GROWTH = 0.35  # prompts of a later round, as a share of those before
 STRONG, STRONG_SHARE = 1.3, 0.2  # an estimate stands out by this factor, on at most this share of the prompts
@@ -217,10 +217,11 @@ def _judge(
     if len(fits) > 1:
         values = np.where(with_safe(drawn[1]), values - drawn[1], -np.inf)
         left_out = ~with_safe(fits[1].mean[None])[0]
-    values = np.where(np.isnan(sum(fit.mean for fit in fits)), np.inf, values)  # of which nothing is known yet
+    # Heads of which nothing was drawn yet are not excluded by what their neighbours say.
+    more = np.where(np.isnan(sum(fit.mean for fit in fits)), ANYTHING, guess.loudest[0])
     status = np.full(excluded.shape, EXCLUDED)
     for number, out in enumerate(excluded):
-        certain, gone = sets(values[:, number][:, ~out], ask.k, RISK_OF_DRAWS * risk, guess.loudest[0, number][~out])
+        certain, gone = sets(values[:, number][:, ~out], ask.k, RISK_OF_DRAWS * risk, more[number][~out])
         status[number][~out] = np.where(gone, EXCLUDED, np.where(certain, CERTAIN, POSSIBLE))
     used = sum((~np.isnan(cells[side])).sum(0) for side in sides)
     no_value = left_out & (status == EXCLUDED)

@@ -34,9 +34,7 @@ class Twins:
                 f"Prompt {prompt.id!r} has no twin: its pair_id is empty. Give an unsafe prompt and its safe twin the "
                 "same pair_id, or keep to prompts that are paired: prompts.where(lambda p: p.pair_id)."
             )
-        others = [p for p in self._pairs.get(prompt.pair_id, ()) if p.label != prompt.label]
-        if len(others) > 1:
-            others = [p for p in others if p.variant == prompt.variant]
+        others = self.others(prompt)
         if len(others) != 1:
             label = "safe" if prompt.label == "unsafe" else "unsafe"
             found = f"{len(others)} could be it ({', '.join(p.id for p in others[:3])})" if others else "none is here"
@@ -45,3 +43,8 @@ class Twins:
                 f"{found}. Sweep both of a pair together, or give them as the mask's source."
             )
         return others[0]
+
+    def others(self, prompt: Prompt) -> list[Prompt]:
+        """All that could be its twin: of its pair, with the other label, and where they are several, of its variant."""
+        others = [p for p in self._pairs.get(prompt.pair_id, ()) if p.label != prompt.label]
+        return others if len(others) < 2 else [p for p in others if p.variant == prompt.variant]

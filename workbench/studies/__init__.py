@@ -91,7 +91,10 @@ STUDIES: Registry[StudyRecord] = Registry(
     ),
     error=StudyError,
 )
-register_study, list_studies = STUDIES.register, STUDIES.records
+register_study = STUDIES.register
+"""Make a study known in this process; one of the same name is replaced."""
+list_studies = STUDIES.records
+"""All studies, in the order in which `workbench study all` makes them."""
 
 
 def make_study(name: str, material: Material) -> Study:

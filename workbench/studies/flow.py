@@ -111,7 +111,7 @@ def _replies(material: Material, heads: Sequence[Head]) -> tuple[list[dict[str, 
     model, sets = material.model, [(NOTHING, 0, list[Head]())]
     sizes = [k for k in SIZES if k <= len(heads)]
     for k in sizes:
-        sets.append((f"{k} heads", 0, list(heads[:k])))
+        sets.append((_many(k), 0, list(heads[:k])))
         for draw in range(CONTROLS):
             try:
                 sets.append((f"{RANDOM}, {k}", draw, draw_controls(model, heads, k, seed=material.seed + draw)[1]))
@@ -121,7 +121,7 @@ def _replies(material: Material, heads: Sequence[Head]) -> tuple[list[dict[str, 
     rows = [r for (what, draw, of), v in zip(sets, verdicts, strict=True) for r in _rows(v, what, of, draw)]
     tests = []
     for k in sizes:
-        after = next(v for (what, _, _), v in zip(sets, verdicts, strict=True) if what == f"{k} heads")
+        after = next(v for (what, _, _), v in zip(sets, verdicts, strict=True) if what == _many(k))
         others = [v for (what, _, _), v in zip(sets, verdicts, strict=True) if what == f"{RANDOM}, {k}"]
         for side, was, now, words in (
             (NOISE, "refused", "complied", "frees"),
@@ -130,8 +130,12 @@ def _replies(material: Material, heads: Sequence[Head]) -> tuple[list[dict[str, 
             asked = verdicts[0][side] == was
             happens = [(v[side] == now)[asked] for v in (after, *others)]
             p = more_than_each(happens[0], happens[1:]) if asked.any() else np.nan
-            tests.append({"test": f"{k} heads, {side}: {words} more than random heads", "p_value": p})
+            tests.append({"test": f"{_many(k)}, {side}: {words} more than random heads", "p_value": p})
     return rows, tests
+
+
+def _many(k: int) -> str:
+    return f"{k} head{'s' * (k > 1)}"
 
 
 def _verdicts(material: Material, sets: Sequence[Sequence[Head]]) -> list[dict[str, np.ndarray]]:
@@ -165,7 +169,8 @@ def _says(table: pd.DataFrame, tests: pd.DataFrame, heads: Sequence[Head]) -> st
     there = stream[stream["value"] > CARRIED]
     told = []
     for group, layers in there[there["at"] != ALL].groupby("at", sort=False)["layer"]:
-        told.append(f"at {group} after layers {int(layers.min())} to {int(layers.max())}")
+        first, last = int(layers.min()), int(layers.max())
+        told.append(f"at {group} after layer{f's {first} to {last}' if last > first else f' {first}'}")
     where = "; ".join(told) or "at no single group of tokens"
     sentence = f"More than half of what tells the twins apart is in the residual stream {where}."
     replies = table[(table["part"] == "replies") & (table["direction"] == NOISE) & (table["measure"] == "refused")]

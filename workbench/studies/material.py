@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,8 +71,8 @@ class Material:
 
     @property
     def key(self) -> str:
-        """Equal for the same weights, prompts, others and seed."""
-        parts = [fingerprint(m) for m in (self.model, *self.models)]
+        """Equal for the same weights, prompts, others and seed, and the same code of this package."""
+        parts = [_code(), *(fingerprint(m) for m in (self.model, *self.models))]
         parts += [_prompts_key(s) for s in (self.prompts, *self.sets)]
         return _digest(parts, self.seed)
 
@@ -173,6 +173,14 @@ def _split(prompts: PromptSet, seed: int) -> PromptSet:
         return prompts
     dealt = {p.id: p for part in split_prompts(prompts, seed=seed).values() for p in part}
     return PromptSet((dealt[p.id] for p in prompts), name=prompts.name)
+
+
+@cache
+def _code() -> str:
+    """Digest of the package's source: what an older version made is made again."""
+    root = Path(__file__).parents[1]
+    sources = sorted(root.rglob("*.py"))
+    return _digest([hashlib.sha256(source.read_bytes()).hexdigest() for source in sources], len(sources))
 
 
 def _prompts_key(prompts: PromptSet) -> str:

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from workbench.axes import LABELS
 from workbench.errors import PromptError
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import batch_key
 from workbench.prompts.prompt import Prompt
+from workbench.prompts.twins import Twins
 from workbench.tracing.records import ALL, SIDES, TOKEN_GROUPS
 
 _OTHER_WORDS = ("0 x 0", "y 1 y")  # in place of a prompt's text, to see which tokens are not its own
@@ -43,32 +43,27 @@ class Pair:
 
 
 def pairs_of(prompts: Sequence[Prompt]) -> tuple[dict[str, tuple[Prompt, Prompt]], dict[str, str]]:
-    """The (unsafe, safe) pairs by name, and what is no pair, by name, with the reason.
-
-    Prompts that share `pair_id` and `variant` are a pair; so are two prompts without a `pair_id` that come alone.
+    """The (unsafe, safe) pairs by name, and by its id every prompt that is in none, with the reason.
 
     Args:
-        prompts: In any order.
+        prompts: In any order. Two prompts without a `pair_id` that come alone are a pair.
     """
-    together: dict[tuple[str, str], list[Prompt]] = {}
-    alone = len(prompts) == 2 and not any(prompt.pair_id for prompt in prompts)
-    for prompt in prompts:
-        key = (prompt.pair_id, prompt.variant) if prompt.pair_id or alone else (prompt.id, "no pair")
-        together.setdefault(key, []).append(prompt)
+    if len(prompts) == len(SIDES) and not any(prompt.pair_id for prompt in prompts):
+        name = " | ".join(prompt.id[:140] for prompt in prompts)
+        prompts = [dataclasses.replace(prompt, pair_id=name) for prompt in prompts]
+    twins = Twins(prompts)
     found, left = {}, {}
-    for (pair_id, variant), members in together.items():
-        name = pair_id or " | ".join(p.id for p in members)
-        name = name if variant in ("as given", "no pair") else f"{name}, {variant}"
-        if sorted(p.label for p in members) == sorted(LABELS):
-            unsafe, safe = sorted(members, key=lambda p: SIDES.index(p.label))
-            found[name] = (unsafe, safe)
-        elif len(members) == 1:
-            left[name] = f"prompt {members[0].id!r} has no twin: no other prompt shares its pair_id {pair_id!r}."
-        else:
-            labels = ", ".join(f"{p.id!r} ({p.label})" for p in members[:4])
-            left[name] = (
-                f"pair {name!r} has {len(members)} prompts, {labels}; a pair is one unsafe and one safe prompt."
+    for prompt in prompts:
+        others = twins.others(prompt)
+        if len(others) != 1 or twins.others(others[0]) != [prompt]:
+            wanted, there = SIDES[prompt.label == SIDES[0]], ", ".join(repr(p.id) for p in others[:3]) or "none is here"
+            left[prompt.id] = (
+                f"prompt {prompt.id!r} ({prompt.label}) has no {wanted} twin of its own with the pair_id "
+                f"{prompt.pair_id!r}: {there}."
             )
+        elif prompt.label == SIDES[0]:
+            given = prompt.variant == others[0].variant == "as given"
+            found[prompt.pair_id if given else f"{prompt.pair_id}, {prompt.variant}"] = (prompt, others[0])
     return found, left
 
 

@@ -3,9 +3,7 @@
 import datetime
 import json
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +12,7 @@ import torch
 import xarray as xr
 from rich.console import Console
 
-from workbench.axes import Head, as_heads, head_name
+from workbench.axes import Head, as_heads
 from workbench.checking import Converted, Place, Whole, checked
 from workbench.errors import MaskError, RunError
 from workbench.models.hooked import HookedLVLM
@@ -26,20 +24,17 @@ from workbench.runs.places import local_path
 from workbench.runs.schema import provenance
 from workbench.sweeps.execution import progress_bar
 from workbench.sweeps.plan import plan
+from workbench.sweeps.process import Terminated
 from workbench.sweeps.sweep import MOST_ROWS, SomePrompts
-from workbench.tracing.knock_out import Window, cut_window, windows
-from workbench.tracing.lens import projections, read_layers
+from workbench.tracing.job import Job, Parts
+from workbench.tracing.lens import projections
 from workbench.tracing.pairs import Pair, lined_up
-from workbench.tracing.passes import TwinPass
-from workbench.tracing.patching import patched_heads, patched_layer
-from workbench.tracing.paths import head_paths
-from workbench.tracing.records import ALL, COMPONENTS, EFFECTS, FLOWS, HEADS, empty, recipe
+from workbench.tracing.records import ALL, COMPONENTS, HEADS, recipe
 from workbench.tracing.stored import check_is_trace, open_trace, save_trace
 
 EVERY = (*COMPONENTS, HEADS)
 SOURCES = 5  # heads whose paths are followed when none are named
 MOST_SOURCES = 4096
-_COUNTED = ("layer_tokens", "vision_passes", "readouts")
 
 
 def _as_components(value: Any) -> tuple[str, ...]:
@@ -115,8 +110,9 @@ def trace(
         >>> import workbench as wb
         >>> trace = wb.trace("planted", wb.load_prompts("planted", split="test", n=4), progress=False)
         >>> of_heads = trace["head_recovered"].sel(token_group="all").mean(["pair", "direction"])
-        >>> [int(n) for n in np.unravel_index(of_heads.argmax(), of_heads.shape)]
-        [3, 1]
+        >>> best = of_heads.argmax(["layer", "head"])
+        >>> int(best["layer"]), int(best["head"])
+        (3, 1)
     """
     assert isinstance(model, HookedLVLM) and isinstance(prompts, PromptSet)  # noqa: PT018 - converted
     chosen = None if heads is None else check_heads(model, heads, Mask())
@@ -134,14 +130,14 @@ def trace(
     known = _known(out, what)
     if known is not None and known.attrs["complete"]:
         return known
-    job = _Job(model, tuple(components), chosen, width)
-    work, began = replace(model.work), time.perf_counter()
+    job = Job(model, tuple(components), chosen, width)
+    job.count_on({} if known is None else known.attrs)
     with progress_bar(progress) as shown, model.lock, torch.no_grad():
         line = shown.add_task("lining up twins, pairs", total=len(prompts) // 2)
         pairs, left = lined_up(model, prompts, skip=on_error == "skip", advance=lambda: shown.advance(line))
         line = shown.add_task("trace, pairs x layers", total=len(pairs) * job.steps)
-        parts = _Parts({} if known is None else {str(n): known.sel(pair=[n]) for n in known["pair"].values})
         attrs = {**what, **_origin(model, prompts, rows), "skipped": json.dumps(left), "complete": False}
+        parts = Parts(out, attrs, {} if known is None else {str(n): known.sel(pair=[n]) for n in known["pair"].values})
         try:
             for pair in pairs:
                 if (name := pair.args[1]) in parts.of:
@@ -149,130 +145,25 @@ def trace(
                 else:
                     twins = pair()
                     job.most_tokens = _most_tokens(model, twins, rows)
-                    parts.of[name] = job.traced(twins, lambda: shown.advance(line))
+                    parts.add(job.traced(twins, lambda: shown.advance(line)), name, job.counts())
             found = parts.joined([pair.args[1] for pair in pairs])
             followed = first_heads(found, sources) if isinstance(sources, int) else sources
             line = shown.add_task("paths, pairs x sources", total=len(pairs) * len(followed))
             if followed:
-                found = found.merge(job.paths([pair() for pair in pairs], followed, lambda n: shown.advance(line, n)))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_stopped(parts, attrs, out)) from None
-    if "residual" in found:
-        found["lens_projection"].values[:] = projections(found["residual"].values)
-    counts = {name: getattr(model.work, name) - getattr(work, name) for name in _COUNTED}
-    done = {"patches": job.patches, "naive_layer_tokens": job.naive, "wall_s": round(time.perf_counter() - began, 3)}
-    found.attrs = {**attrs, **counts, **done, "complete": True}
+                found = found.merge(job.paths(pairs, followed, lambda n: shown.advance(line, n)))
+        except (KeyboardInterrupt, Terminated) as stopped:
+            message = parts.stopped(job.counts())
+            if isinstance(stopped, Terminated):
+                Console(stderr=True).print(message, highlight=False, markup=False)
+                raise
+            raise KeyboardInterrupt(message) from None
+    found["lens_projection"].values[:] = projections(found["residual"].values)
+    found.attrs = {**attrs, **job.counts(), "complete": True}
     if out is not None:
         save_trace(found, out)
     if progress:
         Console(stderr=True).print(work_line(found.attrs), highlight=False, markup=False)
     return found
-
-
-_Arrays = dict[str, np.ndarray]  # by variable, of one pair
-
-
-@dataclass
-class _Job:
-    """What is computed of each pair, and how much was."""
-
-    model: HookedLVLM
-    components: tuple[str, ...]
-    heads: list[Head] | None
-    width: int
-    most_tokens: int = 1
-    patches: int = 0
-    naive: int = 0
-    cuts: list[Window] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.cuts = windows(self.model.masked_layers, self.width) if self.width else []
-
-    @property
-    def steps(self) -> int:
-        return self.model.n_layers + len(self.cuts)
-
-    def count(self, rows: int, passes: TwinPass) -> None:
-        """Patched passes, and the layer-tokens that a full forward for each would be."""
-        self.patches += 2 * rows
-        self.naive += 2 * rows * self.model.n_layers * passes.base.n_pos
-
-    def traced(self, twins: Pair, advance: Callable[[], None]) -> xr.Dataset:
-        """Everything but the paths, of one pair."""
-        passes = TwinPass(self.model, twins)
-        part = empty(self.model, [twins.name], self.components, self.cuts, 0)
-        into: _Arrays = {str(name): variable.values[0] for name, variable in part.data_vars.items()}
-        into["tokens_in_group"][:] = [int(where.sum()) for where in twins.groups.values()]
-        into["base_refusal"][:] = _numbers(passes.refusal)
-        into["base_token"][:] = _tokens(self.model, passes.logits.argmax(-1))
-        for name, values in read_layers(passes).items():
-            if name == "token":
-                into["lens_token"][:] = _tokens(self.model, values)
-            else:
-                into[name if name == "residual" else f"lens_{name}"][:] = _numbers(values)
-        for layer in range(self.model.n_layers):
-            if layer in passes.base.inputs:
-                self._patch(passes, layer, into)
-            advance()
-        for place, window in enumerate(self.cuts):
-            cut = cut_window(passes, window, self.most_tokens)
-            for flow, found in cut.items():
-                for name, values in found.items():
-                    into[f"cut_{name}"][:, list(FLOWS).index(flow), place] = _numbers(values)
-            self.count(len(cut), passes)
-            advance()
-        return part
-
-    def _patch(self, passes: TwinPass, layer: int, into: _Arrays) -> None:
-        heads = patched_heads(self.model, self.heads, layer)
-        rows, there = 0, [c for c in COMPONENTS if c in self.components]
-        for row, found in patched_layer(passes, layer, self.components, heads, self.most_tokens):
-            group = list(passes.twins.groups).index(row.group)
-            for name, values in found.items():
-                if row.head is None:
-                    into[f"patch_{name}"][:, there.index(row.component), layer, group] = _numbers(values)
-                else:
-                    into[f"head_{name}"][:, layer, row.head, group] = _numbers(values)
-            rows += 1
-        self.count(rows, passes)
-
-    def paths(self, pairs: Sequence[Pair], sources: Sequence[Head], advance: Callable[[int], None]) -> xr.Dataset:
-        """Paths from the source heads to all later ones."""
-        names = [head_name(*head) for head in sources]
-        found = empty(self.model, [twins.name for twins in pairs], (), [], len(sources))
-        found = found[[name for name in map(str, found.data_vars) if name.startswith("path_")]]
-        found = found.assign_coords(source=np.array(names, dtype=object))
-        for place, twins in enumerate(pairs):
-            passes = TwinPass(self.model, twins)
-            for layer in sorted({layer for layer, _ in sources}):
-                mine = [i for i, (at, _) in enumerate(sources) if at == layer]
-                for later, effect, told in head_paths(passes, layer, [sources[i][1] for i in mine]):
-                    for name, values in told.items():
-                        found[f"path_{name}"].values[place, :, EFFECTS.index(effect), mine, later] = _numbers(
-                            values.transpose(0, 1)
-                        )
-                advance(len(mine))
-        return found
-
-
-@dataclass
-class _Parts:
-    """The pairs that are finished, by name."""
-
-    of: dict[str, xr.Dataset]
-
-    def joined(self, names: Sequence[str]) -> xr.Dataset:
-        return xr.concat([self.of[name] for name in names], "pair", data_vars="minimal", join="exact")
-
-
-def _numbers(values: torch.Tensor) -> np.ndarray:
-    return values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32)).numpy()
-
-
-def _tokens(model: HookedLVLM, ids: torch.Tensor) -> np.ndarray:
-    """Token ids as text; empty for −1."""
-    words = [model.tokenizer.decode([i]) if i >= 0 else "" for i in ids.flatten().tolist()]
-    return np.array(words, dtype=object).reshape(ids.shape)
 
 
 def _most_tokens(model: HookedLVLM, twins: Pair, rows: int | None) -> int:
@@ -314,18 +205,6 @@ def _known(out: str | Path | None, what: Mapping[str, Any]) -> xr.Dataset | None
         listed = "; ".join(f"{n} is {known.attrs.get(n)!r} there and {what[n]!r} here" for n in wrong[:3])
         raise RunError(f"{place} holds another trace: {listed}. Nothing was overwritten; store this one elsewhere.")
     return known
-
-
-def _stopped(parts: _Parts, attrs: Mapping[str, Any], out: str | Path | None) -> str:
-    """Keep what is finished; what to say about it."""
-    if out is None or not parts.of:
-        return "The trace was interrupted. Nothing is stored" + ("." if out else "; with out=PATH it could go on.")
-    part = parts.joined(list(parts.of))
-    part.attrs = dict(attrs)
-    save_trace(part, out)
-    return (
-        f"The trace was interrupted. {out} holds {len(parts.of)} pairs; make the same call again to go on from there."
-    )
 
 
 def work_line(attrs: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from workbench.views import theme
 from workbench.views.charts import Scale, scale
 
 RESAMPLES = 1000
+CELLS_AT_ONCE = 4096  # of which all redraws are held: 32 MB
 WORDS = {
     "recovered": "share of the way to the twin's final state",
     "deflection": "angle by which the final state turns (degrees)",
@@ -48,13 +49,13 @@ def means(trace: xr.Dataset, name: str, *, resamples: int = RESAMPLES, seed: int
     everyone = np.ones(len(values), dtype=bool)
     alone = np.full(len(values), "", dtype=object)
     weights = bootstrap_weights(everyone, alone, resamples=resamples, seed=seed)
+    ends = np.full((2, len(n)), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = np.where(n > 0, filled.sum(0) / n, np.nan)
-        drawn = (weights @ filled) / (weights @ known)
-    ends = np.full((2, len(value)), np.nan)
-    if resamples:
-        whole = np.isfinite(drawn).all(0)  # of a pair alone, some redraws lack those that have the group
-        ends[:, whole] = percentile_interval(drawn[:, whole])
+        for some in np.array_split(np.arange(len(n)), -(-len(n) // CELLS_AT_ONCE)) if resamples else ():
+            drawn = (weights @ filled[:, some]) / (weights @ known[:, some])
+            whole = np.isfinite(drawn).all(0)  # where few pairs have the group, some redraws have none of them
+            ends[:, some[whole]] = percentile_interval(drawn[:, whole])
     others = array.dims[1:]
     index = pd.MultiIndex.from_product(
         [array.coords[d].values if d in array.coords else range(array.sizes[d]) for d in others]

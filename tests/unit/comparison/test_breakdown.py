@@ -17,6 +17,8 @@ from workbench.comparison.causal_rows import NOTHING
 from workbench.comparison.differences import differences_of
 from workbench.comparison.findings import findings
 from workbench.comparison.measures import COLUMNS, Field
+from workbench.criteria import score
+from workbench.detectors import looks
 from workbench.errors import ArgumentError, CriterionError, DetectorError, PromptError, RunError
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import Prompt, PromptSet
@@ -125,6 +127,13 @@ def test_without_the_model_there_are_no_causal_measures(run):
     assert not found["measure"].str.contains("attack|exact|refused").any()
     assert set(found["projection"]) == {"query", "value", "none"}
     assert "choice of heads" in set(differences_of(found)["ingredient"])
+
+
+def test_heads_are_scored_once_for_all_detectors(run, monkeypatch):
+    scored = []
+    monkeypatch.setattr(looks, "score", lambda seen, names, **how: (scored.append(names), score(seen, names, **how))[1])
+    compare(run, criteria=("deflection", "ships"), rules=("sensitivity", "auroc"), n_heads=(1, 3), bootstrap=0)
+    assert scored == [("deflection",), ("ships",)]
 
 
 def test_several_probed_heads_are_one_regression():

@@ -13,6 +13,7 @@ from tests.unit.synthetic_run import synthetic_run
 from workbench.comparison import compare
 from workbench.criteria import get_criterion, head_stability, prompt_values, score, top_heads
 from workbench.criteria.values import safe_ranks
+from workbench.models.masks import Mask
 from workbench.runs import reading
 
 
@@ -100,6 +101,7 @@ def test_of_one_head_only_that_head_is_read() -> None:
 
 def test_stability_and_a_breakdown_of_a_run_read_in_pieces_are_those_of_the_whole(small_pieces, monkeypatch) -> None:
     run = synthetic_run(pairs=36, splits=("selection", "threshold", "test"))
+    run = run.assign_attrs(weight_hash="0123", **Mask().describe())
     run["kl"][:, :, 0] = np.nan  # a layer whose heads are not to be masked
     asked = {"criterion": "ships", "rule": "selectivity", "projection": "query", "k": 2, "resamples": 5}
     broken = {"criteria": ("ships", "probe"), "rules": ("auroc", "sensitivity"), "n_heads": (1, 3), "bootstrap": 5}
@@ -112,7 +114,7 @@ def test_stability_and_a_breakdown_of_a_run_read_in_pieces_are_those_of_the_whol
     assert read["most of head_output"] <= max(small_pieces, 72 * 6)
     monkeypatch.undo()
     pd.testing.assert_frame_equal(table, head_stability(run, **asked))
-    pd.testing.assert_frame_equal(found.table, compare(run, **broken).table, rtol=1e-6)
+    pd.testing.assert_frame_equal(found, compare(run, **broken), rtol=1e-6)
 
 
 def test_ranks_among_heads_that_were_not_computed_come_piece_by_piece(small_pieces, monkeypatch) -> None:

@@ -139,6 +139,9 @@ def test_predictions_are_exact_where_cells_are_estimates_times_a_factor_of_the_h
     again = predicted(known * still, estimate * still, none, none, [unsafe, ~unsafe])
     assert np.abs(again.middle[:, :, 0]).max() < 1e-12
     np.testing.assert_allclose(again.middle[:, :, 1:], found.middle[:, :, 1:], rtol=1e-9)
+    # Nor is anything uncertain where all was computed, without a single estimate.
+    whole = predicted(cells, 0 * estimate, none, none, [unsafe, ~unsafe])
+    np.testing.assert_allclose(whole.draws(random, 3)[0], np.tile(cells[unsafe].mean(0), (3, 1, 1, 1)), rtol=1e-6)
     # Heads that were not asked for have none, and change nothing for the others.
     estimate[..., -1], known[..., -1] = np.nan, np.nan
     again = predicted(known, estimate, none, none, [unsafe, ~unsafe]).middle
@@ -196,6 +199,22 @@ def test_sets_are_wrong_in_no_more_draws_than_they_may():
     assert not sets(values, 3, 0.02, np.array([0, 0, 0, 0, 0, 3.0]))[1].any()
     left_out = np.where(np.arange(6) == 5, -np.inf, values)
     assert sets(left_out, 3, 0.02, np.full(6, 1e300))[1].tolist() == [False] * 5 + [True]
+
+
+def test_heads_of_which_nothing_was_drawn_exclude_no_others_and_are_not_excluded():
+    random, everyone = np.random.default_rng(0), [np.ones(20, dtype=bool)]
+    size = np.full((1, 3, 6), 2.0)
+    size[0, 0, 0] = 10.0
+    cells = size * random.lognormal(0, 0.05, (20, 1, 3, 6))
+    known = np.where((np.arange(20) < 4)[:, None, None, None], cells, np.nan)
+    foremost = np.zeros(cells.shape, dtype=bool)
+    foremost[:4, 0, 1, :3] = True  # all that is known of three heads was chosen, not drawn
+    ask = searching.Question(2, "sensitivity", 0.95, 0.5, 0)
+    none = np.zeros((1, 3, 6), dtype=bool)
+    estimate = cells * random.lognormal(0, 0.05, cells.shape)
+    found = searching._judge(ask, everyone, none, foremost, foremost, 0.02, random, known, estimate)
+    assert found.status[0, 0, 0] == searching.CERTAIN
+    assert (found.status[0, 1, :3] == searching.POSSIBLE).all()
 
 
 def test_how_many_more_prompts_would_tell_follows_the_gap_and_its_scatter():

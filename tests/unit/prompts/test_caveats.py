@@ -93,7 +93,7 @@ def test_so_does_what_is_made_without_a_stored_run(stored):
 def test_so_do_pages_and_figures(stored, tmp_path):
     path, asked = stored
     run = wb.open_run(path)
-    assert compare(run, criteria=("ships",), bootstrap=5).table.attrs["caveats"] == caveats(asked)
+    assert compare(run, criteria=("ships",), bootstrap=5).attrs["caveats"] == caveats(asked)
     scores = score(run, "deflection", bootstrap=0, permutations=0)
     wb.save_figures(run, tmp_path, scores=scores, formats=("png",), only="*maps*")
     captions = (tmp_path / "captions.md").read_text()

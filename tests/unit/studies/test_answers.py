@@ -138,19 +138,19 @@ def test_the_flow_is_the_planted_circuit_and_swapping_its_head_swaps_the_answers
     replies = {"part": "replies", "draw": 0}
     for side, measure in (("unsafe, patched from safe", "complied"), ("safe, patched from unsafe", "refused")):
         assert one(study, what="nothing", direction=side, measure=measure, **replies) == 0
-        swapped = rows(study, what="1 heads", direction=side, measure=measure, **replies)
+        swapped = rows(study, what="1 head", direction=side, measure=measure, **replies)
         assert swapped["heads"].tolist() == [PLANTED]
         assert swapped["value"].tolist() == [1]
         drawn = rows(study, what="random heads, 1", direction=side, measure=measure)
         assert (drawn["value"] == 0).all()
-    assert {test for test in study.found if test.startswith("1 heads")} == {
-        "1 heads, unsafe, patched from safe: frees more than random heads",
-        "1 heads, safe, patched from unsafe: silences more than random heads",
+    assert {test for test in study.found if test.startswith("1 head")} == {
+        "1 head, unsafe, patched from safe: frees more than random heads",
+        "1 head, safe, patched from unsafe: silences more than random heads",
     }
     cuts = {test.partition(" cut")[0] for test in study.found if " cut" in test}
     assert cuts <= {"picture → last", "text → last"}
     assert "text → last" in cuts
-    assert "at hazard after layers 0 to 2; at last after layers 3 to 3" in study.says
+    assert "at hazard after layers 0 to 2; at last after layer 3" in study.says
 
 
 def test_the_planted_head_is_necessary_faithful_and_hidden_by_no_small_change_of_a_picture():

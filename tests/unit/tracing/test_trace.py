@@ -16,7 +16,7 @@ from workbench.models.hooked import HookedLVLM
 from workbench.models.precision import double_kept
 from workbench.models.walk import base_pass
 from workbench.prompts.prompt import Prompt
-from workbench.tracing import trace as tracing
+from workbench.tracing import job as tracing
 from workbench.tracing.behaviour import Patch, patched_replies
 from workbench.tracing.lens import projections
 from workbench.tracing.pairs import line_up, pairs_of
@@ -196,9 +196,9 @@ def test_what_lacks_a_picture_has_no_picture_cells(trace):
         ({"image": None}, "'0-unsafe' has a picture and '0-safe' has none"),
         (
             {"label": "unsafe"},
-            r"2 prompts, '0-unsafe' \(unsafe\), '0-safe' \(unsafe\); a pair is one unsafe and one safe",
+            r"prompt '0-unsafe' \(unsafe\) has no safe twin of its own with the pair_id 'pair 0': none is here",
         ),
-        ({"pair_id": "other"}, "prompt '0-unsafe' has no twin: no other prompt shares its pair_id 'pair 0'"),
+        ({"pair_id": "other"}, r"prompt '0-unsafe' \(unsafe\) has no safe twin of its own with the pair_id 'pair 0'"),
     ],
 )
 def test_what_is_no_pair_is_refused_by_name(change, says):
@@ -219,16 +219,20 @@ def test_what_cannot_be_traced_may_be_left_out(double, trace):
     prompts[3] = dataclasses.replace(prompts[3], text="is this a cat here")
     some = wb.trace(double, prompts, on_error="skip", progress=False)
     assert some["pair"].values.tolist() == ["pair 0"]
-    assert set(json.loads(some.attrs["skipped"])) == {"pair 1", "alone"}
+    assert set(json.loads(some.attrs["skipped"])) == {"pair 1", "alone"}  # a pair that does not line up, a prompt
     one = trace.sel(pair=["pair 0"])
     np.testing.assert_array_equal(some["patch_left"], one["patch_left"])
 
 
 def test_two_prompts_alone_are_a_pair_and_variants_are_pairs_of_their_own():
     one, other = (dataclasses.replace(p, pair_id="") for p in twins(1))
-    assert list(pairs_of([other, one])[0].values()) == [(one, other)]
+    ((unsafe, safe),) = pairs_of([other, one])[0].values()
+    assert (unsafe.id, safe.id) == (one.id, other.id)
     blank = [dataclasses.replace(p, id=f"{p.id} b", variant="blank image") for p in twins(1)]
     assert list(pairs_of([*twins(1), *blank])[0]) == ["pair 0", "pair 0, blank image"]
+    second = dataclasses.replace(twins(1)[0], id="another")
+    found, left = pairs_of([*twins(1), second])
+    assert (found, list(left)) == ({}, ["0-unsafe", "0-safe", "another"])  # whose twin is it?
 
 
 def test_arguments_are_checked(double):
@@ -246,24 +250,25 @@ def test_arguments_are_checked(double):
 
 
 def test_a_stored_trace_is_the_trace_and_is_gone_on_with(double, trace, tmp_path, monkeypatch):
-    place, whole = tmp_path / "trace.zarr", tracing._Job.traced
+    place, whole = tmp_path / "trace.zarr", tracing.Job.traced
 
     def stops(job, twins, advance):
         if twins.name == "pair 2":
             raise KeyboardInterrupt
         return whole(job, twins, advance)
 
-    monkeypatch.setattr(tracing._Job, "traced", stops)
+    monkeypatch.setattr(tracing.Job, "traced", stops)
     with pytest.raises(KeyboardInterrupt, match="holds 2 pairs; make the same call again"):
         wb.trace(double, twins(3), out=place, progress=False)
     assert wb.open_trace(place)["pair"].values.tolist() == ["pair 0", "pair 1"]
     made = []
-    monkeypatch.setattr(
-        tracing._Job, "traced", lambda job, of, advance: made.append(of.name) or whole(job, of, advance)
-    )
+    monkeypatch.setattr(tracing.Job, "traced", lambda job, of, advance: made.append(of.name) or whole(job, of, advance))
     again = wb.trace(double, twins(3), out=place, progress=False)
     assert made == ["pair 2"]
     assert again.equals(trace)
+    # The work of both calls: the third pair was not finished in the first, and nothing was done twice but its paths.
+    assert again.attrs["patches"] == trace.attrs["patches"]
+    assert again.attrs["layer_tokens"] == trace.attrs["layer_tokens"]
     stored = wb.open_trace(place)
     assert stored.equals(trace)
     assert stored["patch_left"].attrs == trace["patch_left"].attrs
@@ -273,6 +278,15 @@ def test_a_stored_trace_is_the_trace_and_is_gone_on_with(double, trace, tmp_path
         wb.trace(double, twins(2), out=place, progress=False)
     with pytest.raises(RunError, match="has schema 'trace-1'"):
         wb.open_run(place)
+
+
+def test_a_killed_process_loses_minutes(double, tmp_path, monkeypatch):
+    place, kept = tmp_path / "trace.zarr", []
+    monkeypatch.setattr(tracing, "KEPT_EVERY", -1)
+    monkeypatch.setattr(tracing, "save_trace", lambda found, out: kept.append((found.sizes["pair"], found.attrs)))
+    wb.trace(double, twins(2), components="mlp", out=place, window=0, progress=False)
+    assert [(pairs, attrs["complete"]) for pairs, attrs in kept] == [(1, False), (2, False)]
+    assert wb.open_trace(place).sizes["pair"] == 2
 
 
 def test_damage_is_found(trace, tmp_path):

@@ -38,7 +38,10 @@ wb.plot.roc(run, criterion="deflection", projection="query", heads=["L3H1"])
 wb.save_report(run, "report.html", scores=scores)
 assert wb.explore(run, scores=scores).head == (3, 1)
 wb.plot.screen.selectivity(scores, criterion="deflection", projection="query")
-wb.explore(run, scores=scores)
+trace = wb.open_trace(sys.argv[1].replace("run.zarr", "trace.zarr"))
+wb.plot.trace(trace)
+assert wb.plot.save_trace_figures(trace, "figures", "svg")
+wb.explore(run, scores=scores, trace=trace)
 assert wb.save_report(run, "report.html", scores=scores).stat().st_size
 from workbench.cli import main
 sys.argv = ["workbench", "score", sys.argv[1]]
@@ -61,7 +64,9 @@ main()
 def stored(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run.zarr"
     model = wb.load_model("planted", check=False)
-    wb.sweep(model, wb.load_prompts("planted", n=24), out=path, progress=False)
+    prompts = wb.load_prompts("planted", n=24)
+    wb.sweep(model, prompts, out=path, progress=False)
+    wb.trace(model, prompts[:2], components="residual", window=0, out=path.with_name("trace.zarr"), progress=False)
     return path
 
 

@@ -88,6 +88,7 @@ def report(
         list[str], typer.Option("--picture", help="Id of a prompt whose picture goes into the file; repeat for more.")
     ] = [],  # noqa: B006
     k: Annotated[int, typer.Option("--first", "-k", help="How many first heads have their stability said.")] = 5,
+    trace: Annotated[str | None, typer.Option(help="A stored trace of the same model, from workbench trace.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a stored run as one HTML file to send: the explorer on stored data, without a network."""

@@ -36,7 +36,10 @@ __all__ = [
 GUARDS: Registry[GuardRecord] = Registry(
     "guard", (record for module in (appended, ecso, eta) for record in module.GUARDS), error=DetectorError
 )
-register_guard, list_guards = GUARDS.register, GUARDS.records
+register_guard = GUARDS.register
+"""Make a guard known in this process; one of the same name is replaced."""
+list_guards = GUARDS.records
+"""All guards: what each needs, and what it does."""
 
 
 def make_guard(name: str, **options: Any) -> Guard:

@@ -4,15 +4,16 @@ A mask changes a head's output by Δz, and the final state by J·Δz to first or
 Σ over positions of ⟨∂(u·state)/∂z, Δz⟩, and one backward pass gives the gradient for every head at once; Δz is known
 in closed form for both projections. From the slopes along k directions follow
 
-- `deflection_estimate`: u normal in the plane across the state; the mean of (uᵀJΔz)² estimates the squared length of
-  the part of the change that turns the state, and the angle is the one that belongs to it;
-- `l2_estimate`: u normal; the root of the mean square estimates the length of the change;
+- `deflection_estimate`: u random in the plane across the state, from numbers at right angles to each other; the mean of
+  (uᵀJΔz)² estimates the squared length of the part of the change that turns the state, and the angle is the one that
+  belongs to it;
+- `l2_estimate`: u random in the same way; the root of the mean square estimates the length of the change;
 - `kl_estimate`: u with the covariance of ∇ log p(y), y drawn from the next-token distribution p; half the mean square
   estimates the KL in its Fisher form;
 - `refusal_change_estimate`: u the gradient of the refusal log-odds, the only direction that is needed; the slope
   itself.
 
-The normal numbers behind the directions are the same for every prompt. What they get wrong about a head they then get
+The random numbers behind the directions are the same for every prompt. What they get wrong about a head they then get
 wrong alike on all prompts, which exact values of the head on some prompts correct; with new numbers for every prompt it
 would be noise between the prompts.
 """
@@ -107,10 +108,23 @@ def directions(model: HookedLVLM, base: BasePass, name: str, job: Job) -> Tensor
     draws = draws.to(base.state.device, wide(base.state).dtype)
     if name == "kl":
         return torch.stack([_score_direction(model, base, of_one) for of_one in draws])
+    draws = _orthogonal(draws)
     if name == "deflection":
         unit = torch.nn.functional.normalize(wide(base.state), dim=-1)
         draws = draws - (draws * unit).sum(-1, keepdim=True) * unit
     return draws.expand(-1, base.n_prompts, -1).to(base.state.dtype)
+
+
+def _orthogonal(draws: Tensor) -> Tensor:
+    """Directions `[direction, 1, d_model]` that keep their mean square, and say nothing twice.
+
+    Of as many as there are dimensions, the mean square of the slopes is the squared length itself; of fewer, it
+    scatters less than along independent ones (K. Choromanski, M. Rowland and A. Weller, "The unreasonable effectiveness
+    of structured random orthogonal embeddings", NeurIPS 2017).
+    """
+    width = draws.shape[-1]
+    parts = [torch.linalg.qr(part[:, 0].T)[0].T for part in draws.split(width)]
+    return torch.cat(parts)[:, None] * width**0.5
 
 
 def _score_direction(model: HookedLVLM, base: BasePass, draw: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from workbench.models.encode import Encoded
 from workbench.models.masks import Mask
@@ -52,8 +53,7 @@ class Decoded:
     ) -> "Decoded":
         """The prompt and the token ids of its reply, `[pos]`."""
         asked = model.encode(prompt)
-        tokens = [str(token) for token in model.tokenizer.convert_ids_to_tokens(ids.tolist())]
-        return cls(prompt, _continued(asked, ids, tokens), asked, masked, heads, projection, mask)
+        return cls(prompt, _continued(model, asked, ids), asked, masked, heads, projection, mask)
 
     def __repr__(self) -> str:
         return f"Decoded({self.encoded.prompt_id!r}, {len(self.tokens)} tokens)"
@@ -100,18 +100,19 @@ class Decoded:
         return kept[-1][self.first : -1]
 
 
-def _continued(encoded: Encoded, ids: Tensor, tokens: Sequence[str]) -> Encoded:
-    """The prompt with more text tokens behind it.
+def _continued(model: "HookedLVLM", encoded: Encoded, ids: Tensor) -> Encoded:
+    """The prompt with the tokens of its reply behind it.
 
-    What else is said of each position (which are padding, of which kind, which may see the picture) is said of the new
-    ones as of the last one, as transformers does while it decodes.
+    What else is said of each position (its kind, whether it may see the picture) is what transformers says of a new one
+    while it decodes.
     """
-    inputs: dict[str, Any] = {}
-    for name, value in encoded.model_inputs.items():
-        whole = isinstance(value, Tensor) and value.shape[:2] == (1, encoded.n_tokens)
-        if whole and (value.ndim == 2 or name == "cross_attention_mask"):
-            last = value[:, -1:].expand(-1, len(ids), *value.shape[2:])
-            value = torch.cat([value, ids[None].to(value) if name == "input_ids" else last], dim=1)
-        inputs[name] = value
+    said = dict(encoded.model_inputs)
+    for _ in ids:
+        said = model.hf._update_model_kwargs_for_generation(
+            outputs=ModelOutput(), model_kwargs=dict(said), is_encoder_decoder=False
+        )
+    inputs = {name: said.get(name, value) for name, value in encoded.model_inputs.items()}
+    inputs["input_ids"] = torch.cat([encoded.input_ids, ids[None].to(encoded.input_ids)], dim=1)
+    tokens = [str(token) for token in model.tokenizer.convert_ids_to_tokens(ids.tolist())]
     where = torch.cat([encoded.image_positions, torch.zeros(len(ids), dtype=torch.bool)])
     return dataclasses.replace(encoded, model_inputs=inputs, tokens=[*encoded.tokens, *tokens], image_positions=where)

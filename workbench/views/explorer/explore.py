@@ -62,7 +62,7 @@ def explore(
 
     Returns:
         A widget; the last line of a notebook cell shows it. `.head`, `.heads`, `.locked`, `.prompt`, `.criterion` and
-        `.rule` are what is chosen in it, and may be set.
+        `.rule` are what is chosen in it, and may be set; `.detectors` are those whose thresholds were kept.
 
     Raises:
         ArgumentError: For score tables that are not one a run.

@@ -54,10 +54,14 @@ def lay_out(figure: Figure) -> None:
     the second layout and for every file, takes longer than to draw them.
     """
     engine = figure.get_layout_engine()
+    words = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    for axis in words:
+        if not axis.label.get_text():
+            axis.set_label_coords(0, 0)  # nothing to be placed
     engine.execute(figure)
     for ax in figure.axes:
         ax.get_tightbbox(figure.canvas.get_renderer())  # places the words where the axes are now
-    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) if axis.label.get_text()):
+    for axis in (axis for axis in words if axis.label.get_text()):
         across, far = axis is axis.axes.xaxis, axis.get_label_position() in ("right", "top")
         edge, place = axis.axes.bbox.get_points()[int(far)], axis.label.get_position()
         away = [0.0, (place[1] - edge[1]) / figure.dpi] if across else [(place[0] - edge[0]) / figure.dpi, 0.0]

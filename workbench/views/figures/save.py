@@ -256,7 +256,8 @@ def _pages(run: xr.Dataset, scores: pd.DataFrame, heads: Sequence[Head] | None) 
             partial(pages.agreement, registered, chart=chart),
             chart.table,
             "**Do the criteria rank heads alike?** Spearman's rank correlation over heads between every two rankings "
-            f"by the mean over unsafe prompts (for the probe, its accuracy). {captions.over(run, scores)}",
+            f"by the mean over unsafe prompts (for the probe, its accuracy). {captions.over(run, scores)} The "
+            "table beside it has 95 % intervals from redrawn prompts.",
         )
 
 

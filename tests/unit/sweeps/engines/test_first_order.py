@@ -60,6 +60,20 @@ def test_estimates_of_a_tiny_change_are_what_the_exact_engine_measures(double):
         np.testing.assert_allclose(found.numpy()[large], wanted[large], rtol=5 * np.sqrt(2 / 4000) + 5e-3)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_as_many_directions_as_dimensions_give_lengths_whatever_is_drawn(double, seed):
+    mask, name = wb.Mask(form="scale", factor=1 - 1e-4), "l2"
+    exact = wb.sweep(double, text_prompts(1), mask=mask, keep_states=False, progress=False)[name].values
+    base = base_pass(double, [double.encode(text_prompts(1)[0])])
+    job = job_of(name, n=double.d_model, seed=seed, mask=mask)
+    large = exact > 0.1 * exact.max()
+    np.testing.assert_allclose(estimates(double, base, job)[f"{name}_estimate"].numpy()[large], exact[large], rtol=2e-3)
+    few = directions(double, base, "deflection", job_of(n=8, seed=seed))[:, 0]
+    anywhere = directions(double, base, name, job_of(name, n=8, seed=seed))[:, 0]
+    np.testing.assert_allclose(anywhere @ anywhere.T / double.d_model, torch.eye(8), atol=1e-9)
+    assert (few @ base.state[0]).abs().max() < 1e-9
+
+
 def test_the_directions_have_the_moments_they_should(double):
     base, draws = base_pass(double, [double.encode(text_prompts()[0])]), 4000
     across = directions(double, base, "deflection", job_of(n=draws))[:, 0]

@@ -96,7 +96,10 @@ def test_a_reply_is_stepped_through_as_it_was_decoded(board, model, run):
         if side == "base":
             np.testing.assert_allclose(rows, wanted, atol=1e-5)
         else:
-            np.testing.assert_allclose(rows[1], 1 / rows.shape[1], atol=1e-6)  # a head whose query is off looks evenly
+            seen = {r["kind"]: d for r, d in look(board, of["reply"], [3, 1], position=of["first"])}
+            even = np.frombuffer(seen["rows"], np.float32).reshape(4, -1)[1, : of["first"] + 1]
+            np.testing.assert_allclose(even, 1 / len(even), atol=1e-6)  # so looks a head whose query is off
+            assert model.attention(asked)[3, 1].max() > 0.5, "a trivial case"
     assert len(steps["masked"]["tokens"]) > 3
 
 

@@ -31,10 +31,10 @@ export function createHeadCard({ store, data, ask, counts, ground, of, sideOf })
       const interval = column === "difference" && kind === "known" ? intervalOf(one) : "";
       return make("td", { title: why || null }, kind === "known" ? number(data.value(one, column, head())) : make("i", {}, kind === "undefined" ? "undefined" : "not computed"), interval && make("small", {}, interval));
     });
-    const sure = rank.rank && !Number.isNaN(rank.share) ? `first ${state.k} in ${Math.round(100 * rank.share)} % of redraws` : "";
+    const sure = rank.rank && !Number.isNaN(rank.share) ? `first ${state.k}: ${Math.round(100 * rank.share)} %` : "";
     return make("tr", { className: record.name === state.criterion ? "wbx-on" : "" },
       make("th", { scope: "row" }, button(record.title, () => store.set({ criterion: record.name }), { className: "wbx-link", title: record.direction }), make("small", {}, record.unit)),
-      make("td", { title: rank.why }, rank.short, sure && make("small", {}, sure)), cells);
+      make("td", { title: rank.why }, rank.short, sure && make("small", { className: "wbx-whole" }, sure)), cells);
   }
 
   function intervalOf(one) {

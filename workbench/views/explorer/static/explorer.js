@@ -42,7 +42,7 @@ function mount(el, host) {
   const toast = make("div", { className: "wbx-toast", "aria-hidden": "true" });
   const status = make("div", { className: "wbx-error", role: "alert", hidden: true });
   const roving = { one: null };
-  const shared = { store, data, ask, counts, ground, answers, roving, keys };
+  const shared = { store, data, ask, counts, ground, answers, roving, keys, toggleSet };
   const compare = createCompare(shared);
   const grid = createMapGrid({ ...shared, sources: () => (state.tab === "compare" ? compare.sources() : mapSources()) });
   const sides = () => (state.tab === "compare" ? state.sides.map((at) => compare.sides[at]) : [{ run: state.run, projection: state.projection, label: manifest.runs.length > 1 ? `${state.projection} masked, ${data.run(state.run).label}` : undefined }]);

@@ -41,13 +41,15 @@ export function drawMap(pen, source, place, theme, { manifest, marks = true, k =
   for (let layer = view.l0; layer < view.l1; layer += 1) {
     for (let head = view.h0; head < view.h1; head += 1) {
       const cell = [layer, head];
-      const [x, y] = place.corner(cell);
+      // On whole pixels: between halves of pixels the ground would show as a grid.
+      const [x, y, right, low] = [...place.corner(cell), ...place.corner([layer - 1, head + 1])].map(Math.round);
+      const [wide, tall] = [right - x - gap, low - y - gap];
       const kind = source.status(cell)[0];
       if (kind === "known") {
         pen.fillStyle = shade(manifest, source.scale, source.value(cell));
-        pen.fillRect(x, y, w - gap, h - gap);
-        if (marks) mark(pen, source, cell, x, y, w - gap, h - gap, theme);
-      } else if (kind !== "outside") empty(pen, kind, x, y, w - gap, h - gap, theme);
+        pen.fillRect(x, y, wide, tall);
+        if (marks) mark(pen, source, cell, x, y, wide, tall, theme);
+      } else if (kind !== "outside") empty(pen, kind, x, y, wide, tall, theme);
     }
   }
   if (marks) numbers(pen, source, place, theme, manifest, k);

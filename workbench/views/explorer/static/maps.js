@@ -1,7 +1,7 @@
 // The linked maps: one chosen head in all of them, one window, one read-out. Cells are drawn when numbers or sizes
 // change; choosing and hovering move frames alone.
 import { uncertain } from "./data.js";
-import { clamp, headName, make, sameHead } from "./dom.js";
+import { clamp, headName, make } from "./dom.js";
 import { drawFrames, drawMap, heightFor, placed, wholeWindow } from "./heatmap.js";
 import { penOf, themeOf } from "./pen.js";
 import { nextFrame } from "./state.js";
@@ -29,7 +29,7 @@ export function criterionSource(data, side, column, rule, k) {
   };
 }
 
-export function createMapGrid({ store, data, counts, sources, keys, ground, roving }) {
+export function createMapGrid({ store, data, counts, sources, keys, toggleSet, ground, roving }) {
   const { state } = store;
   const root = make("div", { className: "wbx-maps" });
   let panels = [];
@@ -82,7 +82,7 @@ export function createMapGrid({ store, data, counts, sources, keys, ground, rovi
       if (!cell || one.source.status(cell)[0] === "outside") return;
       focusOn(one.at, false);
       one.stage.focus({ preventScroll: true });
-      if (event.shiftKey || event.ctrlKey || event.metaKey) toggle(cell);
+      if (event.shiftKey || event.ctrlKey || event.metaKey) toggleSet(cell);
       else store.set({ head: cell, ...(one.source.side ? { criterion: one.source.side.criterion } : {}) });
     });
     one.stage.addEventListener("pointerleave", () => store.set({ hover: null }));
@@ -94,11 +94,6 @@ export function createMapGrid({ store, data, counts, sources, keys, ground, rovi
     }, { passive: false });
     one.stage.addEventListener("keydown", (event) => keys(event, one));
     one.stage.addEventListener("focus", () => focusOn(one.at, false));
-  }
-
-  function toggle(cell) {
-    const has = state.heads.some((head) => sameHead(head, cell));
-    store.set({ heads: has ? state.heads.filter((head) => !sameHead(head, cell)) : [...state.heads, cell] });
   }
 
   // Dragging along an axis brushes layers or heads; dragging over the cells moves the window.

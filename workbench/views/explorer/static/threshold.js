@@ -66,8 +66,8 @@ export function createThreshold({ ground, onMove, onKeep }) {
   // The curve, the two rates of false alarms at which it is read, and where the threshold is on it.
   function draw({ alarms, detected }) {
     const theme = themeOf(ground());
-    const pen = penOf(curve, SIDE + 34, SIDE + 30);
-    const [x, y] = [(share) => 30 + share * (SIDE - 4), (share) => SIDE - share * (SIDE - 4)];
+    const pen = penOf(curve, SIDE + 38, SIDE + 30);
+    const [x, y] = [(share) => 34 + share * (SIDE - 4), (share) => SIDE - share * (SIDE - 4)];
     const line = (points, colour, width, dash = []) => {
       pen.strokeStyle = colour;
       pen.lineWidth = width;
@@ -84,7 +84,7 @@ export function createThreshold({ ground, onMove, onKeep }) {
     pen.fillStyle = theme.quiet;
     pen.font = `10px ${theme.font}`;
     pen.textAlign = "right";
-    for (const share of [0, 0.5, 1]) pen.fillText(String(share), 26, y(share) + (share === 1 ? 9 : share ? 4 : 0));
+    for (const share of [0, 0.5, 1]) pen.fillText(String(share), 31, y(share) + (share === 1 ? 9 : share ? 4 : 0));
     pen.textAlign = "center";
     for (const share of [0, 0.5, 1]) pen.fillText(String(share), x(share), SIDE + 12);
     pen.fillText("false alarms", x(0.5), SIDE + 25);
