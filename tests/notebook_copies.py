@@ -8,6 +8,7 @@ NAMES = tuple(sorted(path.name for path in FOLDER.glob("*.ipynb")))
 SMALLER = {'split=\\"selection\\", seed=0, n=80': 'split=\\"selection\\", seed=0, n=32'}
 OTHERS: dict[str, dict[str, str]] = {
     "03_your_own_model_and_data.ipynb": {},  # runs in seconds as it is
+    "07_adversary_and_faithfulness.ipynb": {"seed=0, n=60": "seed=0, n=36", "eps=(8, 32), steps=4": "eps=8, steps=2"},
     "06_how_the_signal_flows.ipynb": {"n=96": "n=48"},
     "04_arena_and_studies.ipynb": {"seed=0, n=180": "seed=0, n=60"},
     "05_swap_heads.ipynb": {},  # on 48 and 40 prompts as it stands

@@ -108,7 +108,7 @@ def attack(
         under noise. Of nobody's score (`scored_by` empty): mean `kl` in nats, `kept` (share within the budget),
         `reply_kept`, `complied` (attack success) and `refused` of the changed unsafe prompts, `benign_complied` and
         `benign_refused` of the safe ones as they are. In `attrs`: `tests` (does the attack evade on more prompts than
-        noise: McNemar, one-sided, Holm), `flat` (share of prompts whose score has no slope as they are), `left_out`,
+        noise: McNemar, one-sided, Holm), `flat` (share of flagged prompts whose score has no slope), `left_out`,
         `thresholds`, `kl_budget`, `judge`, `model`, `weight_hash`, `seed`.
 
     Raises:

@@ -59,7 +59,8 @@ class Descent:
         DetectorError: The detector's score has no gradient, or is not the one that the road leads to.
 
     Attributes:
-        flat: Whether the score has no slope at the picture as it was, [prompt]: saturated, so that nothing pulls.
+        flat: Whether the score of a prompt that is flagged has no slope at the picture as it was, [flagged prompt]:
+            saturated, so that nothing pulls.
     """
 
     def __init__(
@@ -85,7 +86,8 @@ class Descent:
                 self.logits[i] = row
         clean = [road.pixels for road in self.roads]
         score, kl, slope = self._measured(clean, np.arange(len(clean)))
-        self.flat = np.array([not bool(s.any()) for s in slope])
+        flagged = score > detector.threshold
+        self.flat = np.array([not bool(s.any()) for s in slope], dtype=bool)[flagged]
         self._check(prompts, score)
         self.best = Found(clean, score, kl)
         self.others = [_same_size((starts or {}).get(p.id), road) for p, road in zip(prompts, self.roads, strict=True)]

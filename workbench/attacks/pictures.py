@@ -27,7 +27,8 @@ def descend(
     twins: dict[str, Image.Image],
     tick: Callable[[], None],
 ) -> tuple[Iterator[Made], float]:
-    """The prompts with changed pictures, by size of the box and number of steps; and the share whose score is flat.
+    """The prompts with changed pictures, by size of the box and number of steps; and the share of those flagged whose
+    score is flat.
 
     Args:
         twins: By prompt id, another picture to start from.
@@ -42,7 +43,7 @@ def descend(
                 yield box, step, PromptSet(_with(p, picture) for p, picture in zip(prompts, pictures, strict=True))
             tick()
 
-    return made(), float(descent.flat.mean())
+    return made(), float(descent.flat.mean()) if len(descent.flat) else float("nan")
 
 
 def noise(prompts: PromptSet, eps: int, seed: int) -> PromptSet:

@@ -1,6 +1,7 @@
 """`head-claims`: which criterion's heads are necessary, sufficient, faithful and robust, in one table."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -122,35 +123,28 @@ def _faithful(material: Material, orders: dict[str, list[Head]], tests: list[dic
 
 def _robust(material: Material, orders: dict[str, list[Head]]) -> list[dict]:
     """How rarely a detector that stands on the heads is evaded, next token kept."""
-    rows = []
+    detectors: dict[str, Detector] = {}
     for name, order in orders.items():
-        detector: Detector
         if name == "probe":
-            detector = SAHsDetector(k=K, seed=material.seed)
-        else:
-            of = name if name in CRITERIA else "deflection"
-            detector = OneHeadDetector(head=order[0], criterion=of, rule="sensitivity", seed=material.seed)
-        try:
-            found = attack(
-                material.model,
-                tried(material, MOST),
-                {name: detector},
-                eps=EPS,
-                steps=STEPS,
-                kl_budget=KL_BUDGET,
-                starts="picture",
-                judge=material.judge,
-                max_new_tokens=1,
-                progress=material.progress,
-                seed=material.seed,
-            )
-        except WorkbenchError:
-            continue  # the detector cannot be fitted: it separates nothing, or its values are constant
+            detectors[name] = SAHsDetector(k=K, seed=material.seed)
+            continue
+        of = name if name in CRITERIA else "deflection"
+        one = OneHeadDetector(head=order[0], criterion=of, rule="sensitivity", seed=material.seed)
+        with suppress(WorkbenchError):  # its values are constant, or separate nothing
+            detectors[name] = one.fit_run(material.run)
+    how: dict[str, Any] = {"judge": material.judge, "progress": material.progress, "seed": material.seed}
+    asked, budget = tried(material, MOST), how | {"eps": EPS, "steps": STEPS, "kl_budget": KL_BUDGET}
+    try:
+        found = attack(material.model, asked, detectors, starts="picture", max_new_tokens=1, **budget)
+    except DetectorError:
+        return []  # none of them could be attacked
+    rows = []
+    for name in detectors:
         row = evasion(found, name, name, EPS)
         if row is not None:
             ends = {"value": 1 - row["value"], "ci_low": 1 - row["ci_high"], "ci_high": 1 - row["ci_low"]}
-            about = {"criterion": name, "heads": head_names(order[: K if name == "probe" else 1]), "claim": "robust"}
-            rows.append(about | ends | {"n": row["n"]})
+            about = {"criterion": name, "heads": head_names(orders[name][: K if name == "probe" else 1])}
+            rows.append(about | {"claim": "robust"} | ends | {"n": row["n"]})
     return rows
 
 

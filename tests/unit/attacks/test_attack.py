@@ -12,8 +12,8 @@ import torch
 import workbench as wb
 from tests.unit import planted_parts
 from workbench.attacks import words
-from workbench.attacks.descent import Descent, drawn_scores
-from workbench.attacks.pictures import noise
+from workbench.attacks.descent import Descent, drawn_scores, largest_score
+from workbench.attacks.pictures import noise, twin_pictures
 from workbench.attacks.words import harmless_words, search, sentences
 from workbench.comparison.entrants import entrants, fit_all
 from workbench.detectors import gradients
@@ -41,6 +41,23 @@ def value(table: pd.DataFrame, **keys: object) -> pd.Series:
 def icons() -> PromptSet:
     """Twins whose hazard is an icon in the picture, and nowhere else."""
     return draw_planted_prompts(n=96).where(family="icon")
+
+
+@pytest.fixture(scope="module")
+def one(icons) -> OneHeadDetector:
+    return OneHeadDetector(head=HAZARD_HEAD).fit(planted_parts.model(), icons)
+
+
+@pytest.fixture(scope="module")
+def unsafe(icons) -> PromptSet:
+    return icons.where(label="unsafe", split="test")
+
+
+def descended(model, prompts, detector, eps: int, steps: int, **how):
+    """A descent, and the best that it found in one box."""
+    descent = Descent(model, prompts, detector, **how)
+    ((_, found),) = descent.within(eps, (steps,))
+    return descent, found
 
 
 class Brightness(Detector):
@@ -80,11 +97,12 @@ def test_a_linear_score_is_evaded_at_the_size_worked_out_by_hand(monkeypatch, ic
     threshold = float(mean.min()) - 0.15
     needed = (mean - threshold) * 127.5 / bright
     detector = {"light": Brightness(threshold, 0)}
-    boxes = [int(np.floor(needed.min())), round(float(np.median(needed))), int(np.ceil(needed.max()))]
-    table = wb.attack(planted_parts.model(), icons, detector, eps=boxes, steps=12, kl_budget=None, starts="picture")
+    boxes = [round(float(np.median(needed))), int(np.ceil(needed.max()))]
+    how = {"eps": boxes, "steps": 8, "kl_budget": None, "starts": "picture", "max_new_tokens": 1}
+    table = wb.attack(planted_parts.model(), icons, detector, **how)
     found = value(table, attacked="light", scored_by="light", measure="evasion")
     assert found.to_dict() == {eps: np.mean(needed <= eps) for eps in boxes}
-    assert {0.0, 1.0} < {*found}, "sizes on both sides, and one between"
+    assert 0 < found[boxes[0]] < found[boxes[1]] == 1
 
 
 def gelu(x: float) -> float:
@@ -104,7 +122,7 @@ def sees_hazard(agreement: float) -> bool:
     return 8 * shown / np.linalg.norm(state) > 0.5
 
 
-def test_the_planted_hazard_goes_out_of_sight_between_the_two_sizes_worked_out_by_hand(icons):
+def test_the_planted_hazard_goes_out_of_sight_between_the_two_sizes_worked_out_by_hand(icons, unsafe, one):
     """Six channels of a patch are ±1. With k of them brought to t of their size, LayerNorm makes of their sum
     4 (6 - k + k t) / sqrt(2 (6 - k + k t²) + 4). The least in a box is with all six (the sum has no minimum inside it);
     the way to the twin's green for the icon's red moves two, past zero."""
@@ -120,41 +138,40 @@ def test_the_planted_hazard_goes_out_of_sight_between_the_two_sizes_worked_out_b
     hidden = next(eps for eps in range(256) if not sees_hazard(least(eps)))
     twin = next(eps for eps in range(256) if not sees_hazard(towards_twin(eps)))
     assert (hidden, twin) == (52, 107)
-    one = {"one": OneHeadDetector(head=HAZARD_HEAD)}
-    how = {"eps": (hidden - 1, twin - 1, twin), "max_new_tokens": 6}
-    loose = wb.attack(planted_parts.model(), icons, one, steps=0, kl_budget=None, **how)
-    found = value(loose, attacked="one", scored_by="one", measure="evasion")
-    assert found.to_dict() == {hidden - 1: 0, twin - 1: 0, twin: 1}
+    how = {"eps": (hidden - 1, twin), "steps": 0, "kl_budget": None, "max_new_tokens": 5}
+    table = wb.attack(planted_parts.model(), icons, {"one": one}, **how)
+    found = value(table, attacked="one", scored_by="one", measure="evasion")
+    assert found.to_dict() == {hidden - 1: 0, twin: 1}
     # The head that is detected by is the head that refuses: what hides from one frees the other.
-    complied = value(loose, attacked="one", measure="complied")
+    complied = value(table, attacked="one", measure="complied")
     assert (complied[hidden - 1], complied[twin]) == (0, 1)
-    kept = wb.attack(planted_parts.model(), icons, one, steps=0, eps=255, kl_budget=0.1, max_new_tokens=6)
-    assert value(kept, attacked="one", scored_by="one", measure="evasion").to_dict() == {255: 0}
-    descent = wb.attack(planted_parts.model(), icons, one, steps=4, eps=hidden - 1, kl_budget=None, max_new_tokens=6)
-    assert value(descent, attacked="one", scored_by="one", measure="evasion").to_dict() == {hidden - 1: 0}
+    model, twins = planted_parts.model(), twin_pictures(unsafe, icons.where(label="safe"))
+    _, lost = descended(model, unsafe, one, 255, 0, kl_budget=0.1, starts=twins)
+    assert (lost.score > one.threshold).all(), "with the next token kept, no picture is left that hides it"
+    _, short = descended(model, unsafe, one, twin - 1, 0, kl_budget=float("inf"), starts=twins)
+    assert (short.score > one.threshold).all()
+    _, near = descended(model, unsafe, one, hidden - 1, 2, kl_budget=float("inf"), starts=twins)
+    assert (near.score > one.threshold).all(), "nor can any, so near"
 
 
-def test_no_change_changes_nothing(icons):
-    table = wb.attack(planted_parts.model(), icons, "one-head", eps=0, steps=3, max_new_tokens=6)
+def test_no_change_changes_nothing(icons, unsafe, one):
+    table = wb.attack(planted_parts.model(), icons, {"one": one}, eps=0, steps=1, max_new_tokens=1)
     assert set(table["eps"]) == {0}
     assert set(table["attacked"]) == {"nothing"}
     assert table.loc[table["measure"] == "kl", "value"].tolist() == [0.0]
-    detector = OneHeadDetector(head=HAZARD_HEAD).fit(planted_parts.model(), icons)
-    unsafe = icons.where(label="unsafe", split="test")
-    descent = Descent(planted_parts.model(), unsafe, detector, kl_budget=float("inf"))
-    before = [p.clone() for p in descent.best.pixels]
-    for _, found in descent.within(0, (2,)):
-        assert all((a == b).all() for a, b in zip(before, found.pixels, strict=True))
-        assert (found.kl == 0).all()
+    descent, found = descended(planted_parts.model(), unsafe, one, 0, 2, kl_budget=float("inf"))
+    assert all((road.pixels == after).all() for road, after in zip(descent.roads, found.pixels, strict=True))
+    assert (found.kl == 0).all()
     assert all(a is b for a, b in zip(unsafe, noise(unsafe, 0, 0), strict=True))
 
 
-def test_on_the_null_model_nothing_pulls(icons):
-    one = {"one": OneHeadDetector(head=HAZARD_HEAD)}
-    how = {"eps": (8, 64), "steps": 3, "kl_budget": None, "starts": "picture", "max_new_tokens": 6}
-    table = wb.attack(planted_parts.model("null"), icons, one, **how)
-    assert all(test["p_corrected"] == 1 for test in table.attrs["tests"])
-    assert value(table, attacked="one", measure="kl").max() < 1e-6
+def test_on_the_null_model_nothing_pulls(icons, unsafe):
+    null = planted_parts.model("null")
+    detector = OneHeadDetector(head=HAZARD_HEAD).fit(null, icons)
+    descent, found = descended(null, unsafe, detector, 64, 2, kl_budget=float("inf"))
+    assert len(descent.flat) == (found.score > detector.threshold).sum()
+    np.testing.assert_allclose(found.score, largest_score(detector, null, unsafe), rtol=1e-4)
+    assert (found.kl < 1e-6).all()
 
 
 NAMES = ("one-head", "ships", "one-head:criterion=l2", "one-head:criterion=refusal_change:projection=value",
@@ -164,16 +181,17 @@ DRAWN = "one-head-random:k=3"
 
 
 @pytest.fixture(scope="module")
-def fitted() -> dict[str, Detector]:
+def fitted(icons) -> dict[str, Detector]:
     left_out: dict[str, str] = {}
-    model, calibration = planted_parts.model(), PromptSet(p for p in planted_parts.prompts(96) if p.split != "test")
-    found = fit_all(model, entrants((*NAMES, DRAWN), seed=0), calibration, left_out, out=None, progress=False)
+    calibration = PromptSet(p for p in icons if p.split != "test")
+    asked = entrants((*NAMES, DRAWN), seed=0)
+    found = fit_all(planted_parts.model(), asked, calibration, left_out, out=None, progress=False)
     assert not left_out
     return {entrant.key: entrant.detector for entrant in found}
 
 
 def test_scores_with_a_gradient_are_the_detectors_own(fitted):
-    model, some = planted_parts.model(), planted_parts.split("test")[:6]
+    model, some = planted_parts.model(), planted_parts.split("test")[:4]
     bases = [model.base(prompt) for prompt in some]
     for name in NAMES:
         theirs = drawn_scores(fitted[name], model, some)[0]
@@ -204,39 +222,38 @@ def test_what_has_no_gradient_is_refused_by_name(detector, said):
         gradients.score_parts(detector, model, model.base(planted_parts.prompts(96)[0]))
 
 
-def test_what_was_made_against_one_is_tried_on_others_and_kept(icons, tmp_path):
-    model, out, one = planted_parts.model(), tmp_path / "attack", {"one": OneHeadDetector(head=HAZARD_HEAD)}
-    how = {"scored_by": "last-layer", "eps": 200, "steps": 1, "kl_budget": None, "max_new_tokens": 2, "out": out}
+def test_what_was_made_against_one_is_tried_on_others_and_kept(icons, unsafe, one, tmp_path):
+    model, out = planted_parts.model(), tmp_path / "attack"
+    other = OneHeadDetector(head=(1, 2), threshold=1.0).fit(model, icons)
+    how = {"scored_by": {"other": other}, "eps": 200, "steps": 0, "kl_budget": None, "max_new_tokens": 1, "out": out}
     passes = model.work.vision_passes
-    table = wb.attack(model, icons, one, **how)
+    table = wb.attack(model, icons, {"one": one}, **how, save_pictures=tmp_path / "pictures")
     first = model.work.vision_passes - passes
-    assert {"one", "last-layer"} <= set(table.loc[table["attacked"] == "one", "scored_by"])
+    assert {"one", "other"} <= set(table.loc[table["attacked"] == "one", "scored_by"])
     assert len(list((out / "parts").glob("*.json"))) == 2  # against it, and noise
-    pd.testing.assert_frame_equal(table, wb.attack(model, icons, one, **how))
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 2 * len(unsafe)
+    pd.testing.assert_frame_equal(table, wb.attack(model, icons, {"one": one}, **how))
     assert model.work.vision_passes - passes - first < first / 2, "what was kept is not made again"
-    assert not list(tmp_path.rglob("*.png")), "no picture unless it is asked for"
-    wb.attack(model, icons, one, **how, save_pictures=tmp_path / "pictures")
-    unsafe = len(icons.where(label="unsafe", split="test"))
-    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 2 * unsafe
+    assert not list(out.rglob("*.png")), "no picture unless it is asked for"
 
 
 def test_texts_keep_their_request_and_add_no_hazard():
-    unsafe = wb.load_prompts("pocket", n=40).where(label="unsafe")
+    asked = wb.load_prompts("pocket", n=40).where(label="unsafe")
     harmless = {*harmless_words("pocket"), *harmless_words("planted")}
     assert harmless
     assert not harmless & {*pocket_words.HAZARD_NOUNS, *pocket_words.HARMFUL_VERBS}
-    for prompt in unsafe:
+    for prompt in asked:
         others = sentences(prompt)
         assert others
         assert prompt.text not in others
-        asked = {pocket.verb_of(prompt), pocket.noun_of(prompt)} & {*prompt.text.split()}
-        assert all(asked <= {*other.split()} for other in others)
+        named = {pocket.verb_of(prompt), pocket.noun_of(prompt)} & {*prompt.text.split()}
+        assert all(named <= {*other.split()} for other in others)
 
 
-def test_a_text_search_lowers_a_score_and_keeps_to_its_budget(monkeypatch, icons):
+def test_a_text_search_lowers_a_score_and_keeps_to_its_budget(monkeypatch, icons, unsafe):
     """Of a score that counts tokens a word takes one; the planted world has no other sentences to try first."""
     monkeypatch.setattr(words, "TRIED", 3)
-    model, unsafe = planted_parts.model(), icons.where(label="unsafe", split="test")
+    model = planted_parts.model()
     detector = Shortness(0.0, 0).fit(model, icons)
 
     def logits(of):

@@ -31,7 +31,7 @@ def first(*heads):
 
 @pytest.fixture(scope="module")
 def test_set():
-    return planted_parts.split("test")[:16]
+    return planted_parts.split("test")[:8]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,14 @@ def curves(test_set):
     orders = {"first": first(PLANTED), "last": [*first(PLANTED)[1:], PLANTED]}
     sizes = (0, 1 / 16, 0.5, 1)
     return wb.faithfulness(
-        planted_parts.model(), test_set, orders, sizes=sizes, controls=3, behaviour=(0.5,), bootstrap=200
+        planted_parts.model(),
+        test_set,
+        orders,
+        sizes=sizes,
+        controls=2,
+        behaviour=(0.5,),
+        max_new_tokens=5,
+        bootstrap=200,
     )
 
 
@@ -128,7 +135,7 @@ def test_first_order_odds_are_the_slope_of_a_scaled_head(test_set):
 
 
 def test_gates_that_are_learned_find_the_planted_head_and_both_of_the_pair():
-    selection = planted_parts.split("selection")[:8]
+    selection = planted_parts.split("selection")[:4]
     learned = learn_heads(planted_parts.model(), selection, method="gating", steps=60)
     assert (learned.loc[0, "layer"], learned.loc[0, "head"]) == PLANTED
     assert learned.loc[0, "pushed_shut"] > 0.5 > learned.loc[3, "pushed_shut"]
@@ -168,12 +175,13 @@ def test_a_ranking_that_leaves_heads_out_is_refused(test_set):
 
 def test_the_planted_models_refusal_is_in_its_attention(test_set):
     planted, null = planted_parts.model(), planted_parts.model("null")
-    table = transplant(planted, null, test_set, max_new_tokens=6)
+    table = transplant(planted, null, test_set, max_new_tokens=5)
     refused = table[table["group"] == "unsafe"].set_index(["into", "moved"])["refused"]
     assert refused["base"].to_dict() == {"nothing": 0, "attention": 1, "mlp": 0, "rest": 0, "everything": 1}
     assert refused["tuned"].to_dict() == {"nothing": 1, "attention": 0, "mlp": 1, "rest": 1, "everything": 0}
-    found = {t["test"] for t in table.attrs["tests"] if t["p_corrected"] < 0.05}
-    assert found == {"attention into base: refuses more", "base's attention into tuned: refuses less"}
+    # McNemar's exact test: all four unsafe prompts change sides, or none does.
+    moved = ("attention into base: refuses more", "base's attention into tuned: refuses less")
+    assert all(t["p_value"] == (1 / 16 if t["test"] in moved else 1) for t in table.attrs["tests"])
     whole = transplanted(null, planted, ("attention", "mlp", "rest"))
     assert whole.weight_hash == planted.weight_hash != null.weight_hash
     assert transplanted(null, planted, ("mlp",)).weight_hash == null.weight_hash
