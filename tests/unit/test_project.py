@@ -96,6 +96,12 @@ def test_public_names_are_not_also_modules():
     assert modules & set(workbench.__all__) == {"plot", "studies"}
 
 
+def test_every_public_name_has_its_place_in_the_reference():
+    page = (ROOT / "docs/reference/index.md").read_text(encoding="utf-8")
+    pages = {"studies", "__version__"}  # a page of its own, and what has no page
+    assert set(re.findall(r"^::: workbench\.(\w+)$", page, re.M)) == set(workbench.__all__) - pages
+
+
 def test_make_lists_its_targets():
     listed = re.findall(r"^  make (\w+)", make().stdout, re.M)
     assert {"demo", "test", "unit", "faults", "lab", "check", "docs", "bench", "pins", "help"} <= set(listed)
