@@ -34,7 +34,7 @@ from workbench.models.loading import load_model  # noqa: E402
 from workbench.models.masks import Mask  # noqa: E402
 from workbench.prompts import load_prompts  # noqa: E402
 from workbench.prompts.prompt import PromptSet  # noqa: E402
-from workbench.runs.effects import MEASURES  # noqa: E402
+from workbench.runs.job import MEASURES  # noqa: E402
 from workbench.runs.vocabulary import LOGITS_BLOCK  # noqa: E402
 
 DATA = Path(__file__).parent / "real_data"
