@@ -28,12 +28,7 @@ from workbench.views.figures import studies as figures
 K, CONTROLS, EPS, STEPS, KL_BUDGET, TOKENS, LEARNING_STEPS, MOST = 5, 3, 8, 12, 0.1, 16, 300, 40
 CRITERIA = ("deflection", "ships", "probe", "refusal_change")
 LEARNED = "learned gates"
-CLAIMS = {
-    "necessary": "freed by masking them",
-    "sufficient": "refused with them alone",
-    "faithful": "1 - CMD",
-    "robust": "1 - evasion",
-}
+CLAIMS = ("necessary", "sufficient", "faithful", "robust")
 
 
 def find(material: Material) -> Findings:
@@ -164,7 +159,6 @@ def _says(table: pd.DataFrame, tests: pd.DataFrame) -> str:
 
 def draw(findings: Findings) -> Any:
     table = findings.table[findings.table["claim"].isin(list(CLAIMS))]
-    table = table.assign(claim=table["claim"] + ": " + table["claim"].map(CLAIMS))
     return figures.dots(table, rows="criterion", panels="claim", x="share, 95 % interval", limits=(-0.05, 1.05))
 
 
