@@ -135,6 +135,7 @@ def test_what_needs_no_model_is_said_before_anything_heavy_is_imported(words, st
         "data",
         "find",
         "study",
+        "trace",
     ],
 )
 def test_every_table_can_be_had_as_json(monkeypatch, capsys, command):

@@ -6,12 +6,11 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from workbench.cli.prompts import Asked, chosen, say_caveats
+from workbench.cli.prompts import Asked, told
 from workbench.finding.find import find_heads
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.plain import check_writable, write_table
-from workbench.prompts.caveats import caveats
 from workbench.views.tables import found_table
 
 
@@ -43,9 +42,7 @@ def find_command(
     """
     if out is not None:
         check_writable(out)
-    asked = chosen(prompts, seed)
-    if not (json or quiet):
-        say_caveats(Console(stderr=True), caveats(asked))
+    asked = told(prompts, seed, quiet=json or quiet)
     try:
         found = find_heads(
             load_model(model, template=template, dtype=dtype, device=device),

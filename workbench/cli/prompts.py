@@ -104,6 +104,16 @@ def chosen(prompts: "str | Asked", seed: int = 0) -> "PromptSet":
     return (Asked([prompts]) if isinstance(prompts, str) else prompts).load(seed)
 
 
+def told(prompts: "str | Asked", seed: int = 0, *, quiet: bool) -> "PromptSet":
+    """`chosen`, with what its prompts share said on standard error, which no table or JSON is written to."""
+    from workbench.prompts.caveats import caveats
+
+    asked = chosen(prompts, seed)
+    if not quiet:
+        say_caveats(Console(stderr=True), caveats(asked))
+    return asked
+
+
 def with_prompts(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command whose parameter `prompts` is a set or several with their options, and comes as `Asked`; or as None,
     where neither a set nor an option was given.

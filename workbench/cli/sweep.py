@@ -9,11 +9,10 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from workbench.cli.prompts import Asked, chosen, say_caveats
+from workbench.cli.prompts import Asked, chosen, told
 from workbench.errors import WorkbenchError
 from workbench.models.loading import load_model
 from workbench.models.masks import Mask
-from workbench.prompts.caveats import caveats
 from workbench.runs.job import MEASURES
 from workbench.sweeps.forecast import plan
 from workbench.sweeps.sweep import sweep
@@ -46,9 +45,7 @@ def sweep_command(
     Raises:
         WorkbenchError: As `sweep`, `load_model` and `load_prompts` do.
     """
-    asked = chosen(prompts, seed)
-    if not quiet:
-        say_caveats(Console(stderr=True), caveats(asked))
+    asked = told(prompts, seed, quiet=quiet)
     loaded = load_model(model, template=template, dtype=dtype, device=device, device_map=device_map)
     try:
         run = sweep(

@@ -10,11 +10,10 @@ from rich.console import Console
 
 from workbench.axes import Head, as_heads, head_name
 from workbench.checking import plainly
-from workbench.cli.prompts import Asked, chosen, say_caveats
+from workbench.cli.prompts import Asked, told
 from workbench.errors import ArgumentError
 from workbench.models.loading import load_model
 from workbench.plain import check_writable, plain, write_table
-from workbench.prompts.caveats import caveats
 from workbench.tracing.records import left_out
 from workbench.tracing.trace import trace
 from workbench.views import traces
@@ -53,9 +52,7 @@ def trace_command(
     given: dict[str, Any] = {"sources": int(sources) if sources.isdecimal() else _heads(sources, "--sources")}
     if heads is not None:
         given["heads"] = _heads(heads, "--heads")
-    asked = chosen(prompts, seed)
-    if not (json or quiet):
-        say_caveats(Console(stderr=True), caveats(asked))
+    asked = told(prompts, seed, quiet=json or quiet)
     try:
         found = trace(
             load_model(model, template=template, dtype=dtype, device=device),
