@@ -135,6 +135,7 @@ def faithfulness(
     Rankings come from a sweep over the selection prompts and from masks that are learned on them; curves are measured
     on the test prompts.
     """
+    from workbench.axes import head_pairs
     from workbench.comparison import faithfulness as run_faithfulness
     from workbench.comparison.arena import calibration_and_test
     from workbench.comparison.faithfulness import rankings
@@ -155,7 +156,7 @@ def faithfulness(
         orders = {n: o for n, o in rankings(scored).items() if n.partition(", ")[2] in rules}
     for method in [] if learned == ["none"] else learned:
         found = learn_heads(loaded, selection, method=method, steps=steps, progress=shown, seed=seed)
-        orders[f"learned, {method}"] = [(int(row.layer), int(row.head)) for row in found.itertuples()]
+        orders[f"learned, {method}"] = head_pairs(found)
     table = run_faithfulness(
         loaded,
         test,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from workbench.axes import Head, as_heads
+from workbench.axes import Head, as_heads, head_pairs
 from workbench.checking import Converted, Seed, Whole, checked
 from workbench.comparison.differences import holm
 from workbench.comparison.masked_behaviour import MaskedReplies, outcome_groups
@@ -15,7 +15,6 @@ from workbench.criteria.ranking import ranked, scored_rows
 from workbench.criteria.registry import get_criterion, get_rule
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval, rate_interval
 from workbench.detectors.calibration import check_labels, unsafe_array
-from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError, DetectorError
 from workbench.finding.joint import contrast, refusal_odds
 from workbench.models.bound import with_source

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.attacks import attack
-from workbench.axes import Head, head_names
+from workbench.axes import Head, head_names, head_pairs
 from workbench.comparison.causal_rows import more_than_each
 from workbench.comparison.faithfulness import faithfulness, rankings
 from workbench.comparison.masked_behaviour import MaskedReplies, draw_controls
@@ -75,7 +75,7 @@ def _orders(material: Material) -> dict[str, list[Head]]:
     selection = material.prompts.where(split="selection")
     how: dict[str, Any] = {"method": "gating", "steps": LEARNING_STEPS, "seed": material.seed}
     learned = learn_heads(material.model, selection, progress=material.progress, **how)
-    found[LEARNED] = [(int(row.layer), int(row.head)) for row in learned.itertuples()]
+    found[LEARNED] = head_pairs(learned)
     whole = {(layer, head) for layer in material.model.masked_layers for head in range(material.model.n_heads)}
     return {name: order for name, order in found.items() if {*order} == whole}
 

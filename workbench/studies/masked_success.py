@@ -5,13 +5,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.axes import Head, head_names
+from workbench.axes import Head, head_names, head_pairs
 from workbench.comparison.causal_rows import more_than_each
 from workbench.comparison.masked_behaviour import QUESTION_FAMILY, MaskedReplies, draw_controls, outcome_groups
 from workbench.criteria import get_criterion, top_heads
 from workbench.criteria.ranking import anchor_rule
 from workbench.detectors.calibration import unsafe_array
-from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError, DetectorError
 from workbench.studies import needs
 from workbench.studies.material import Material

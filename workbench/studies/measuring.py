@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.axes import Head
+from workbench.axes import Head, head_pairs
 from workbench.criteria import get_criterion, score, statistics, top_heads
 from workbench.criteria.detection import decision_values
 from workbench.criteria.ranking import anchor_rule
 from workbench.detectors.calibration import densities_cross
-from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError
 from workbench.runs.pairs import tie_names
 from workbench.runs.reading import FEWEST_PROMPTS, prompt_coord

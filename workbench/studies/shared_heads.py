@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.axes import head_names
+from workbench.axes import head_names, head_pairs
 from workbench.criteria import score, top_heads
 from workbench.criteria.ranking import anchor_rule
 from workbench.criteria.registry import get_criterion
-from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError
 from workbench.models.hooked import HookedLVLM
 from workbench.studies import needs

@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from PIL import Image
 
+from workbench.axes import Head
 from workbench.models.attention import attention_pattern
 from workbench.models.bound import with_source
 from workbench.models.masks import Mask
@@ -19,7 +20,6 @@ from workbench.prompts.pictures import picture_of_bytes
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.effects import measure
 from workbench.runs.origin import check_model, mask_of
-from workbench.views.charts import Head
 from workbench.views.explorer.decoding import Decoded
 
 if TYPE_CHECKING:

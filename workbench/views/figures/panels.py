@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
-from workbench.axes import head_name
+from workbench.axes import Head, head_name
 from workbench.views import charts, theme
-from workbench.views.charts import Head
 from workbench.views.figures.style import literal
 
 DOTS = 8  # of a picture of a map, along a side of a cell
