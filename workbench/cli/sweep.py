@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import pandas as pd
-import typer
 from rich.console import Console
 
+from workbench.cli.printing import say
 from workbench.cli.prompts import Asked, chosen, told
 from workbench.errors import WorkbenchError
 from workbench.models.loading import load_model
@@ -47,32 +47,28 @@ def sweep_command(
     """
     asked = told(prompts, seed, quiet=quiet)
     loaded = load_model(model, template=template, dtype=dtype, device=device, device_map=device_map)
-    try:
-        run = sweep(
-            loaded,
-            asked,
-            projections=projections or None,
-            mask=mask,
-            engine=engine,
-            engine_options=dict(map(_pair, options)),
-            out=out,
-            seed=seed,
-            cluster=cluster,
-            repair=repair,
-            on_error=on_error,
-            readout=readout,
-            measures=measures or MEASURES,
-            progress=not quiet,
-        )
-    except KeyboardInterrupt as stopped:
-        Console(stderr=True).print(str(stopped), highlight=False, markup=False)
-        raise typer.Exit(130) from None
+    run = sweep(
+        loaded,
+        asked,
+        projections=projections or None,
+        mask=mask,
+        engine=engine,
+        engine_options=dict(map(_pair, options)),
+        out=out,
+        seed=seed,
+        cluster=cluster,
+        repair=repair,
+        on_error=on_error,
+        readout=readout,
+        measures=measures or MEASURES,
+        progress=not quiet,
+    )
     if quiet:
         return
     sizes = ", ".join(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
     )
-    console.print(f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}", highlight=False, markup=False)
+    say(console, f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}")
 
 
 def plan_command(
