@@ -69,17 +69,18 @@ def faithfulness_command(
     rules: Sequence[str],
     learned: Sequence[str],
     steps: int,
-    sizes: Sequence[float],
     outside: str,
-    controls: int,
-    behaviour: Sequence[float],
     out: Path | None,
     template: str,
     dtype: str,
     device: str | None,
     seed: int,
+    **given: Any,
 ) -> pd.DataFrame:
-    """Rank heads on the selection prompts, print what the rankings keep of refusal on the test prompts."""
+    """Rank heads on the selection prompts, print what the rankings keep of refusal on the test prompts.
+
+    `given` is for `faithfulness`.
+    """
     loaded, shown = load_model(model, template=template, dtype=dtype, device=device), not console.quiet
     selection, test, _ = calibration_and_test(chosen(prompts, seed), seed)
     orders = {}
@@ -94,12 +95,10 @@ def faithfulness_command(
         loaded,
         test,
         orders,
-        sizes=sizes,
         mask=Mask(form="interchange" if outside == "interchange" else "limit"),
-        controls=controls,
-        behaviour=behaviour,
         progress=shown,
         seed=seed,
+        **given,
     )
     areas = table[table["measure"].isin(["cpr", "cmd", "cmd_control"])]
     console.print(_with_intervals(areas, ["ranking", "measure"]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -26,17 +27,16 @@ def arena_command(
     detectors: Sequence[str],
     guards: Sequence[str],
     judges: Sequence[str],
-    controls: int,
-    run: str | None,
     out: Path | None,
-    max_new_tokens: int,
-    bootstrap: int,
     template: str,
     dtype: str,
     device: str | None,
     seed: int,
+    **more: Any,
 ) -> pd.DataFrame:
     """Print how everything asked for compares, and write tables and the figure where asked.
+
+    `more` is for `arena`.
 
     Raises:
         WorkbenchError: As `arena`, `load_model` and `load_prompts` do.
@@ -49,13 +49,10 @@ def arena_command(
             [name for wanted in detectors for name in (grid() if wanted == "grid" else (wanted,))],
             () if guards == ["none"] else guards,
             judges=() if judges == ["auto"] else judges,
-            controls=controls,
-            max_new_tokens=max_new_tokens,
-            bootstrap=bootstrap,
-            run=run,
             out=out,
             progress=not console.quiet,
             seed=seed,
+            **more,
         )
     except KeyboardInterrupt:
         kept = f" The same command goes on with what {out} holds." if out is not None else ""

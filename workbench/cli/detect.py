@@ -46,19 +46,16 @@ def compare_command(
     *,
     model: str | None = None,
     prompts: str | Asked | None = None,
-    criteria: Sequence[str],
-    rules: Sequence[str],
-    n_heads: Sequence[int] = (1, 3, 5),
-    controls: int = 3,
     judges: Sequence[str] = ("exact",),
-    bootstrap: int = 1000,
     out: Path | None = None,
     template: str = "chat",
     seed: int = 0,
+    **given: Any,
 ) -> pd.DataFrame:
     """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does.
 
-    The first of `judges` decides what counts as an answer; with a second one, their agreement is printed.
+    The first of `judges` decides what counts as an answer; with a second one, their agreement is printed. `given` is
+    for `compare`.
     """
     if out is not None:
         check_writable(out)
@@ -67,14 +64,10 @@ def compare_command(
         stored,
         None if model is None else load_model(model, template=template),
         prompts=None if prompts is None else chosen(prompts, seed),
-        criteria=criteria,
-        rules=rules,
-        n_heads=n_heads,
-        controls=controls,
         judges=judges,
-        bootstrap=bootstrap,
         progress=not console.quiet,
         seed=seed,
+        **given,
     )
     _widen(console)
     say_caveats(console, caveats_of(stored))

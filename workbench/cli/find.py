@@ -1,6 +1,7 @@
 """What `workbench find` prints and does."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -9,7 +10,6 @@ from workbench.cli.printing import say, write_rows
 from workbench.cli.prompts import Asked, told
 from workbench.finding.find import find_heads
 from workbench.models.loading import load_model
-from workbench.models.masks import Mask
 from workbench.plain import check_writable
 from workbench.views.tables import found_table
 
@@ -19,21 +19,18 @@ def find_command(
     *,
     model: str,
     prompts: str | Asked,
-    k: int = 5,
-    criterion: str = "deflection",
-    rule: str = "selectivity",
     projections: list[str],
-    level: float = 0.95,
-    budget: float = 0.5,
-    mask: Mask | None = None,
-    store: str | None = None,
-    out: Path | None = None,
-    template: str = "chat",
-    dtype: str = "float32",
-    device: str | None = None,
-    seed: int = 0,
+    store: str | None,
+    out: Path | None,
+    template: str,
+    dtype: str,
+    device: str | None,
+    seed: int,
+    **given: Any,
 ) -> pd.DataFrame:
     """Find the first heads, print those that are certain or possible, and write the table of all where asked.
+
+    `given` is for `find_heads`.
 
     Raises:
         WorkbenchError: As `find_heads`, `load_model` and `load_prompts` do.
@@ -44,16 +41,11 @@ def find_command(
     found = find_heads(
         load_model(model, template=template, dtype=dtype, device=device),
         asked,
-        k=k,
-        criterion=criterion,
-        rule=rule,
         projection=projections or None,
-        level=level,
-        budget=budget,
-        mask=mask,
         out=store,
         progress=not console.quiet,
         seed=seed,
+        **given,
     )
     console.print(found_table(found))
     say(console, f"Work: {found.attrs['work']:.0%} of the exact map's. {found.attrs['says']}")

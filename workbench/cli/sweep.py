@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -12,7 +12,6 @@ from workbench.cli.printing import say
 from workbench.cli.prompts import Asked, chosen, told
 from workbench.errors import WorkbenchError
 from workbench.models.loading import load_model
-from workbench.models.masks import Mask
 from workbench.runs.job import MEASURES
 from workbench.sweeps.forecast import plan
 from workbench.sweeps.sweep import sweep
@@ -25,22 +24,19 @@ def sweep_command(
     prompts: str | Asked,
     out: str,
     projections: list[str],
-    engine: str = "exact",
     options: Sequence[str] = (),
-    mask: Mask | None = None,
-    seed: int = 0,
     template: str = "chat",
     dtype: str = "float32",
     device: str | None = None,
     device_map: str | None = None,
-    cluster: str | None = None,
-    repair: bool = False,
-    on_error: Literal["raise", "skip"] = "raise",
-    readout: Sequence[str] = (),
     measures: Sequence[str] = (),
     quiet: bool = False,
+    seed: int = 0,
+    **given: Any,
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
+
+    `given` is for `sweep`.
 
     Raises:
         WorkbenchError: As `sweep`, `load_model` and `load_prompts` do.
@@ -51,17 +47,12 @@ def sweep_command(
         loaded,
         asked,
         projections=projections or None,
-        mask=mask,
-        engine=engine,
         engine_options=dict(map(_pair, options)),
         out=out,
-        seed=seed,
-        cluster=cluster,
-        repair=repair,
-        on_error=on_error,
-        readout=readout,
         measures=measures or MEASURES,
         progress=not quiet,
+        seed=seed,
+        **given,
     )
     if quiet:
         return

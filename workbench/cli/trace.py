@@ -1,6 +1,5 @@
 """What `workbench trace` prints and does."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +23,33 @@ def trace_command(
     *,
     model: str,
     prompts: str | Asked,
-    components: Sequence[str],
     heads: str | None,
     sources: str,
-    window: int | None,
-    out: str | None,
     figures: Path | None,
     table: Path | None,
     top: int,
-    on_error: str,
-    rows: int | None,
     template: str,
     dtype: str,
     device: str | None,
     seed: int,
+    **given: Any,
 ) -> pd.DataFrame:
     """Trace the pairs, print where what tells them apart goes, and write tables and figures where asked.
+
+    `given` is for `trace`.
 
     Raises:
         WorkbenchError: As `trace`, `load_model` and `load_prompts` do.
     """
     if table is not None:
         check_writable(table)
-    given: dict[str, Any] = {"sources": int(sources) if sources.isdecimal() else heads_from(sources, "--sources")}
+    given["sources"] = int(sources) if sources.isdecimal() else heads_from(sources, "--sources")
     if heads is not None:
         given["heads"] = heads_from(heads)
     asked = told(prompts, seed, quiet=console.quiet)
     found = trace(
         load_model(model, template=template, dtype=dtype, device=device),
         asked,
-        components=components,
-        window=window,
-        out=out,
-        rows=rows,
-        on_error=on_error,  # type: ignore[arg-type]  # typer holds it to the two words
         progress=not console.quiet,
         **given,
     )

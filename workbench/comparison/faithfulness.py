@@ -9,7 +9,7 @@ import pandas as pd
 
 from workbench.axes import Head, as_heads, head_pairs
 from workbench.checking import Converted, Seed, Whole, checked
-from workbench.comparison.differences import holm
+from workbench.comparison.differences import tested
 from workbench.comparison.masked_behaviour import MaskedReplies, outcome_groups
 from workbench.criteria.ranking import ranked, scored_rows
 from workbench.criteria.registry import get_criterion, get_rule
@@ -192,10 +192,8 @@ def faithfulness(
         replies = MaskedReplies(model, prompts, mask=mask, judge=judge, max_new_tokens=max_new_tokens)
         rows += _behaviour(replies, rankings, behaviour)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    corrected = pd.DataFrame(tests, columns=["test", "p_value"])
-    corrected["p_corrected"] = holm(corrected["p_value"].to_numpy(dtype=np.float64))
     difference = float(contrast(np.ones((1, len(unsafe))), unsafe, whole[:, :1])[0, 0])
-    table.attrs = {"difference": difference, "tests": corrected.to_dict("records"), "seed": seed}
+    table.attrs = {"difference": difference, "tests": tested(tests).to_dict("records"), "seed": seed}
     return table
 
 

@@ -101,11 +101,6 @@ class Criterion:
         )
 
     @property
-    def axis_title(self) -> str:
-        """Label and unit as a plot's axis says them."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
-
-    @property
     def rules(self) -> tuple[str, ...]:
         """The rules that have a meaning for this criterion."""
         return tuple(rule.name for rule in list_rules() if self.kind in rule.kinds)

@@ -10,6 +10,7 @@ import pandas as pd
 from workbench.attacks import attack
 from workbench.axes import Head, head_names, head_pairs
 from workbench.comparison.causal_rows import more_than_each
+from workbench.comparison.differences import tested
 from workbench.comparison.faithfulness import faithfulness, rankings
 from workbench.comparison.masked_behaviour import MaskedReplies, draw_controls
 from workbench.criteria.ranking import anchor_rule
@@ -22,7 +23,7 @@ from workbench.studies import needs
 from workbench.studies.adaptive import ROAD, evasion, tried
 from workbench.studies.material import Material
 from workbench.studies.measuring import rate
-from workbench.studies.record import Findings, StudyRecord, tested
+from workbench.studies.record import Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 K, CONTROLS, EPS, STEPS, KL_BUDGET, TOKENS, LEARNING_STEPS, MOST = 5, 3, 8, 12, 0.1, 16, 300, 40

@@ -239,10 +239,6 @@ class HeadMap:
         """Whether cells are so large that a gap parts them."""
         return gapped(self.cells)
 
-    def inks(self, heads: Sequence[Head]) -> list[tuple[str, str]]:
-        """Colour and ink of each of these computed heads."""
-        return theme.shades(self.scale.colours, [self.scale.share(float(self.cells[head])) for head in heads])
-
 
 def gapped(cells: np.ndarray) -> bool:
     """Whether the cells of a map are so large that a gap parts them."""
