@@ -303,6 +303,7 @@ def test_the_walk_through_to_a_family_works(monkeypatch):
     assert model.n_kv_heads < model.n_heads
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     source = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
