@@ -46,7 +46,8 @@ def taken_mask(given: dict[str, Any]) -> Mask:
 def heads_from(text: str, option: str = "--heads") -> list[Head]:
     """Heads as they are written on the command line: names, comma-separated, or a file of heads."""
     try:
-        return as_heads(text if text.endswith(".json") else [name.strip() for name in text.split(",")])
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        return as_heads(text if text.endswith(".json") or not names else names)
     except ValueError as error:
         raise ArgumentError(f"{option} {error}; got {plainly(text)}.") from error
 
