@@ -156,6 +156,7 @@ def double():
     return tiny(dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["deflection", "ships", "l2", "refusal_change"])
 def test_every_status_is_right_on_a_small_model(double, criterion):
     prompts = text_prompts(40)
@@ -175,6 +176,7 @@ def test_every_status_is_right_on_a_small_model(double, criterion):
             np.testing.assert_allclose(value, truth[cell], atol=1e-5 * np.abs(truth).max())
 
 
+@pytest.mark.slow
 def test_estimates_are_never_among_exact_numbers(double):
     prompts = text_prompts(48)
     run = wb.find_heads(double, prompts, k=2, rule="sensitivity", budget=0.3, progress=False).attrs["run"]
@@ -187,6 +189,7 @@ def test_estimates_are_never_among_exact_numbers(double):
     assert "js" not in run.data_vars  # nothing but what was asked for is measured
 
 
+@pytest.mark.slow
 def test_work_is_what_the_model_counts_and_stays_within_the_budget(double):
     prompts = text_prompts(60)
     before = double.work.layer_tokens
@@ -211,6 +214,7 @@ def test_the_search_finds_the_planted_head(tmp_path):
     assert {str(split) for split in run.split.values} == {"selection"}
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_choices(double, tmp_path, monkeypatch):
     options = {"k": 2, "rule": "sensitivity", "budget": 0.35, "progress": False}
     whole = wb.find_heads(double, text_prompts(48), **options)

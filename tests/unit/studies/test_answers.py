@@ -14,7 +14,7 @@ from workbench.finding.head_sets import greedy_groups, subspace_angles
 from workbench.prompts.worlds.planted import draw_planted_prompts
 from workbench.studies import Material, adaptive, make_study
 
-pytestmark = pytest.mark.usefixtures("small_studies")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_studies")]
 PLANTED, DECOY = "L3H1", "L0H2"
 
 

@@ -5,7 +5,7 @@ import pytest
 from tests.unit.studies.made import material
 from workbench.studies import list_studies, make_study
 
-pytestmark = pytest.mark.usefixtures("small_studies")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_studies")]
 NAMES = [record.name for record in list_studies()]
 
 
