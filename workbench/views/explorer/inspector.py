@@ -207,12 +207,9 @@ class Inspector:
         Returns:
             The name it is kept by, for `steps` and for all that is asked about prompts.
         """
-        from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+        from transformers import StoppingCriteria, StoppingCriteriaList
 
-        class Pieces(TextStreamer):
-            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                if text:
-                    say(plain(text, keep="\n\t"))
+        from workbench.replies.guarded import Pieces
 
         class Asked(StoppingCriteria):
             def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Any:
@@ -222,7 +219,7 @@ class Inspector:
         out = self.model.generated(
             prompt,
             max_new_tokens=REPLY_TOKENS,
-            streamer=Pieces(self.model.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            streamer=Pieces(self.model, lambda text: say(plain(text, keep="\n\t"))),
             stopping_criteria=StoppingCriteriaList([Asked()]),
             **(about if masked else {}),
         )
