@@ -231,6 +231,7 @@ def test_markup_in_a_message_is_shown_as_it_is(monkeypatch, capsys):
     assert "[red]x[/red]" in run(monkeypatch, capsys, "demo")[2]
 
 
+@pytest.mark.slow
 def test_the_demo_finds_the_planted_head_and_leaves_figures_and_a_run(monkeypatch, capsys, tmp_path):
     status, out, err = run(monkeypatch, capsys, "demo", "--model", "planted", "--n", "60", "--out", tmp_path)
     assert status == 0, err
