@@ -20,9 +20,12 @@ import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PROJECTIONS = ("query", "value")  # masked where nothing else is asked for
 MASKABLE = ("query", "key", "value")
@@ -44,6 +47,11 @@ def head_name(layer: int, head: int) -> str:
 def head_names(heads: Iterable[Head]) -> str:
     """`L3H1 L0H2`: how several heads are written."""
     return " ".join(head_name(layer, head) for layer, head in heads)
+
+
+def head_pairs(table: "pd.DataFrame") -> list[Head]:
+    """The heads of a table with the columns `layer` and `head`, in its order."""
+    return [(int(layer), int(head)) for layer, head in zip(table["layer"], table["head"], strict=True)]
 
 
 def as_head(value: Any) -> Head:

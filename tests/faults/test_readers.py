@@ -4,7 +4,7 @@ import pytest
 
 import workbench as wb
 from workbench.errors import WorkbenchError
-from workbench.prompts.readers import get_reader, readers
+from workbench.prompts.readers import readers
 
 CONTENTS = {
     "nothing": b"",
@@ -23,14 +23,14 @@ NO_TEXT = ("nothing", "zero bytes", "bytes that are no text")
 CASES = [
     (name, part, what)
     for name in readers()
-    for part in get_reader(name).files
+    for part in readers()[name].files
     for what in (NO_TEXT if name in LINES else CONTENTS)
 ]
 
 
 @pytest.mark.parametrize(("name", "part", "what"), CASES, ids=["-".join(case).replace(" ", "_") for case in CASES])
 def test_hostile_set(name, part, what, tmp_path):
-    path = tmp_path / get_reader(name).files[part][0].replace("*", "one")
+    path = tmp_path / readers()[name].files[part][0].replace("*", "one")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(CONTENTS[what])
     with pytest.raises(WorkbenchError) as refused:

@@ -20,6 +20,7 @@ def python_of(page: Path) -> str:
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if python_of(page)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

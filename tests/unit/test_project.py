@@ -22,6 +22,8 @@ from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 import workbench
+from workbench.errors import PromptError
+from workbench.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -224,7 +226,7 @@ def test_the_walk_through_to_a_criterion_works(monkeypatch):
     from tests.unit.synthetic_run import synthetic_run
     from workbench.criteria import registry, score
 
-    monkeypatch.setattr(registry, "_criteria", dict(registry._criteria))
+    monkeypatch.setitem(registry.CRITERIA, "confidence_lost", None)  # and is taken out again afterwards
     walk_through("the criterion")
     run = synthetic_run()
     scores = score(run, criteria=("confidence_lost",))
@@ -236,7 +238,8 @@ def test_the_walk_through_to_a_criterion_works(monkeypatch):
 def test_the_walk_through_to_a_reader_works(tmp_path, monkeypatch):
     readers = importlib.import_module("workbench.prompts.readers")
     weather = walk_through("the reader")["READER"]
-    monkeypatch.setattr(readers, "readers", lambda: {"weather": weather})
+    known = Registry("published set", [weather], error=PromptError)
+    monkeypatch.setattr(readers, "readers", lambda: known)
     (tmp_path / "weather.csv").write_text("number,question,sky\n1,is it dry?,clear\n2,is it wet?,rain\n")
     prompts = readers.read_set("weather", tmp_path)
     assert [(p.id, p.text, p.label) for p in prompts] == [("1", "is it dry?", "safe"), ("2", "is it wet?", "unsafe")]
@@ -248,7 +251,7 @@ def test_the_walk_through_to_a_rule_works(monkeypatch):
     from workbench.criteria import registry, score, top_heads
     from workbench.criteria.ranking import rule_values
 
-    monkeypatch.setattr(registry, "_rules", dict(registry._rules))
+    monkeypatch.setitem(registry.RULES, "contrast", None)  # and is taken out again afterwards
     walk_through("the rule")
     run = synthetic_run(projections=("query",))
     scores = score(run, criteria=("deflection",), bootstrap=0, permutations=0)
@@ -300,6 +303,7 @@ def test_the_walk_through_to_a_family_works(monkeypatch):
     assert model.n_kv_heads < model.n_heads
 
 
+@pytest.mark.slow
 def test_the_readmes_python_runs(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     source = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))

@@ -13,7 +13,7 @@ import torch
 
 from workbench.attacks.descent import drawn_scores
 from workbench.comparison.causal_rows import more_than_each
-from workbench.comparison.differences import holm
+from workbench.comparison.differences import tested
 from workbench.comparison.entrants import Entrant, Together
 from workbench.comparison.measures import over_draws
 from workbench.criteria import statistics
@@ -188,9 +188,7 @@ def evasion_tests(evaded: Mapping[tuple[str, str, int, int], np.ndarray], contro
     Returns:
         One row an attack: test, p_value, p_corrected (Holm, over all rows).
     """
-    rows = list(_tests(evaded, control))
-    table = pd.DataFrame(rows, columns=["test", "p_value"])
-    return table.assign(p_corrected=holm(table["p_value"].to_numpy(dtype=np.float64)))
+    return tested(list(_tests(evaded, control)))
 
 
 def _tests(evaded: Mapping[tuple[str, str, int, int], np.ndarray], control: str) -> Iterator[tuple[str, float]]:

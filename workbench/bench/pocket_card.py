@@ -16,11 +16,10 @@ from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from workbench.axes import PROJECTIONS, SPLITS, Head, head_name
+from workbench.axes import PROJECTIONS, SPLITS, Head, head_name, head_pairs
 from workbench.comparison import attack_success
 from workbench.criteria import score, top_heads
 from workbench.detectors import Detector, HiddenDetect, OneHeadDetector
-from workbench.detectors.detector import head_pairs
 from workbench.detectors.evaluation import score_measures
 from workbench.models.embedded.pocket.behaviour import base_bars, load, measure, pocket_bars
 from workbench.models.hooked import HookedLVLM

@@ -30,6 +30,3 @@ def main() -> None:
     except ModuleNotFoundError as error:
         errors.print(Text("Error: ", "red") + Text(plain(lacking(error)), ""), soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        errors.print("Stopped.", highlight=False)
-        sys.exit(130)

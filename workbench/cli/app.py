@@ -1,15 +1,31 @@
 """The `workbench` command itself: what all its sub-commands hang on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
+from rich.console import Console
 
 from workbench import __version__
-from workbench.cli.printing import Shell
+from workbench.cli.printing import Shell, say
 from workbench.errors import RunError
 
+
+class Workbench(typer.core.TyperGroup):
+    """The commands; Ctrl-C in any of them ends with what it says of how to go on, and status 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """As `TyperGroup.invoke`."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stopped:
+            say(Console(stderr=True), str(stopped) or "Stopped.")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=Workbench,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from workbench.cli.printing import say
 from workbench.prompts.caveats import overlaps
 from workbench.prompts.readers import readers
 from workbench.prompts.readers.check import check_set
@@ -23,10 +24,8 @@ def show_readers(console: Console) -> pd.DataFrame:
         about = {"title": reader.title, "labels": reader.labels, "where": reader.where, "licence": reader.licence}
         rows += [{"name": reader.name, "part": part} | about for part in reader.files]
         console.print(Text(reader.name, "bold"), Text(f"{reader.title}; {reader.labels}"), sep="  ")
-        console.print(
-            f"    {parts}\n    {reader.where}; licence: {reader.licence}", markup=False, highlight=False, soft_wrap=True
-        )
-    console.print("Read one with: workbench sweep --prompts NAME:DIR … (nothing is fetched)", style="dim", markup=False)
+        say(console, f"    {parts}\n    {reader.where}; licence: {reader.licence}")
+    say(console, "Read one with: workbench sweep --prompts NAME:DIR … (nothing is fetched)", "dim")
     return pd.DataFrame(rows)
 
 
@@ -48,7 +47,7 @@ def check_command(console: Console, name: str, root: str, *, part: str | None, i
             more = ", …" if len(part_found.missing) > SHOWN_MISSING else ""
             lines.append(f"without a picture: {', '.join(part_found.missing[:SHOWN_MISSING])}{more}")
         for line in lines:
-            console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"- {line}")
     for line in overlaps({part_found.prompts.name: part_found.prompts for part_found in found}):
-        console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"- {line}")
     return pd.concat([part_found.counts.assign(part=part_found.prompts.name) for part_found in found])

@@ -9,8 +9,8 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from workbench.axes import Head, as_heads
-from workbench.cli.masks import mask_from
+from workbench.cli.masks import heads_from, mask_from
+from workbench.cli.printing import say
 from workbench.cli.prompts import Asked, chosen, say_caveats
 from workbench.comparison.arena_tables import arena_tables
 from workbench.comparison.breakdown import compare, save_breakdown
@@ -24,7 +24,7 @@ from workbench.detectors.detector import Detector
 from workbench.detectors.evaluation import graded_scores, score_measures, unseen
 from workbench.detectors.one_head import OneHeadDetector
 from workbench.detectors.stored import DESCRIPTION
-from workbench.errors import ArgumentError, DetectorError
+from workbench.errors import DetectorError
 from workbench.models.loading import load_model
 from workbench.plain import check_writable, plain
 from workbench.prompts.caveats import caveats
@@ -46,19 +46,16 @@ def compare_command(
     *,
     model: str | None = None,
     prompts: str | Asked | None = None,
-    criteria: Sequence[str],
-    rules: Sequence[str],
-    n_heads: Sequence[int] = (1, 3, 5),
-    controls: int = 3,
     judges: Sequence[str] = ("exact",),
-    bootstrap: int = 1000,
     out: Path | None = None,
     template: str = "chat",
     seed: int = 0,
+    **given: Any,
 ) -> pd.DataFrame:
     """Print the breakdown of a stored run, and store it where asked; with a model also what masking the heads does.
 
-    The first of `judges` decides what counts as an answer; with a second one, their agreement is printed.
+    The first of `judges` decides what counts as an answer; with a second one, their agreement is printed. `given` is
+    for `compare`.
     """
     if out is not None:
         check_writable(out)
@@ -67,30 +64,26 @@ def compare_command(
         stored,
         None if model is None else load_model(model, template=template),
         prompts=None if prompts is None else chosen(prompts, seed),
-        criteria=criteria,
-        rules=rules,
-        n_heads=n_heads,
-        controls=controls,
         judges=judges,
-        bootstrap=bootstrap,
         progress=not console.quiet,
         seed=seed,
+        **given,
     )
     _widen(console)
     say_caveats(console, caveats_of(stored))
     for table in [*arena_tables(found, width=console.width), ingredients_table(differences_of(found))]:
         console.print(table)
     splits, agreement = found.attrs["splits"], found.attrs.get("agreement")
-    _say(console, f"Splits: {splits}. Intervals are 95 % and stand in the table that --out writes.", "dim")
+    say(console, f"Splits: {splits}. Intervals are 95 % and stand in the table that --out writes.", "dim")
     for sentence in findings(found):
-        _say(console, f"- {sentence}")
+        say(console, f"- {sentence}")
     if agreement is not None:
-        _say(console, "- {} and {} agree on {rate:.0%} of {n} replies, kappa {kappa:.2f}.".format(*judges, **agreement))
+        say(console, "- {} and {} agree on {rate:.0%} of {n} replies, kappa {kappa:.2f}.".format(*judges, **agreement))
     for name, why in found.attrs["left_out"].items():
-        _say(console, f"Left out: {name}: {why}", "dim")
+        say(console, f"Left out: {name}: {why}", "dim")
     if out is not None:
         for path in save_breakdown(found, out):
-            _say(console, f"Written: {path}")
+            say(console, f"Written: {path}")
     return found
 
 
@@ -132,7 +125,7 @@ def detect_command(
         asked = unseen(detector, given.where(split="test") or given)
         scores = detector.decision_function(loaded, asked)
         cost = detector.cost(loaded, asked[:COSTED])
-        _say(
+        say(
             console,
             f"Cost: {cost.forward_passes:.2f} forward passes and {1000 * cost.detect_s:.0f} ms a prompt, "
             f"{cost.latency_ratio:.2f} of a plain reply (median of {cost.n_prompts})",
@@ -148,18 +141,18 @@ def detect_command(
         one_head = OneHeadDetector(**head, k=k, seed=seed).fit_run(stored)
         tested = stored.isel(prompt=in_split(stored, "test").nonzero()[0])
         detector, asked, scores = one_head, stand_ins(tested), one_head.stored_scores(tested)
-        _say(console, f"Splits: {splits}.", "dim")
+        say(console, f"Splits: {splits}.", "dim")
         say_caveats(console, caveats_of(stored))
         without = leave_one_family_out(stored, **head, bootstrap=bootstrap, seed=seed)
         console.print(left_out_table(without))
         for why in without.attrs["left_out"]:
-            _say(console, why, "dim")
-    _say(console, str(detector))
+            say(console, why, "dim")
+    say(console, str(detector))
     measures = score_measures(scores, asked, detector.threshold, bootstrap=bootstrap, seed=seed)
     console.print(measures_table(measures))
     console.print(graded_table(graded_scores(scores, asked, detector.threshold)))
     if save is not None:
-        _say(console, f"Written: {detector.save(save)}")
+        say(console, f"Written: {detector.save(save)}")
     return measures
 
 
@@ -195,7 +188,7 @@ def generate_command(
     reply = generate(
         load_model(model, template=template),
         prompt,
-        heads=_chosen_heads(heads),
+        heads=heads_from(heads) if heads else (),
         projection=projection or mask.projections[0],
         mask=mask if heads else None,
         guard=None if guard is None else load_detector(guard),
@@ -207,26 +200,12 @@ def generate_command(
     console.print()
     if isinstance(reply, Reply):
         told = {True: "flagged", False: "not flagged", None: "detection failed, refused"}[reply.flagged]
-        _say(console, f"Guard: {told}; score {reply.score:.4g}, threshold {reply.threshold:.4g}", "dim")
+        say(console, f"Guard: {told}; score {reply.score:.4g}, threshold {reply.threshold:.4g}", "dim")
         if reply.error:
-            _say(console, reply.error, "dim")
+            say(console, reply.error, "dim")
         if reply.unguarded is not None:
-            _say(console, f"Without the guard: {reply.unguarded}")
+            say(console, f"Without the guard: {reply.unguarded}")
     return reply
-
-
-def _chosen_heads(text: str | None) -> list[Head]:
-    """Heads as they are written on the command line: names, comma-separated, or a file of heads."""
-    try:
-        words = text or ""
-        return as_heads(words if words.endswith(".json") else [name.strip() for name in words.split(",") if name])
-    except ValueError as error:
-        raise ArgumentError(f"--heads {error}; got {plain(str(text)[:80])}.") from error
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    """Print words in which those of others may stand: no markup, no escapes."""
-    console.print(Text(plain(text, keep="\n\t"), style=style))
 
 
 def _widen(console: Console) -> None:

@@ -34,6 +34,20 @@ def rule_names() -> list[str]:
     return [rule.name for rule in list_rules()]
 
 
+def detector_names() -> list[str]:
+    """Of the registry."""
+    from workbench.detectors import DETECTORS
+
+    return [*DETECTORS]
+
+
+def guard_names() -> list[str]:
+    """Of the registry."""
+    from workbench.replies.guards import GUARDS
+
+    return [*GUARDS]
+
+
 def model_names() -> list[str]:
     """Of the embedded models."""
     from workbench.models.loading import EMBEDDED, PLANTED
@@ -99,6 +113,10 @@ Masked = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+ReplyTokens = Annotated[int, typer.Option(help="Most tokens of a reply.")]
+Measures = Annotated[
+    list[str], typer.Option("--measure", help="What is measured of each cell; repeat for more; all by default.")
+]
 Table = Annotated[Path | None, typer.Option(help="Write the whole table here: .csv, .parquet or .json.")]
 
 
@@ -113,18 +131,29 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in comma_separated(text)]
 
 
+def shares(text: str) -> list[float]:
+    try:
+        return [float(part) for part in comma_separated(text)] if text != "none" else []
+    except ValueError:
+        raise typer.BadParameter(f"shares are numbers from 0 to 1, comma-separated; got {text!r}") from None
+
+
 def listed(help: str, parser: Any = comma_separated, names: Callable[[], Iterable[str]] | None = None) -> Any:
     """An option that takes several words at once, comma-separated; of `names`, where they are known."""
     offer = None if names is None else completed(names)
     return typer.Option(help=help, parser=parser, metavar="A,B,…", autocompletion=offer)
 
 
+NAMES = {"criteria": criterion_names, "rules": rule_names, "detectors": detector_names, "guards": guard_names}
+
+
 class Registered(typer.core.TyperCommand):
-    """A command whose help names the criteria and rules that there are; they are looked up when it is shown."""
+    """A command whose help names what is registered, for {rules} and the like; it is looked up when help is shown."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        names = {"criteria": ", ".join(criterion_names()), "rules": ", ".join(rule_names())}
         for param in self.params:
             if isinstance(param, typer.core.TyperOption) and param.help:
-                param.help = param.help.format(**names)
+                for name, names in NAMES.items():
+                    if (meant := f"{{{name}}}") in param.help:
+                        param.help = param.help.replace(meant, ", ".join(names()))
         super().format_help(ctx, formatter)

@@ -1,10 +1,14 @@
 """What every command prints by: tables that fit the terminal, the same numbers as JSON, or nothing."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from workbench.plain import plain, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +28,16 @@ class Shell(Console):
                 super().print(*fitted(printed, self.width), sep="\n", **options)
             else:
                 super().print(printed, **options)
+
+
+def say(console: Console, text: object, style: str = "") -> None:
+    """Print words in which those of others may stand: no markup, no escapes. A pipe has no width to fold them to."""
+    console.print(Text(plain(text, keep="\n\t"), style=style), soft_wrap=not console.is_terminal)
+
+
+def write_rows(console: Console, table: "pd.DataFrame", path: Path) -> None:
+    """Write a table, and say so."""
+    say(console, f"{len(table)} rows written to {write_table(table, path)}")
 
 
 def tell(

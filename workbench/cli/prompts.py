@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
+from workbench.cli.printing import say
 from workbench.errors import WorkbenchError
-from workbench.plain import plain
 
 if TYPE_CHECKING:
     from workbench.prompts.prompt import PromptSet
@@ -155,4 +154,4 @@ def column_map(columns: Sequence[str]) -> dict[str, str | None]:
 def say_caveats(console: Console, caveats: Sequence[str]) -> None:
     """Print, at the head of tables, what their prompts share and how few questions they ask."""
     for sentence in caveats:
-        console.print(Text(f"Mind: {plain(sentence)}", style="yellow"), soft_wrap=True)
+        say(console, f"Mind: {sentence}", "yellow")

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-import typer
 from rich.console import Console
-from rich.text import Text
 
+from workbench.cli.printing import say
 from workbench.cli.prompts import Asked, say_caveats
 from workbench.errors import StudyError, WorkbenchError
 from workbench.models.loading import EMBEDDED, PLANTED, load_model
@@ -55,7 +54,7 @@ def study_command(
     say_caveats(errors, caveats(asked))
     beside = [*other] if other else _relatives(model)
     if beside and not other:
-        errors.print(f"Other models, where a study takes some: {', '.join(beside)}.", highlight=False)
+        say(errors, f"Other models, where a study takes some: {', '.join(beside)}.")
     others = [load_model(one, template=template) for one in beside]
     sets = [given.beside(one).load(seed) for one in other_prompts]
     kept = runs or out.with_name(out.name + "-runs")
@@ -65,25 +64,25 @@ def study_command(
     began, done = time.monotonic(), 0.0
     for number, record in enumerate(chosen, 1):
         left = _time_left(time.monotonic() - began, done, chosen[number - 1 :])
-        errors.print(Text(f"[{number}/{len(chosen)}] {record.name}: {record.asks}{left}", style="bold"))
+        say(errors, f"[{number}/{len(chosen)}] {record.name}: {record.asks}{left}", "bold")
         try:
             made.append(_made(record, material, out))
         except KeyboardInterrupt:
-            errors.print(f"Stopped. What is finished lies in {plain(out)} and {plain(kept)}; the same call goes on.")
-            raise typer.Exit(130) from None
+            finished = f"{out} and {kept}"
+            raise KeyboardInterrupt(f"Stopped. What is finished lies in {finished}; the same call goes on.") from None
         except Exception as error:  # one that breaks keeps none of the others from being made
             if name != ALL:
                 raise
             log.info("%s broke.", record.name, exc_info=True)
             kind = "" if isinstance(error, WorkbenchError) else f"{type(error).__name__}: "
             left_out[record.name] = f"{kind}{error}"
-            errors.print(Text(f"  left out: {plain(left_out[record.name])}", style="dim"))
+            say(errors, f"  left out: {left_out[record.name]}", "dim")
             continue
         finally:
             done += record.cost
-        console.print(Text(plain(f"{record.name}: {made[-1].says}")), soft_wrap=True)
+        say(console, f"{record.name}: {made[-1].says}")
     page = write_page(_in_folder(made, material, out), left_out, out)
-    console.print(Text(plain(f"Written: {page}")), soft_wrap=True)
+    say(console, f"Written: {page}")
     rows = [{"study": one.name, "says": one.says, "table": one.table.to_dict("records")} for one in made]
     return pd.DataFrame(rows, columns=["study", "says", "table"])
 
@@ -95,7 +94,7 @@ def show_studies(console: Console) -> pd.DataFrame:
         needs = "; ".join(need.words for need in record.needs)
         rows.append({"study": record.name, "asks": record.asks, "needs": needs})
         said = f" [needs {needs}]" if needs else ""
-        console.print(Text(f"{record.name:16} {record.asks}{said}"), soft_wrap=True)
+        say(console, f"{record.name:16} {record.asks}{said}")
     return pd.DataFrame(rows)
 
 

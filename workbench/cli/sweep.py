@@ -3,16 +3,15 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
-import typer
 from rich.console import Console
 
+from workbench.cli.printing import say
 from workbench.cli.prompts import Asked, chosen, told
 from workbench.errors import WorkbenchError
 from workbench.models.loading import load_model
-from workbench.models.masks import Mask
 from workbench.runs.job import MEASURES
 from workbench.sweeps.forecast import plan
 from workbench.sweeps.sweep import sweep
@@ -25,54 +24,42 @@ def sweep_command(
     prompts: str | Asked,
     out: str,
     projections: list[str],
-    engine: str = "exact",
     options: Sequence[str] = (),
-    mask: Mask | None = None,
-    seed: int = 0,
     template: str = "chat",
     dtype: str = "float32",
     device: str | None = None,
     device_map: str | None = None,
-    cluster: str | None = None,
-    repair: bool = False,
-    on_error: Literal["raise", "skip"] = "raise",
-    readout: Sequence[str] = (),
     measures: Sequence[str] = (),
     quiet: bool = False,
+    seed: int = 0,
+    **given: Any,
 ) -> None:
     """Sweep a model over prompts into a stored run; the same command again goes on where it stopped.
+
+    `given` is for `sweep`.
 
     Raises:
         WorkbenchError: As `sweep`, `load_model` and `load_prompts` do.
     """
     asked = told(prompts, seed, quiet=quiet)
     loaded = load_model(model, template=template, dtype=dtype, device=device, device_map=device_map)
-    try:
-        run = sweep(
-            loaded,
-            asked,
-            projections=projections or None,
-            mask=mask,
-            engine=engine,
-            engine_options=dict(map(_pair, options)),
-            out=out,
-            seed=seed,
-            cluster=cluster,
-            repair=repair,
-            on_error=on_error,
-            readout=readout,
-            measures=measures or MEASURES,
-            progress=not quiet,
-        )
-    except KeyboardInterrupt as stopped:
-        Console(stderr=True).print(str(stopped), highlight=False, markup=False)
-        raise typer.Exit(130) from None
+    run = sweep(
+        loaded,
+        asked,
+        projections=projections or None,
+        engine_options=dict(map(_pair, options)),
+        out=out,
+        measures=measures or MEASURES,
+        progress=not quiet,
+        seed=seed,
+        **given,
+    )
     if quiet:
         return
     sizes = ", ".join(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
     )
-    console.print(f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}", highlight=False, markup=False)
+    say(console, f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}")
 
 
 def plan_command(

@@ -1,19 +1,17 @@
 """What `workbench trace` prints and does."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import typer
 from rich.console import Console
 
-from workbench.axes import Head, as_heads, head_name
-from workbench.checking import plainly
+from workbench.axes import head_name
+from workbench.cli.masks import heads_from
+from workbench.cli.printing import say, write_rows
 from workbench.cli.prompts import Asked, told
-from workbench.errors import ArgumentError
 from workbench.models.loading import load_model
-from workbench.plain import check_writable, plain, write_table
+from workbench.plain import check_writable
 from workbench.tracing.records import left_out
 from workbench.tracing.trace import trace
 from workbench.views import traces
@@ -25,66 +23,50 @@ def trace_command(
     *,
     model: str,
     prompts: str | Asked,
-    components: Sequence[str],
     heads: str | None,
     sources: str,
-    window: int | None,
-    out: str | None,
     figures: Path | None,
     table: Path | None,
     top: int,
-    on_error: str,
-    rows: int | None,
-    json: bool,
-    quiet: bool,
     template: str,
     dtype: str,
     device: str | None,
     seed: int,
+    **given: Any,
 ) -> pd.DataFrame:
     """Trace the pairs, print where what tells them apart goes, and write tables and figures where asked.
+
+    `given` is for `trace`.
 
     Raises:
         WorkbenchError: As `trace`, `load_model` and `load_prompts` do.
     """
     if table is not None:
         check_writable(table)
-    given: dict[str, Any] = {"sources": int(sources) if sources.isdecimal() else _heads(sources, "--sources")}
+    given["sources"] = int(sources) if sources.isdecimal() else heads_from(sources, "--sources")
     if heads is not None:
-        given["heads"] = _heads(heads, "--heads")
-    asked = told(prompts, seed, quiet=json or quiet)
-    try:
-        found = trace(
-            load_model(model, template=template, dtype=dtype, device=device),
-            asked,
-            components=components,
-            window=window,
-            out=out,
-            rows=rows,
-            on_error=on_error,  # type: ignore[arg-type]  # typer holds it to the two words
-            progress=not (json or quiet),
-            **given,
-        )
-    except KeyboardInterrupt as stopped:
-        Console(stderr=True).print(str(stopped), highlight=False, markup=False)
-        raise typer.Exit(130) from None
+        given["heads"] = heads_from(heads)
+    asked = told(prompts, seed, quiet=console.quiet)
+    found = trace(
+        load_model(model, template=template, dtype=dtype, device=device),
+        asked,
+        progress=not console.quiet,
+        **given,
+    )
     first = traces.first_cells(found, top)
-    if json:
-        console.out(first.to_json(orient="records", double_precision=15), highlight=False)
-    console.quiet = json or quiet
     pairs = f"{found.sizes['pair']} pair{'s' * (found.sizes['pair'] > 1)}"
     console.print(frame_table(_shown(first), title=f"Nearest to the twin's final state, mean over {pairs}"))
     for name, why in left_out(found).items():
-        console.print(f"Left out: {plain(name)}: {plain(why)}", style="dim", markup=False, highlight=False)
+        say(console, f"Left out: {name}: {why}", "dim")
     if table is not None:
         names = [name for name in ("patch_recovered", "head_recovered") if name in found]
         every = pd.concat([traces.means(found, name).assign(variable=name) for name in names], ignore_index=True)
-        console.print(f"{len(every)} rows written to {write_table(every, table)}", markup=False, highlight=False)
+        write_rows(console, every, table)
     if figures is not None:
         from workbench.views.figures.flows import save_trace_figures
 
         for path in save_trace_figures(found, figures):
-            console.print(plain(path), markup=False, highlight=False)
+            say(console, path)
     return first
 
 
@@ -98,10 +80,3 @@ def _shown(first: pd.DataFrame) -> pd.DataFrame:
     return frame.rename(columns={"token_group": "at", "n": "pairs"}).assign(patched=what)[
         ["patched", "at", "direction", "value", "ci_low", "ci_high", "pairs"]
     ]
-
-
-def _heads(text: str, option: str) -> list[Head]:
-    try:
-        return as_heads(text if text.endswith(".json") else text.split(","))
-    except ValueError as error:
-        raise ArgumentError(f"{option} {error}; got {plainly(text)}.") from error

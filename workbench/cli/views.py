@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from workbench.cli.printing import say, write_rows
 from workbench.cli.prompts import say_caveats
 from workbench.errors import CriterionError, WorkbenchError
-from workbench.plain import check_writable, plain, write_table
+from workbench.plain import check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,9 +52,9 @@ def score_command(
     say_caveats(console, scores.attrs["caveats"])
     console.print(top_heads_table(found, title=f"First {top} heads", width=console.width))
     for why in left_out:
-        console.print(f"Left out: {plain(why)}", style="dim", markup=False, highlight=False)
+        say(console, f"Left out: {why}", "dim")
     if out is not None:
-        console.print(f"{len(scores)} rows written to {write_table(scores, out)}", markup=False, highlight=False)
+        write_rows(console, scores, out)
     return found
 
 
@@ -67,7 +68,7 @@ def figures_command(console: Console, run: str, *, out: Path, width: str, quiet:
     inches = float(width) if width.replace(".", "", 1).isdecimal() else width
     for path in save_figures(stored, out, width=inches, **given):
         if not quiet:
-            console.print(plain(path), markup=False, highlight=False)
+            say(console, path)
 
 
 def report_command(
@@ -89,7 +90,7 @@ def report_command(
     path = save_report(first, out, *others, prompts=prompts, texts=texts, pictures=pictures, k=k, trace=trace)
     if not quiet:
         size = path.stat().st_size / 2**20
-        console.print(f"{plain(path)}: {size:.1f} MB, opens without a network.", markup=False, highlight=False)
+        say(console, f"{path}: {size:.1f} MB, opens without a network.")
 
 
 def lab_command(folder: Path, more: Sequence[str]) -> int:

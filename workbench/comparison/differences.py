@@ -6,8 +6,9 @@ share (normal approximation); and AUROC against chance by shuffling labels, pair
 by Holm's method, all comparisons of a measure together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,3 +114,9 @@ def holm(p: np.ndarray) -> np.ndarray:
     steps = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))
     corrected[order] = np.minimum(steps, 1)
     return corrected
+
+
+def tested(rows: Sequence[Mapping[str, Any] | Sequence] | pd.DataFrame) -> pd.DataFrame:
+    """Tests (`test`, `p_value`) with `p_corrected`, by Holm's method over all of them; NaN does not count."""
+    table = pd.DataFrame(rows, columns=["test", "p_value"])
+    return table.assign(p_corrected=holm(table["p_value"].to_numpy(dtype=np.float64)))

@@ -7,15 +7,14 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from workbench.axes import Head, as_heads
+from workbench.axes import Head, as_heads, head_pairs
 from workbench.checking import Converted, Seed, Whole, checked
-from workbench.comparison.differences import holm
+from workbench.comparison.differences import tested
 from workbench.comparison.masked_behaviour import MaskedReplies, outcome_groups
 from workbench.criteria.ranking import ranked, scored_rows
 from workbench.criteria.registry import get_criterion, get_rule
 from workbench.criteria.statistics import bootstrap_weights, percentile_interval, rate_interval
 from workbench.detectors.calibration import check_labels, unsafe_array
-from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError, DetectorError
 from workbench.finding.joint import contrast, refusal_odds
 from workbench.models.bound import with_source
@@ -193,10 +192,8 @@ def faithfulness(
         replies = MaskedReplies(model, prompts, mask=mask, judge=judge, max_new_tokens=max_new_tokens)
         rows += _behaviour(replies, rankings, behaviour)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    corrected = pd.DataFrame(tests, columns=["test", "p_value"])
-    corrected["p_corrected"] = holm(corrected["p_value"].to_numpy(dtype=np.float64))
     difference = float(contrast(np.ones((1, len(unsafe))), unsafe, whole[:, :1])[0, 0])
-    table.attrs = {"difference": difference, "tests": corrected.to_dict("records"), "seed": seed}
+    table.attrs = {"difference": difference, "tests": tested(tests).to_dict("records"), "seed": seed}
     return table
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.comparison.causal_rows import NOTHING
+from workbench.comparison.measures import pick
 from workbench.criteria.controls import CONTROLS
 
 PUBLISHED = {"criterion": "deflection", "rule": "selectivity", "projection": "query", "n_heads": 1}
@@ -22,7 +23,7 @@ def findings(table: pd.DataFrame) -> list[str]:
     With few draws, all of them may happen to do little: the more `controls`, the more it says.
     """
     told = [_family(table, *group) for group in _groups(table)]
-    told += [_published(table)] if len(_pick(table, **PUBLISHED)) else []
+    told += [_published(table)] if len(pick(table, **PUBLISHED)) else []
     told += _monitors_and_causes(table, pd.DataFrame(table.attrs["tests"], columns=["detector", *TESTED]))
     return told
 
@@ -40,7 +41,7 @@ def _family(table: pd.DataFrame, source: str, family: str) -> str:
     single = single.drop_duplicates(["criterion", "heads", "projection", "measure"])
     sources = set(table["source"]) - {"all"}
     begin = f"{family}: " if len(sources) == 1 else f"{source}, {family}: "
-    refusing = _pick(of, detector=NOTHING, measure="attack_success")
+    refusing = pick(of, detector=NOTHING, measure="attack_success")
     if len(refusing):
         begin += f"the unmasked model complies with {_share(refusing.iloc[0])} of its unsafe prompts; "
     missed = single[single["measure"] == "auroc_missed"]
@@ -55,8 +56,8 @@ def _family(table: pd.DataFrame, source: str, family: str) -> str:
 
 
 def _published(table: pd.DataFrame) -> str:
-    rows = _pick(table, **PUBLISHED)
-    value = {str(row["measure"]): row for _, row in _pick(rows, source="all", family="all").iterrows()}
+    rows = pick(table, **PUBLISHED)
+    value = {str(row["measure"]): row for _, row in pick(rows, source="all", family="all").iterrows()}
     alarms = rows[(rows["measure"] == "fpr_kde") & (rows["family"] != "all")]
     worst = alarms.sort_values("value", ascending=False, kind="stable")
     told = (
@@ -77,12 +78,12 @@ def _monitors_and_causes(table: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
             ("selectivity over deflection", {**PUBLISHED, "n_heads": k}),
             ("Ships", {**SHIPS, "n_heads": k}),
         ):
-            rows = _pick(table, **keys)
-            success = _pick(rows, measure="attack_success", family="all")
+            rows = pick(table, **keys)
+            success = pick(rows, measure="attack_success", family="all")
             if not len(success):
                 continue
             sets[name] = set(success.iloc[0]["heads"].split())
-            does = _masked(rows, success.iloc[0], _pick(tests, detector=success.iloc[0]["detector"]))
+            does = _masked(rows, success.iloc[0], pick(tests, detector=success.iloc[0]["detector"]))
             told.append(f"Masking the top {k} by {name} ({success.iloc[0]['heads']}): {does}.")
         if len(sets) == 2:
             shared = set.intersection(*sets.values())
@@ -116,12 +117,6 @@ def _beside(found: dict[str, pd.Series], measure: str) -> str:
     if control is None:
         return ""
     return f" [random heads {100 * control['ci_low']:.0f} to {100 * control['ci_high']:.0f} %]"
-
-
-def _pick(table: pd.DataFrame, **keys: object) -> pd.DataFrame:
-    for name, wanted in keys.items():
-        table = table[table[name] == wanted]
-    return table
 
 
 def _name(row: pd.Series) -> str:

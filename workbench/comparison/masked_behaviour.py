@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from workbench.axes import Head, head_names
+from workbench.axes import Head, head_names, head_pairs
 from workbench.criteria.controls import control_heads
 from workbench.criteria.registry import get_criterion
 from workbench.detectors.calibration import unsafe_array
-from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError, DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from workbench.comparison.entrants import Entrant
 from workbench.criteria import statistics
@@ -32,6 +33,13 @@ FPR = {"tpr_at_1": 0.01, "tpr_at_5": 0.05}
 Interval = tuple[float, float]
 NOTHING = (float("nan"), float("nan"))
 RESERVED = {"all", "unsafe", "safe", "benign", "random labels"}  # what tables call some prompts of several families
+
+
+def pick(table: pd.DataFrame, **equal: object) -> pd.DataFrame:
+    """The rows of a table in which every named column has the given value."""
+    for name, wanted in equal.items():
+        table = table[table[name] == wanted]
+    return table
 
 
 def row(detector: str, group: "Group", measure: str, value: float, interval: Sequence, n: int) -> dict:

@@ -4,13 +4,12 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
 from workbench.comparison.causal_rows import more_than_each
-from workbench.comparison.differences import holm
+from workbench.comparison.differences import tested
 from workbench.comparison.masked_behaviour import outcome_groups
 from workbench.detectors.calibration import unsafe_array
 from workbench.errors import ModelError
@@ -21,11 +20,6 @@ from workbench.replies.judges import Judge, judge_replies
 
 PARTS = ("attention", "mlp", "rest")
 WHOLE = "everything"
-
-
-def part_of(model: HookedLVLM, name: str) -> str:
-    """Of a parameter: `"attention"` or `"mlp"` of a decoder layer, or `"rest"` (norms, embeddings, the image tower)."""
-    return _names(model).get(name, "rest")
 
 
 def _names(model: HookedLVLM) -> dict[str, str]:
@@ -107,8 +101,6 @@ def transplant(
         tests.append((f"{part} into base: refuses more", more_than_each(more, [few])))
         most, less = (refused["tuned", name] for name in ("nothing", part))
         tests.append((f"base's {part} into tuned: refuses less", more_than_each(most, [less])))
-    checked = pd.DataFrame(tests, columns=["test", "p_value"])
-    checked["p_corrected"] = holm(checked["p_value"].to_numpy(dtype=np.float64))
     table = table[["into", "moved", "group", "n", "complied", "low", "high", "refused", "other"]]
-    table.attrs = {"tests": checked.to_dict("records")}
+    table.attrs = {"tests": tested(tests).to_dict("records")}
     return table

@@ -38,18 +38,17 @@ A large run is given piece by piece, some layers or heads at a time: the value o
 do.
 """  # noqa: E501
 
-import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.checking import LONGEST_NAME, plainly
 from workbench.errors import CriterionError
+from workbench.registry import Registry
 
 PER_PROMPT = "per prompt"
 PER_DATA_SET = "per data set"
@@ -102,11 +101,6 @@ class Criterion:
         )
 
     @property
-    def axis_title(self) -> str:
-        """Label and unit as a plot's axis says them."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
-
-    @property
     def rules(self) -> tuple[str, ...]:
         """The rules that have a meaning for this criterion."""
         return tuple(rule.name for rule in list_rules() if self.kind in rule.kinds)
@@ -157,9 +151,16 @@ class Rule:
     candidates: Callable[[pd.DataFrame, Any], pd.Index] | None = None
 
 
-Record = TypeVar("Record", Criterion, Rule)
-_criteria: dict[str, Criterion] = {}
-_rules: dict[str, Rule] = {}
+CRITERIA: Registry[Criterion] = Registry("criterion", (), error=CriterionError)
+RULES: Registry[Rule] = Registry("rule", (), error=CriterionError)
+get_criterion = CRITERIA.named
+"""The criterion of that name; a CriterionError says which there are, and which is meant."""
+get_rule = RULES.named
+"""The rule of that name; a CriterionError says which there are, and which is meant."""
+list_criteria = CRITERIA.records
+"""Every criterion, in the order of registration (ours first)."""
+list_rules = RULES.records
+"""Every rule, in the order of registration (ours first, the controls last)."""
 
 
 def register_criterion(criterion: Criterion) -> Criterion:
@@ -168,7 +169,8 @@ def register_criterion(criterion: Criterion) -> Criterion:
     Raises:
         CriterionError: If its kind is unknown, or another criterion already has the name.
     """
-    return _register(_criteria, criterion, (criterion.kind,))
+    _check_new(CRITERIA, criterion, (criterion.kind,))
+    return CRITERIA.register(criterion)
 
 
 def register_rule(rule: Rule) -> Rule:
@@ -177,35 +179,8 @@ def register_rule(rule: Rule) -> Rule:
     Raises:
         CriterionError: If one of its kinds is unknown, or another rule already has the name.
     """
-    return _register(_rules, rule, rule.kinds)
-
-
-def get_criterion(name: str) -> Criterion:
-    """The criterion of that name.
-
-    Raises:
-        CriterionError: If there is none; it names the close matches and all that exist.
-    """
-    return _get(_criteria, name, "criterion")
-
-
-def get_rule(name: str) -> Rule:
-    """The rule of that name.
-
-    Raises:
-        CriterionError: If there is none; it names the close matches and all that exist.
-    """
-    return _get(_rules, name, "rule")
-
-
-def list_criteria() -> tuple[Criterion, ...]:
-    """Every registered criterion, in the order of registration (ours first)."""
-    return tuple(_criteria.values())
-
-
-def list_rules() -> tuple[Rule, ...]:
-    """Every registered rule, in the order of registration (ours first, the controls last)."""
-    return tuple(_rules.values())
+    _check_new(RULES, rule, rule.kinds)
+    return RULES.register(rule)
 
 
 def criteria_table() -> pd.DataFrame:
@@ -219,31 +194,20 @@ def rules_table() -> pd.DataFrame:
     return _table(list_rules(), ["name", "says", "kinds", "source"])
 
 
-def _register(known: dict[str, Record], record: Record, kinds: tuple[str, ...]) -> Record:
-    what = type(record).__name__
+def _check_new(known: Registry[Any], record: Criterion | Rule, kinds: tuple[str, ...]) -> None:
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise CriterionError(
-            f"{what} {record.name!r} is of kind {unknown[0]!r}; a kind is one of {', '.join(map(repr, KINDS))}."
+            f"{known.what.capitalize()} {record.name!r} is of kind {unknown[0]!r}; a kind is one of "
+            f"{', '.join(map(repr, KINDS))}."
         )
-    other = known.get(record.name)
-    if other is not None and other != record:
+    if (other := known.get(record.name)) not in (None, record):
         told = other.label if isinstance(other, Criterion) else other.says
         raise CriterionError(
-            f"There already is a {what.lower()} {record.name!r} ({told}; {other.source}). Give yours another name."
+            f"There already is a {known.what} {record.name!r} ({told}; {other.source}). Give yours another name."
         )
-    known[record.name] = record
-    return record
 
 
-def _get(known: Mapping[str, Record], name: str, what: str) -> Record:
-    if isinstance(name, str) and name in known:
-        return known[name]
-    close = difflib.get_close_matches(str(name)[:LONGEST_NAME], known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    raise CriterionError(f"There is no {what} {plainly(name)}. {hint}Those that exist: {', '.join(known)}.")
-
-
-def _table(records: tuple[Any, ...], columns: list[str]) -> pd.DataFrame:
+def _table(records: Sequence[Any], columns: list[str]) -> pd.DataFrame:
     rows = [[getattr(record, name) for name in columns] for record in records]
     return pd.DataFrame(
         [[", ".join(cell) if isinstance(cell, tuple) else cell for cell in row] for row in rows], columns=columns

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.axes import LABELS
-from workbench.criteria.thresholds import kde_threshold
+from workbench.criteria.thresholds import balanced_accuracy, kde_threshold
 from workbench.errors import DetectorError
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.prompts.splits import check_splits, split_prompts
@@ -143,6 +143,23 @@ def check_labels(prompts: Sequence[Prompt], what: str, *, at_least: int = FEWEST
 def unsafe_array(prompts: Sequence[Prompt]) -> np.ndarray:
     """True where the prompt is labelled unsafe, shape [prompt]."""
     return np.array([p.label == "unsafe" for p in prompts], dtype=bool)
+
+
+def calibrated(
+    values: np.ndarray, parts: Parts, rule: str | float, stability: float | None
+) -> tuple[float, dict[str, Any]]:
+    """The threshold from the values [prompt] of the threshold part, and what is noted of it: how well it separates."""
+    labels = unsafe_array(parts.threshold)
+    unsafe, safe = values[labels], values[~labels]
+    threshold, method = densities_cross(unsafe, safe) if rule == "kde" else (float(rule), "given")
+    return threshold, {
+        **parts.record(),
+        "unsafe_median": float(np.median(unsafe)),
+        "safe_median": float(np.median(safe)),
+        "threshold_method": method,
+        "stability": stability,
+        "balanced_accuracy": balanced_accuracy(unsafe, safe, threshold),
+    }
 
 
 def densities_cross(unsafe: np.ndarray, safe: np.ndarray) -> tuple[float, str]:

@@ -1,6 +1,5 @@
 """`Detector`: what every detector has in common: predicting, telling what it costs, and being stored."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from inspect import signature
@@ -8,29 +7,27 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from workbench.axes import Head
 from workbench.checking import MOST_SEED, Finite, Whole, check_each
-from workbench.criteria.thresholds import balanced_accuracy
 from workbench.detectors.calibration import (
     Origin,
     Parts,
+    calibrated,
     calibration_parts,
-    densities_cross,
     rows_of,
     stand_ins,
     unsafe_array,
 )
 from workbench.detectors.cost import Cost, measure_cost
 from workbench.detectors.looks import BLOCK, Request, Wants, look, next_request
-from workbench.detectors.stored import ARRAYS, DESCRIPTION, FORMAT, calibration_record, finite_number, read_stored, word
+from workbench.detectors.stored import calibration_record, finite_number, read_stored, word, write_stored
 from workbench.errors import DetectorError, WorkbenchError
 from workbench.models.fingerprint import fingerprint
 from workbench.models.hooked import HookedLVLM
 from workbench.plain import plain
-from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
 from workbench.runs.reading import RunLike, check_run
 
 
@@ -164,7 +161,8 @@ class Detector(ABC):
         self._settle(model, values, parts, stability)
 
     def _settle(self, model: HookedLVLM | Origin, values: np.ndarray, parts: Parts, stability: float | None) -> None:
-        self._calibrate(self._finite(values, parts.threshold), parts, stability)
+        values = self._finite(values, parts.threshold)
+        self.threshold, self.calibration = calibrated(values, parts, self.threshold_rule, stability)
         of = model if isinstance(model, Origin) else Origin(model.name, model.weight_hash, fingerprint(model))
         self.model_name, self.weight_hash, self.fingerprint = of
 
@@ -200,30 +198,21 @@ class Detector(ABC):
 
     def save(self, path: str | Path) -> Path:
         """Write the detector into the folder `path`: `detector.json`, and its arrays as safetensors. Returns `path`."""
-        from safetensors.numpy import save_file
-
         self._check_fitted()
-        path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise DetectorError(f"A detector is stored as a folder, and {path} is a file. Give another name.")
-        path.mkdir(parents=True, exist_ok=True)
-        options, learned = self._options(), {name: getattr(self, name) for name in self.learned}
-        arrays = {name: np.ascontiguousarray(v) for name, v in learned.items() if isinstance(v, np.ndarray)}
+        learned = {name: getattr(self, name) for name in self.learned}
+        arrays = {name: value for name, value in learned.items() if isinstance(value, np.ndarray)}
         description = {
-            "format": FORMAT,
             "name": self.name,
             "model": self.model_name,
             "weight_hash": self.weight_hash,
             "fingerprint": self.fingerprint,
             "threshold": self.threshold,
             "threshold_rule": self.threshold_rule,
-            "options": options,
+            "options": self._options(),
             "learned": {name: value for name, value in learned.items() if name not in arrays},
             "calibration": self.calibration,
         }
-        (path / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-        save_file(arrays, path / ARRAYS)
-        return path
+        return write_stored(path, description, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -311,23 +300,6 @@ class Detector(ABC):
         """The heads that a score is made from, best first; none where it is not made from heads."""
         return ()
 
-    def _calibrate(self, values: np.ndarray, parts: Parts, stability: float | None = None) -> None:
-        """Set the threshold from the values [prompt] of the threshold part, and note how well it separates them."""
-        labels = unsafe_array(parts.threshold)
-        unsafe, safe = values[labels], values[~labels]
-        if self.threshold_rule == "kde":
-            self.threshold, method = densities_cross(unsafe, safe)
-        else:
-            self.threshold, method = float(self.threshold_rule), "given"
-        self.calibration = {
-            **parts.record(),
-            "unsafe_median": float(np.median(unsafe)),
-            "safe_median": float(np.median(safe)),
-            "threshold_method": method,
-            "stability": stability,
-            "balanced_accuracy": balanced_accuracy(unsafe, safe, self.threshold),
-        }
-
     def _check_fitted(self) -> None:
         if not np.isfinite(self.threshold):
             raise DetectorError(
@@ -363,22 +335,7 @@ class Detector(ABC):
         return True
 
 
-def head_pairs(table: pd.DataFrame) -> list[Head]:
-    """The heads of a table with the columns `layer` and `head`, in its order."""
-    return [(int(layer), int(head)) for layer, head in zip(table["layer"], table["head"], strict=True)]
-
-
-def has_heads(model: HookedLVLM, heads: Sequence[Head]) -> bool:
-    """Whether all of the heads are there and can be masked."""
-    return all(layer in model.masked_layers and 0 <= head < model.n_heads for layer, head in heads)
-
-
 def check_is_model(model: object) -> None:
     """Refuse what is no model of the workbench."""
     if not isinstance(model, HookedLVLM):
         raise DetectorError(f"A detector needs a model from workbench.load_model; got a {type(model).__name__}.")
-
-
-def as_prompts(prompts: Sequence[Prompt]) -> PromptSet:
-    """Any sequence of prompts as a `PromptSet`; unique ids are checked on the way."""
-    return prompts if isinstance(prompts, PromptSet) else PromptSet(prompts)

@@ -8,10 +8,10 @@ import pandas as pd
 from workbench.criteria.rates import measures_on
 from workbench.criteria.statistics import rate_interval
 from workbench.detectors.calibration import check_labels, unsafe_array
-from workbench.detectors.detector import Detector, as_prompts
+from workbench.detectors.detector import Detector
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
-from workbench.prompts.prompt import Prompt
+from workbench.prompts.prompt import Prompt, as_prompts
 from workbench.prompts.ties import tie_names
 
 GRADED_COLUMNS = ["label", "family", "category", "n", "flagged", "low", "high", "score_25", "score_50", "score_75"]

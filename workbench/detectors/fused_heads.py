@@ -10,8 +10,7 @@ import xarray as xr
 from workbench.axes import Head, as_heads, head_names
 from workbench.checking import OneOf, Seed, Whole, checked
 from workbench.detectors.calibration import densities_cross
-from workbench.detectors.detector import has_heads
-from workbench.detectors.masked_heads import ManyHeads, MaskedHeadsDetector, SomeMaskFields, SomeProjection
+from workbench.detectors.masked_heads import ManyHeads, MaskedHeadsDetector, SomeMaskFields, SomeProjection, has_heads
 from workbench.detectors.record import DetectorRecord
 from workbench.detectors.stored import finite_vector
 from workbench.models.hooked import HookedLVLM

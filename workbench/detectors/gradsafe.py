@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from workbench.checking import Finite, Whole, checked
 from workbench.detectors.calibration import calibration_parts
-from workbench.detectors.detector import Detector, as_prompts, check_is_model
+from workbench.detectors.detector import Detector, check_is_model
 from workbench.detectors.record import DetectorRecord
 from workbench.detectors.stored import finite_array, finite_vector
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.precision import double_kept
 from workbench.models.walk import join
-from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.prompt import Prompt, PromptSet, as_prompts
 from workbench.sweeps.execution import progress_bar
 
 PUBLISHED = 0.25

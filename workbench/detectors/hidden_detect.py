@@ -10,13 +10,12 @@ import xarray as xr
 
 from workbench.axes import as_head
 from workbench.detectors.detector import Detector
-from workbench.detectors.looks import Reading, Wants, after_layer, look
+from workbench.detectors.looks import Reading, Wants, after_layer
 from workbench.detectors.record import DetectorRecord
 from workbench.detectors.stored import finite_vector
 from workbench.errors import DetectorError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.walk import BasePass
-from workbench.prompts.prompt import Prompt
 
 
 class HiddenDetect(Detector):
@@ -82,12 +81,6 @@ class HiddenDetect(Detector):
 
     def _fits(self, model: HookedLVLM) -> bool:
         return 0 <= self.layers[0] <= self.layers[1] < model.n_layers == len(self.discrepancy)
-
-
-def refusal_strength(model: HookedLVLM, prompts: Sequence[Prompt], tokens: Sequence[int]) -> np.ndarray:
-    """F: cosine of each layer's logits at the last prompt position with the refusal tokens, [prompt, layer]."""
-    wants = Wants(reads={"strength": partial(_strengths, tokens=tokens)})
-    return np.asarray(look(model, prompts, wants)["strength"].values)
 
 
 def _strengths(model: HookedLVLM, base: BasePass, *, tokens: Sequence[int]) -> Reading:

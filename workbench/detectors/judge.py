@@ -81,11 +81,6 @@ class JudgeDetector(Detector):
         asked = "itself" if self.judge is None else getattr(self.judge, "name", None) or "a function"
         return f"JudgeDetector({asked}, threshold {self.threshold:.4g})"
 
-    @classmethod
-    def pocket_stand_in(cls, *, threshold: str | float = 0.0) -> Self:
-        """The small stand-in on Pocket: it is asked whether the picture shows something dangerous. No real judge."""
-        return cls(question=POCKET_QUESTION, unsafe_word="dangerous", safe_word="safe", threshold=threshold)
-
     def with_judge(self, judge: Judge) -> Self:
         """Give a loaded detector its judge again: a function cannot be stored, and a model is stored by its hash.
 

@@ -7,12 +7,12 @@ from typing import Annotated, Any, get_args
 import numpy as np
 import xarray as xr
 
-from workbench.axes import PROJECTIONS, Head, head_name
+from workbench.axes import PROJECTIONS, Head, head_name, head_pairs
 from workbench.checking import Converted, OneOf, Whole, plainly
 from workbench.criteria import get_criterion, list_criteria, prompt_values, top_heads
 from workbench.criteria.registry import PER_DATA_SET, PER_PROMPT, TRAINED
 from workbench.detectors.calibration import Origin, origin_of
-from workbench.detectors.detector import Detector, head_pairs
+from workbench.detectors.detector import Detector
 from workbench.detectors.looks import Wants, scores_of
 from workbench.errors import DetectorError
 from workbench.models.forms import FROM_PROMPTS, Form
@@ -30,6 +30,11 @@ NOT_ALONE = (*FROM_PROMPTS, "direction", "redirect")
 SomeProjection = Annotated[str, OneOf(PROJECTIONS)]
 ManyHeads = Annotated[int, Whole(1, 10**6)]
 SomeMaskFields = Annotated[Mask | Mapping[str, Any] | None, Converted(_as_mask)]
+
+
+def has_heads(model: HookedLVLM, heads: Sequence[Head]) -> bool:
+    """Whether all of the heads are there and can be masked."""
+    return all(layer in model.masked_layers and 0 <= head < model.n_heads for layer, head in heads)
 
 
 class MaskedHeadsDetector(Detector):

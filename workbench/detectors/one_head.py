@@ -8,8 +8,7 @@ import xarray as xr
 
 from workbench.axes import Head, as_head, as_heads, head_name
 from workbench.checking import Converted, Seed, checked
-from workbench.detectors.detector import has_heads
-from workbench.detectors.masked_heads import ManyHeads, MaskedHeadsDetector, SomeMaskFields, SomeProjection
+from workbench.detectors.masked_heads import ManyHeads, MaskedHeadsDetector, SomeMaskFields, SomeProjection, has_heads
 from workbench.detectors.record import DetectorRecord
 from workbench.models.hooked import HookedLVLM
 

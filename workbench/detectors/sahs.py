@@ -6,14 +6,15 @@ from typing import Any, ClassVar
 import numpy as np
 import xarray as xr
 
-from workbench.axes import Head, as_heads
+from workbench.axes import Head, as_heads, head_pairs
 from workbench.checking import Whole, check_each, plainly
 from workbench.criteria import get_criterion, top_heads
 from workbench.criteria.logistic import fit_logistic
 from workbench.criteria.probes import few_shot_masks
 from workbench.detectors.calibration import Origin, origin_of
-from workbench.detectors.detector import Detector, has_heads, head_pairs
+from workbench.detectors.detector import Detector
 from workbench.detectors.looks import Wants, scores_of
+from workbench.detectors.masked_heads import has_heads
 from workbench.detectors.record import DetectorRecord
 from workbench.detectors.stored import finite_number, finite_vector
 from workbench.errors import DetectorError

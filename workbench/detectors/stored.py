@@ -1,6 +1,7 @@
 """Files of detectors: what is read from one is checked before anything is made of it, and nothing is unpickled."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,20 @@ from workbench.plain import plain
 FORMAT = "workbench-detector-2"
 DESCRIPTION, ARRAYS = "detector.json", "arrays.safetensors"
 LARGEST = {DESCRIPTION: 2**25, ARRAYS: 2**28}  # bytes; a million ids of prompts, heads of the largest models
+
+
+def write_stored(path: str | Path, description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
+    """Write description and arrays of a detector into a folder, which is made; returns it."""
+    from safetensors.numpy import save_file
+
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise DetectorError(f"A detector is stored as a folder, and {path} is a file. Give another name.")
+    path.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"format": FORMAT, **description}, indent=2) + "\n"
+    (path / DESCRIPTION).write_text(text, encoding="utf-8")
+    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path / ARRAYS)
+    return path
 
 
 def read_stored(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from workbench.errors import MaskError
 from workbench.models.attention import IMPLEMENTATION, install_sites
 from workbench.models.families.family import Family
-from workbench.models.offloaded import device_of, named_weights
+from workbench.models.offloaded import add_tensor, device_of, named_weights
 from workbench.models.precision import double_kept
 
 # Openings by which instruction-tuned models refuse; only their first tokens are read, those a tokenizer knows.
@@ -142,9 +142,7 @@ class Decoder:
         """SHA-256 over every parameter's name, shape and bytes; 16 hex digits."""
         digest = hashlib.sha256()
         for name, parameter in named_weights(self.hf):
-            flat = parameter.detach().cpu().contiguous().view(-1)
-            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
+            add_tensor(digest, name, parameter)
         return digest.hexdigest()[:16]
 
     @cached_property

@@ -15,6 +15,7 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.models.encode import Encoded, templated_text
 from workbench.models.hooked import HookedLVLM
+from workbench.models.offloaded import add_tensor
 from workbench.prompts.prompt import Prompt, image_hash
 
 # Where files were read from, and by what: not what they say.
@@ -38,7 +39,7 @@ def fingerprint(model: HookedLVLM) -> str:
     """
     digest = hashlib.sha256(model.weight_hash.encode())
     for name, buffer in _buffers(model):
-        _add_tensor(digest, name, buffer)
+        add_tensor(digest, name, buffer)
     readers = [model.processor, model.tokenizer, *(getattr(model.processor, name, None) for name in _READERS)]
     for reader in {id(r): r for r in readers if r is not None}.values():
         digest.update(_described(reader))
@@ -64,7 +65,7 @@ def input_hash(encoded: Encoded) -> bytes:
     digest = hashlib.sha256()
     for name, value in sorted(encoded.model_inputs.items()):
         if isinstance(value, torch.Tensor):
-            _add_tensor(digest, name, value)
+            add_tensor(digest, name, value)
         else:
             digest.update(name.encode() + _plain(value))
     return digest.digest()
@@ -83,12 +84,6 @@ def _buffers(model: HookedLVLM) -> Any:
             buffer = model.hf.get_submodule(owner).original_inv_freq
         if isinstance(buffer, torch.Tensor) and buffer.device.type != "meta":
             yield name, buffer
-
-
-def _add_tensor(digest: Any, name: str, tensor: torch.Tensor) -> None:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-    digest.update(flat.view(torch.uint8).numpy().tobytes())
 
 
 def _described(reader: Any) -> bytes:

@@ -6,6 +6,7 @@ its module comes through here.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,10 @@ def named_weights(hf: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, getattr(module, own) if parameter.is_meta else parameter
 
 
-def is_offloaded(hf: nn.Module) -> bool:
-    """Whether some weights are away between calls."""
-    return any(p.is_meta for p in hf.parameters())
+def add_tensor(digest: Any, name: str, tensor: Tensor) -> None:
+    """Have a digest of hashlib take in a tensor: its name, shape and bytes."""
+    digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def device_of(hf: nn.Module) -> torch.device:

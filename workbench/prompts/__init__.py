@@ -12,7 +12,7 @@ from workbench.prompts.files import prompts_of_table, read_prompts
 from workbench.prompts.mixing import mix
 from workbench.prompts.places import Pictures
 from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.prompts.readers import get_reader, read_set, readers
+from workbench.prompts.readers import read_set, readers
 from workbench.prompts.splits import check_splits, sample_prompts, split_prompts
 from workbench.prompts.tables import READERS, table_of
 
@@ -110,7 +110,7 @@ def published_set(name: Any, root: str | Path | None = None) -> tuple[str, str |
     if root is None and colon and before in readers():
         return before, folder
     if root is not None and (name in readers() or not Path(name).suffix):
-        return get_reader(name).name, root
+        return readers().named(name).name, root
     if name in readers():
         raise PromptError(f"{name} is a published set: say where it lies, with root=DIR or as '{name}:DIR'.")
     return name, None

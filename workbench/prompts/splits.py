@@ -131,3 +131,18 @@ def _check_fractions(fractions: Mapping[str, float]) -> None:
         raise PromptError(f"The splits are {', '.join(SPLITS)}; got {', '.join(map(repr, unknown))}.")
     if not fractions or any(not f > 0 for f in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
         raise PromptError(f"The fractions must each be over 0 and sum to 1; got {dict(fractions)}.")
+
+
+def split_shares(world: str, split: str | None, n: int) -> dict[str, int]:
+    """How many of `n` prompts that are drawn each split gets: all of them for one that is named, else equal shares.
+
+    Raises:
+        PromptError: A split that there is not, or no prompts at all.
+    """
+    if split is not None and split not in SPLITS:
+        splits = ", ".join(SPLITS)
+        raise PromptError(f"{world.capitalize()} has the splits {splits}; got {split!r}. Leave it out for all three.")
+    if n < 1:
+        raise PromptError(f"At least 1 prompt was wanted of {world}; got n={n}.")
+    wanted = SPLITS if split is None else (split,)
+    return {name: n // len(wanted) + (k < n % len(wanted)) for k, name in enumerate(wanted)}

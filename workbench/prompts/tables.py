@@ -49,17 +49,17 @@ class Table(NamedTuple):
     rows: list[Row]
 
 
-def check_file(path: Path, what: str = "prompt file") -> None:
+def check_file(path: Path) -> None:
     """Refuse a path that is no file, with the names that come near."""
     if path.is_file():
         return
     if path.is_dir():
-        raise PromptError(f"{path} is a folder; a {what} was wanted. Name the {' or '.join(READERS)} file in it.")
+        raise PromptError(f"{path} is a folder; a prompt file was wanted. Name the {' or '.join(READERS)} file in it.")
     near = []
     if path.parent.is_dir():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir() if p.is_file()])
     hint = f"Did you mean {' or '.join(near)}?" if near else f"It was looked for in {path.parent.resolve()}."
-    raise PromptError(f"There is no {what} {path}. {hint}")
+    raise PromptError(f"There is no prompt file {path}. {hint}")
 
 
 def read_text(path: Path) -> str:

@@ -21,7 +21,8 @@ ROWS = 64  # prompts decoded together, at most
 LONGEST = 10**6  # tokens
 
 
-def _as_prompts(prompts: Any) -> list[Prompt]:
+def _as_batch(prompts: Any) -> list[Prompt]:
+    """Prompts to answer. Unlike a set, a batch may hold one prompt several times, to draw replies, or none at all."""
     found = [prompts] if isinstance(prompts, Prompt) else list(prompts) if isinstance(prompts, Iterable) else []
     if not all(isinstance(prompt, Prompt) for prompt in found) or not (found or isinstance(prompts, Sequence)):
         raise ValueError("must be prompts, as wb.load_prompts gives them")
@@ -31,7 +32,7 @@ def _as_prompts(prompts: Any) -> list[Prompt]:
 @checked
 def generate_batch(
     model: HookedLVLM,
-    prompts: Annotated[Sequence[Prompt], Converted(_as_prompts)],
+    prompts: Annotated[Sequence[Prompt], Converted(_as_batch)],
     *,
     max_new_tokens: Annotated[int, Whole(1, LONGEST)] = 32,
     heads: Annotated[Sequence[Head], Converted(as_heads)] = (),

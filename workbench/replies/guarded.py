@@ -179,7 +179,7 @@ def _refuse(model: HookedLVLM, prompt: Prompt, recipe: RefusalRecipe, options: d
         return recipe.opening  # what broke the detection broke the reply too; the opening alone is a refusal
 
 
-class _Pieces(TextStreamer):
+class Pieces(TextStreamer):
     """Hands each piece of text on as soon as it is whole words."""
 
     def __init__(self, model: HookedLVLM, take: Callable[[str], object]) -> None:
@@ -198,4 +198,4 @@ def _streaming(model: HookedLVLM, stream: bool | Callable[[str], object]) -> dic
         stream = sys.stdout.write
     if not callable(stream):
         raise DetectorError(f"stream must be True, False or a function of a piece of text; got {stream!r}.")
-    return {"streamer": _Pieces(model, stream)}
+    return {"streamer": Pieces(model, stream)}

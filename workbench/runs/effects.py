@@ -31,19 +31,17 @@ def check_states(
     states: Float[Tensor, "prompt row d_model"],
     logits: Float[Tensor, "prompt row vocab"],
     prompts: Sequence[str] = (),
-    rows: Sequence[str] = (),
 ) -> None:
-    """Refuse states from which nothing can be measured.
+    """Refuse unmasked states from which nothing can be measured.
 
     Args:
         prompts: Names of the prompts, for the message.
-        rows: Names of the masks; none for unmasked states.
 
     Raises:
         RunError: For states or logits that are not finite numbers, and for states of length zero, which have no
             direction; it names the prompts and masks.
     """
-    _refuse(model, states, logits.isfinite().all(-1), prompts, rows)
+    _refuse(model, states, logits.isfinite().all(-1), prompts, ())
 
 
 def _refuse(model: HookedLVLM, states: Tensor, finite: Tensor, prompts: Sequence[str], rows: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ Examples:
 from typing import Annotated, Any
 
 from workbench.checking import Converted, OneOf, Seed, checked
+from workbench.comparison.differences import tested
 from workbench.errors import StudyError
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel, load_model
@@ -43,7 +44,7 @@ from workbench.studies import (
     transfer,
 )
 from workbench.studies.material import Material
-from workbench.studies.record import Beside, Findings, Need, Study, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, Need, Study, StudyRecord
 from workbench.sweeps.sweep import SomePrompts
 
 __all__ = [

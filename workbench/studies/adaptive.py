@@ -6,6 +6,8 @@ import pandas as pd
 
 from workbench.attacks import attack
 from workbench.axes import head_names
+from workbench.comparison.differences import tested
+from workbench.comparison.measures import pick
 from workbench.detectors import Detector, FusedHeadsDetector, OneHeadDetector, make_detector
 from workbench.errors import ModelError
 from workbench.models.pixels import refuse_without_road
@@ -13,7 +15,7 @@ from workbench.prompts.prompt import PromptSet
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import percent
-from workbench.studies.record import Beside, Findings, Need, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, Need, StudyRecord
 from workbench.views.figures.adversary import evasion_figure
 
 EPS, STEPS, KL_BUDGET, K, TOKENS, MOST = (4, 8, 16, 32), (12,), 0.1, 3, 16, 40
@@ -59,10 +61,9 @@ def tried(material: Material, most: int) -> PromptSet:
     return PromptSet([*(p for p in material.prompts if p.split != "test"), *test], name=material.prompts.name)
 
 
-def evasion(table: pd.DataFrame, attacked: str, scored_by: str, eps: int, measure: str = "evasion") -> pd.Series | None:
+def evasion(table: pd.DataFrame, attacked: str, scored_by: str, eps: int) -> pd.Series | None:
     """The row of one attack, scored by one detector, at one size and the most steps."""
-    of = table[(table["attacked"] == attacked) & (table["scored_by"] == scored_by) & (table["measure"] == measure)]
-    of = of[of["eps"] == eps]
+    of = pick(table, attacked=attacked, scored_by=scored_by, measure="evasion", eps=eps)
     return None if of.empty else of.loc[of["steps"].idxmax()]
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from workbench.axes import head_name
+from workbench.comparison.differences import tested
 from workbench.comparison.masked_behaviour import QUESTION_FAMILY
+from workbench.comparison.measures import pick
 from workbench.detectors.calibration import unsafe_array
 from workbench.models.encodings import Encodings
 from workbench.models.hooked import HookedLVLM
@@ -23,7 +25,7 @@ from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import is_unsafe, rate, separations
-from workbench.studies.record import Findings, StudyRecord, tested
+from workbench.studies.record import Findings, StudyRecord
 from workbench.sweeps.plan import batches
 from workbench.views.figures import studies as figures
 
@@ -98,12 +100,12 @@ def steered(model: HookedLVLM, layer: int, step: Tensor) -> Iterator[None]:
 
 
 def _cell(table: pd.DataFrame, answer: str, group: str, measure: str) -> float:
-    of = table[(table["answer"] == answer) & (table["group"] == group) & (table["measure"] == measure)]
+    of = pick(table, answer=answer, group=group, measure=measure)
     return float(of["value"].iloc[0]) if len(of) else float("nan")
 
 
 def _says(table: pd.DataFrame, layer: int) -> str:
-    flagged = table[(table["measure"] == "flagged") & (table["group"] == "benign")]
+    flagged = pick(table, measure="flagged", group="benign")
     told = f"{100 * flagged['value'].iloc[0]:.0f} % of safe prompts are flagged. " if len(flagged) else ""
     answered = {way: _cell(table, way, "benign", "answered as expected") for way in table["answer"].unique()}
     told += (

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 
 from workbench.comparison.arena import arena
+from workbench.comparison.differences import tested
 from workbench.studies import needs
 from workbench.studies.detection import ALL, by_family, left_out, whole
 from workbench.studies.material import Material
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 DETECTORS = ("one-head", "sahs", "hidden-detect")

@@ -6,14 +6,17 @@ import numpy as np
 import pandas as pd
 
 from workbench.comparison.causal_rows import more_than_each
+from workbench.comparison.differences import tested
 from workbench.comparison.masked_behaviour import outcome_groups
+from workbench.comparison.measures import pick
 from workbench.detectors.calibration import unsafe_array
 from workbench.prompts.prompt import PromptSet
 from workbench.replies.batches import generate_batch
 from workbench.replies.judges import judge_replies
 from workbench.studies import needs
 from workbench.studies.material import Material
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.measuring import names_of
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 TOKENS = 16
@@ -23,9 +26,7 @@ GIVEN, WORDS = "as given", "text only"
 def find(material: Material) -> Findings:
     """Replies of every model to the test prompts, as given and with the words alone, with paired tests."""
     models = [material.model, *material.models]
-    names = [
-        m.name if [o.name for o in models].count(m.name) == 1 else f"{m.name} ({i + 1})" for i, m in enumerate(models)
-    ]
+    names = names_of(models)
     asked = material.test_prompts()
     variants = {GIVEN: asked}
     if alone := [p for p in asked if p.image is not None and p.text.strip()]:
@@ -55,7 +56,7 @@ def find(material: Material) -> Findings:
 
 
 def _refused(table: pd.DataFrame) -> pd.DataFrame:
-    of = table[(table["measure"] == "refused") & (table["group"] == "unsafe")]
+    of = pick(table, measure="refused", group="unsafe")
     return of.pivot_table(index="model", columns="asked", values="value", sort=False)
 
 

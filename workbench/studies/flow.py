@@ -9,6 +9,7 @@ import xarray as xr
 
 from workbench.axes import Head, head_names
 from workbench.comparison.causal_rows import more_than_each
+from workbench.comparison.differences import tested
 from workbench.comparison.masked_behaviour import draw_controls
 from workbench.errors import DetectorError, PromptError
 from workbench.models.hooked import HookedLVLM
@@ -17,7 +18,7 @@ from workbench.replies.judges import judge_replies
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import percent, rate
-from workbench.studies.record import Beside, Findings, Need, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, Need, StudyRecord
 from workbench.tracing.behaviour import Patch, patched_replies
 from workbench.tracing.pairs import encoded_twins, line_up, pairs_of
 from workbench.tracing.records import ALL, COMPONENTS, FLOWS, HEADS

@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from workbench.axes import head_name
+from workbench.comparison.differences import tested
 from workbench.runs.pairs import tie_names
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
@@ -16,7 +17,7 @@ from workbench.studies import needs
 from workbench.studies.grades import risk_grades, trend
 from workbench.studies.material import Material
 from workbench.studies.measuring import families, is_unsafe, listed, mean_of, of_area, rate, separations
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 ANGLE, FLAGGED, AREA = "angle (degrees)", "flagged", "AUROC against all safe"

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from workbench.attacks import attack
-from workbench.axes import Head, head_names
+from workbench.axes import Head, head_names, head_pairs
 from workbench.comparison.causal_rows import more_than_each
+from workbench.comparison.differences import tested
 from workbench.comparison.faithfulness import faithfulness, rankings
 from workbench.comparison.masked_behaviour import MaskedReplies, draw_controls
 from workbench.criteria.ranking import anchor_rule
@@ -22,7 +23,7 @@ from workbench.studies import needs
 from workbench.studies.adaptive import ROAD, evasion, tried
 from workbench.studies.material import Material
 from workbench.studies.measuring import rate
-from workbench.studies.record import Findings, StudyRecord, tested
+from workbench.studies.record import Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 K, CONTROLS, EPS, STEPS, KL_BUDGET, TOKENS, LEARNING_STEPS, MOST = 5, 3, 8, 12, 0.1, 16, 300, 40
@@ -75,7 +76,7 @@ def _orders(material: Material) -> dict[str, list[Head]]:
     selection = material.prompts.where(split="selection")
     how: dict[str, Any] = {"method": "gating", "steps": LEARNING_STEPS, "seed": material.seed}
     learned = learn_heads(material.model, selection, progress=material.progress, **how)
-    found[LEARNED] = [(int(row.layer), int(row.head)) for row in learned.itertuples()]
+    found[LEARNED] = head_pairs(learned)
     whole = {(layer, head) for layer in material.model.masked_layers for head in range(material.model.n_heads)}
     return {name: order for name, order in found.items() if {*order} == whole}
 

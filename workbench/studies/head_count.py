@@ -7,16 +7,17 @@ import numpy as np
 import pandas as pd
 
 from workbench.axes import head_names
+from workbench.comparison.differences import tested
+from workbench.comparison.measures import pick
 from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
-from workbench.studies.measuring import Chosen, families, is_unsafe, of_area, rate, separations, span
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.measuring import SHOWN, Chosen, families, flagged, is_unsafe, of_area, separations, span
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 SIZES = (1, 2, 3, 5, 8, 10, 16)
 DRAWS = 200
-SHOWN = {"auroc": "AUROC", "detection_rate": "unsafe flagged", "false_positive_rate": "safe flagged"}
 
 
 def find(material: Material) -> Findings:
@@ -32,12 +33,7 @@ def find(material: Material) -> Findings:
             area = separations(values[:, None], run, seed=material.seed).iloc[0]
             rows.append(about | {"measure": "auroc", "family": "all", **of_area(area)})
             tests.append({"test": f"{k} heads, {way}", "p_value": area["p_value"]})
-            if not np.isfinite(threshold):
-                continue
-            for family, of in groups.items():
-                rows.append(about | {"measure": "detection_rate", "family": family, **rate(values[of] > threshold)})
-            flagged = values[test & ~unsafe] > threshold
-            rows.append(about | {"measure": "false_positive_rate", "family": "all", **rate(flagged)})
+            rows += [about | row for row in flagged(values, threshold, run, by_family=True)]
         rows += _drawn(chosen, k, groups | {"safe": test & ~unsafe}, material.seed)
     table = pd.DataFrame(rows)
     return Findings(table, _says(table), tested(tests), _beside(table, material))
@@ -72,14 +68,8 @@ def _drawn(chosen: Chosen, k: int, groups: dict[str, np.ndarray], seed: int) -> 
     return rows
 
 
-def _pick(table: pd.DataFrame, **keys: Any) -> pd.DataFrame:
-    for name, value in keys.items():
-        table = table[table[name] == value]
-    return table
-
-
 def _says(table: pd.DataFrame) -> str:
-    mean = _pick(table, way="mean", measure="auroc", family="all")
+    mean = pick(table, way="mean", measure="auroc", family="all")
     best = mean.loc[mean["value"].idxmax()]
     one, most = mean.iloc[0], mean.iloc[-1]
     told = (
@@ -94,7 +84,7 @@ def _says(table: pd.DataFrame) -> str:
             if points > 0
             else " No family is detected worse by several heads than by one."
         )
-    spread = _pick(table, way="one drawn for each prompt", measure="detection_rate", family="all")
+    spread = pick(table, way="one drawn for each prompt", measure="detection_rate", family="all")
     if len(spread):
         row = spread.iloc[-1]
         told += (
@@ -106,7 +96,7 @@ def _says(table: pd.DataFrame) -> str:
 
 def _largest_drop(table: pd.DataFrame) -> tuple[str, int, float] | None:
     """The family and number of heads with the largest loss of detection rate by their mean, in points."""
-    rates = _pick(table, way="mean", measure="detection_rate")
+    rates = pick(table, way="mean", measure="detection_rate")
     wide = rates.pivot_table(index="family", columns="heads", values="value")
     if 1 not in wide or wide.shape[1] < 2:
         return None

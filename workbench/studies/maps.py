@@ -9,7 +9,7 @@ from workbench.criteria import SCORE_COLUMNS
 from workbench.studies.material import Material
 from workbench.studies.measuring import listed
 from workbench.studies.record import Beside, Findings, StudyRecord
-from workbench.views import charts
+from workbench.views import charts, theme
 from workbench.views.figures import pages, style
 
 CRITERION, PROJECTION = "deflection", "query"
@@ -22,7 +22,7 @@ def find(material: Material) -> Findings:
     scores = material.scores
     table = scores[(scores["criterion"] == CRITERION) & (scores["projection"] == PROJECTION)]
     table = table[list(SCORE_COLUMNS)].reset_index(drop=True)
-    names = [head_name(layer, head) for layer, head in zip(table["layer"], table["head"], strict=True)]
+    names = theme.names(table)
     tests = table[["p_value"]].assign(test=names, p_corrected=table["q_value"])[["test", "p_value", "p_corrected"]]
     early = table[table["layer"] < (table["layer"].max() + 1) / 3]
     share = {label: _share(early[label], table[label]) for label in ("unsafe", "safe")}

@@ -5,17 +5,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.axes import Head, head_names
+from workbench.axes import Head, head_names, head_pairs
 from workbench.comparison.causal_rows import more_than_each
+from workbench.comparison.differences import tested
 from workbench.comparison.masked_behaviour import QUESTION_FAMILY, MaskedReplies, draw_controls, outcome_groups
+from workbench.comparison.measures import pick
 from workbench.criteria import get_criterion, top_heads
 from workbench.criteria.ranking import anchor_rule
 from workbench.detectors.calibration import unsafe_array
-from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError, DetectorError
 from workbench.studies import needs
 from workbench.studies.material import Material
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 SIZES, CONTROLS, TOKENS = (1, 3, 5), 3, 16
@@ -86,7 +87,7 @@ def _rows(asked: Any, verdicts: np.ndarray, masked: str, heads: Any, draw: int) 
 
 
 def _says(table: pd.DataFrame, tests: pd.DataFrame) -> str:
-    of = table[(table["measure"] == "complied") & (table["group"] == "unsafe")]
+    of = pick(table, measure="complied", group="unsafe")
     none, random = of[of["masked"] == NOTHING].iloc[0], of[of["masked"].str.startswith(RANDOM)]
     chosen = of[~of["masked"].str.startswith((NOTHING, RANDOM))]
     best = chosen.loc[chosen["value"].idxmax()]
@@ -99,7 +100,7 @@ def _says(table: pd.DataFrame, tests: pd.DataFrame) -> str:
         told += (
             f" and with {100 * random['value'].min():.0f} % to {100 * random['value'].max():.0f} % under random heads"
         )
-    benign = table[(table["measure"] == "complied") & (table["group"] == "benign")]
+    benign = pick(table, measure="complied", group="benign")
     if len(benign):
         kept = benign[(benign["masked"] == best["masked"]) & (benign["n_heads"] == best["n_heads"])]["value"].iloc[0]
         told += f"; under that mask {100 * kept:.0f} % of benign requests are still answered as expected"
@@ -108,7 +109,7 @@ def _says(table: pd.DataFrame, tests: pd.DataFrame) -> str:
 
 
 def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
-    of = table[(table["measure"] == "complied") & (table["group"] == "unsafe")]
+    of = pick(table, measure="complied", group="unsafe")
     none = of[of["masked"] == NOTHING]["value"].iloc[0]
     ships = of[of["masked"] == "ships, sensitivity"].set_index("n_heads")["value"]
     differs = (

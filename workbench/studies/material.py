@@ -140,9 +140,9 @@ class Material:
         """Heads that a rule chooses on the run's selection prompts, with their values on all of them."""
         return Chosen.of(self.run if run is None else run, seed=self.seed, **how)
 
-    def test_prompts(self, prompts: PromptSet | None = None) -> PromptSet:
+    def test_prompts(self) -> PromptSet:
         """The prompts of the test split."""
-        return (prompts or self.prompts).where(split="test")
+        return self.prompts.where(split="test")
 
     def sample(self, prompts: PromptSet, n: int) -> PromptSet:
         """At most `n` of some prompts, as even over the labels as there are prompts; order kept."""

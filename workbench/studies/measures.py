@@ -6,18 +6,18 @@ import numpy as np
 import pandas as pd
 
 from workbench.axes import head_name
+from workbench.comparison.differences import tested
 from workbench.criteria import get_criterion, list_criteria, statistics
 from workbench.criteria.registry import PER_PROMPT
 from workbench.errors import CriterionError
 from workbench.runs.pairs import tie_names
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
-from workbench.studies.measuring import BOOTSTRAP, is_unsafe, listed, of_area, rate, separations, span
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.measuring import BOOTSTRAP, SHOWN, flagged, is_unsafe, listed, of_area, separations, span
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 ANCHOR = "deflection"
-SHOWN = {"auroc": "AUROC", "detection_rate": "unsafe flagged", "false_positive_rate": "safe flagged"}
 
 
 def find(material: Material) -> Findings:
@@ -41,10 +41,7 @@ def find(material: Material) -> Findings:
         about = {"measure_of_change": name, "head": head_name(*found.heads[0])}
         area = areas.iloc[i]
         rows.append(about | {"measure": "auroc"} | of_area(area))
-        threshold = found.threshold()
-        for measure, of in (("detection_rate", test & unsafe), ("false_positive_rate", test & ~unsafe)):
-            if np.isfinite(threshold):
-                rows.append(about | {"measure": measure, **rate(found.value[of] > threshold)})
+        rows += [about | row for row in flagged(found.value, found.threshold(), run)]
         if name != ANCHOR:
             low, high = statistics.percentile_interval(draws[i] - draws[0])
             more = {"value": area["auroc"] - areas.iloc[0]["auroc"], "ci_low": low, "ci_high": high, "n": area["n"]}

@@ -8,18 +8,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.axes import Head
+from workbench.axes import Head, head_pairs
 from workbench.criteria import get_criterion, score, statistics, top_heads
 from workbench.criteria.detection import decision_values
 from workbench.criteria.ranking import anchor_rule
 from workbench.detectors.calibration import densities_cross
-from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError
+from workbench.models.hooked import HookedLVLM
 from workbench.runs.pairs import tie_names
 from workbench.runs.reading import FEWEST_PROMPTS, prompt_coord
 from workbench.runs.splits import in_split
 
 BOOTSTRAP, PERMUTATIONS = 1000, 2000
+SHOWN = {"auroc": "AUROC", "detection_rate": "unsafe flagged", "false_positive_rate": "safe flagged"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +151,7 @@ def is_unsafe(run: xr.Dataset) -> np.ndarray:
     return prompt_coord(run, "label") == "unsafe"
 
 
-def separations(
-    values: np.ndarray, run: xr.Dataset, among: np.ndarray | None = None, *, seed: int, bootstrap: int = BOOTSTRAP
-) -> pd.DataFrame:
+def separations(values: np.ndarray, run: xr.Dataset, among: np.ndarray | None = None, *, seed: int) -> pd.DataFrame:
     """How well each column of values tells unsafe prompts from safe ones, on the test prompts or those `among`.
 
     Args:
@@ -176,7 +175,7 @@ def separations(
         area, ends = np.nan, (np.nan, np.nan)
         if there:
             area = statistics.auroc(of[:, None], unsafe)[0]
-            ends = statistics.auroc_interval(of, unsafe, pairs, resamples=bootstrap, seed=seed)
+            ends = statistics.auroc_interval(of, unsafe, pairs, resamples=BOOTSTRAP, seed=seed)
         rows.append((float(area), float(ends[0]), float(ends[1]), float(p[column]), int(among.sum())))
     return pd.DataFrame(rows, columns=["auroc", "ci_low", "ci_high", "p_value", "n"])
 
@@ -193,11 +192,30 @@ def rate(flagged: np.ndarray) -> dict[str, float]:
     return {"value": hits / n if n else np.nan, "ci_low": float(low), "ci_high": float(high), "n": n}
 
 
-def mean_of(values: np.ndarray, ties: np.ndarray, *, seed: int, resamples: int = BOOTSTRAP) -> dict[str, float]:
+def flagged(values: np.ndarray, threshold: float, run: xr.Dataset, *, by_family: bool = False) -> list[dict[str, Any]]:
+    """Shares of the test prompts over a threshold: of the unsafe ones, by family too if wanted, and of the safe ones.
+
+    Returns:
+        Rows of `measure`, with `by_family` the `family` (or all), and what `rate` gives; none without a threshold.
+    """
+    if not np.isfinite(threshold):
+        return []
+    unsafe, test = is_unsafe(run), in_split(run, "test")
+    groups = {("detection_rate", "all"): test & unsafe}
+    for family in families(run) if by_family else ():
+        groups["detection_rate", family] = test & unsafe & (prompt_coord(run, "family") == family)
+    groups["false_positive_rate", "all"] = test & ~unsafe
+    return [
+        {"measure": measure, **({"family": family} if by_family else {}), **rate(values[of] > threshold)}
+        for (measure, family), of in groups.items()
+    ]
+
+
+def mean_of(values: np.ndarray, ties: np.ndarray, *, seed: int) -> dict[str, float]:
     """A mean with its 95 % bootstrap interval, ties drawn whole: value, ci_low, ci_high, n; NaN without any."""
     if not len(values):
         return {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n": 0}
-    weights = statistics.bootstrap_weights(np.ones(len(values), dtype=bool), ties, resamples=resamples, seed=seed)
+    weights = statistics.bootstrap_weights(np.ones(len(values), dtype=bool), ties, resamples=BOOTSTRAP, seed=seed)
     low, high = statistics.percentile_interval(weights @ values / weights.sum(1))
     return {"value": float(np.mean(values)), "ci_low": float(low), "ci_high": float(high), "n": len(values)}
 
@@ -207,13 +225,13 @@ def families(run: xr.Dataset, *, by: str = "family", label: str = "unsafe") -> l
     return sorted(set(prompt_coord(run, by)[prompt_coord(run, "label") == label]) - {""})
 
 
-def span(row: Any, digits: int = 2) -> str:
+def span(row: Any) -> str:
     """`0.87 (0.80 to 0.93)`, of a row with value or auroc and its interval."""
     value = row["value"] if "value" in row else row["auroc"]
     if not np.isfinite(value):
         return "not known"
-    ends = f" ({row['ci_low']:.{digits}f} to {row['ci_high']:.{digits}f})" if np.isfinite(row["ci_low"]) else ""
-    return f"{value:.{digits}f}{ends}"
+    ends = f" ({row['ci_low']:.2f} to {row['ci_high']:.2f})" if np.isfinite(row["ci_low"]) else ""
+    return f"{value:.2f}{ends}"
 
 
 def percent(row: Any) -> str:
@@ -227,3 +245,9 @@ def listed(words: Sequence[str]) -> str:
     """`a, b and c`."""
     words = list(words)
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def names_of(models: Sequence[HookedLVLM]) -> list[str]:
+    """Names of models, numbered where several have the same."""
+    names = [model.name for model in models]
+    return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, 1)]

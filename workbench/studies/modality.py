@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.axes import head_name
+from workbench.comparison.differences import tested
+from workbench.comparison.measures import pick
 from workbench.criteria import get_criterion
 from workbench.criteria.values import prompt_values
 from workbench.detectors.calibration import unsafe_array
@@ -20,7 +22,7 @@ from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import listed, mean_of, of_area, rate, separations, span
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 VARIANTS = ("as given", "no image", "blank image", "noise image", "caption", "text only", "typographic")
@@ -93,7 +95,7 @@ def _replies(material: Material, asked: PromptSet) -> list[str]:
 
 def _says(table: pd.DataFrame, head: str) -> str:
     areas = table[table["measure"] == "auroc"].set_index("variant")
-    complied = table[(table["measure"] == "complied") & (table["prompts"] == "unsafe")].set_index("variant")
+    complied = pick(table, measure="complied", prompts="unsafe").set_index("variant")
     others = [f"{name} {span(row)}" for name, row in areas.iterrows() if name != VARIANTS[0]]
     given = complied.loc[VARIANTS[0], "value"]
     least, most = complied["value"].idxmin(), complied["value"].idxmax()
@@ -106,7 +108,7 @@ def _says(table: pd.DataFrame, head: str) -> str:
 
 
 def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
-    complied = table[(table["measure"] == "complied") & (table["prompts"] == "unsafe")].set_index("variant")["value"]
+    complied = pick(table, measure="complied", prompts="unsafe").set_index("variant")["value"]
 
     def pair(name: str) -> str:
         there = name in complied

@@ -8,6 +8,8 @@ import pandas as pd
 import xarray as xr
 
 from workbench.axes import Head
+from workbench.comparison.differences import tested
+from workbench.comparison.measures import pick
 from workbench.criteria.logistic import fit_logistic
 from workbench.criteria.probes import cross_validated, few_shot_masks, fold_numbers
 from workbench.detectors.sahs import features
@@ -16,7 +18,7 @@ from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
 from workbench.studies.measuring import is_unsafe, of_area, rate, separations, span
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 HEADS = (1, 2, 4, 8, 16, 32)
@@ -116,14 +118,12 @@ def _settings(probes: Probes, run: xr.Dataset, seed: int) -> Iterator[tuple[str,
         yield "C", penalty, len(best), probes.decisions(best, C=penalty)
 
 
-def _of(table: pd.DataFrame, curve: str, task: str, measure: str) -> pd.DataFrame:
-    return table[(table["curve"] == curve) & (table["task"] == task) & (table["measure"] == measure)]
-
-
 def _says(table: pd.DataFrame) -> str:
-    along, shots = (_of(table, curve, SAFETY, "accuracy") for curve in ("heads", "shots a category"))
-    control = _of(table, "heads", CONTROL, "accuracy")
-    fitted = _of(table, "heads", CONTROL, "accuracy in training")
+    along, shots = (
+        pick(table, curve=curve, task=SAFETY, measure="accuracy") for curve in ("heads", "shots a category")
+    )
+    control = pick(table, curve="heads", task=CONTROL, measure="accuracy")
+    fitted = pick(table, curve="heads", task=CONTROL, measure="accuracy in training")
     told = (
         f"Accuracy on unseen prompts goes from {span(along.iloc[0])} with one head to {span(along.iloc[-1])} with "
         f"{int(along.iloc[-1]['setting'])}"
@@ -137,7 +137,7 @@ def _says(table: pd.DataFrame) -> str:
 
 
 def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
-    areas = _of(table, "heads", SAFETY, "auroc")
+    areas = pick(table, curve="heads", task=SAFETY, measure="auroc")
     best = areas.loc[areas["value"].idxmax()] if areas["value"].notna().any() else areas.iloc[0]
     return (
         Beside(

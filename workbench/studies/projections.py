@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from workbench.comparison.differences import tested
 from workbench.criteria import get_criterion, statistics
 from workbench.criteria.values import prompt_values
 from workbench.runs.pairs import tie_names
@@ -12,7 +13,7 @@ from workbench.runs.reading import prompt_coord
 from workbench.runs.splits import in_split
 from workbench.studies.material import Material
 from workbench.studies.measuring import PERMUTATIONS, is_unsafe, mean_of
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 ANGLE, ALIKE = "angle (degrees)", "rank correlation"

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.comparison.differences import tested
+from workbench.comparison.measures import pick
 from workbench.criteria import get_criterion, statistics
 from workbench.criteria.detection import decision_values
 from workbench.criteria.ranking import best_cells, rule_values
@@ -14,7 +16,7 @@ from workbench.runs.pairs import tie_names
 from workbench.runs.reading import prompt_coord
 from workbench.studies.material import Material
 from workbench.studies.measuring import crossing, is_unsafe, separations
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 DRAWS, ROWS = 200, 50  # redraws of the selection rows; rows of each label, as in the release
@@ -87,7 +89,7 @@ def _honest(material: Material) -> float:
 
 
 def _cell(table: pd.DataFrame, where: str, measure: str) -> Any:
-    of = table[(table["tested_on"] == where) & (table["measure"] == measure)]
+    of = pick(table, tested_on=where, measure=measure)
     return of.iloc[0] if len(of) else None
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 
 from workbench.axes import head_name
+from workbench.comparison.differences import tested
 from workbench.errors import CriterionError
-from workbench.runs.splits import in_split, with_splits
+from workbench.runs.splits import with_splits
 from workbench.studies.material import Material
-from workbench.studies.measuring import is_unsafe, of_area, rate, separations, span
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.measuring import SHOWN, flagged, of_area, separations, span
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 MOST_READ = 12  # layers read at most: every layer of a small model, evenly spaced ones of a large one
-SHOWN = {"auroc": "AUROC", "detection_rate": "unsafe flagged", "false_positive_rate": "safe flagged"}
 
 
 def find(material: Material) -> Findings:
@@ -37,10 +37,7 @@ def find(material: Material) -> Findings:
         area = separations(chosen.value[:, None], reached, seed=material.seed).iloc[0]
         rows.append(about | {"measure": "auroc"} | of_area(area))
         tests.append({"test": f"read after layer {place}", "p_value": area["p_value"]})
-        threshold, unsafe, test = chosen.threshold(), is_unsafe(reached), in_split(reached, "test")
-        if np.isfinite(threshold):
-            for measure, of in (("detection_rate", test & unsafe), ("false_positive_rate", test & ~unsafe)):
-                rows.append(about | {"measure": measure} | rate(chosen.value[of] > threshold))
+        rows += [about | row for row in flagged(chosen.value, chosen.threshold(), reached)]
     table, checked = pd.DataFrame(rows), tested(tests)
     areas = table[table["measure"] == "auroc"].reset_index(drop=True)
     works = areas[checked["p_corrected"].to_numpy() < 0.05]

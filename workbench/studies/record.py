@@ -4,10 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
-
-from workbench.comparison.differences import holm
 
 if TYPE_CHECKING:
     from workbench.studies.material import Material
@@ -145,9 +142,3 @@ class Study:
 
     def __repr__(self) -> str:
         return f"Study({self.name!r}, {len(self.table)} rows: {self.says})"
-
-
-def tested(rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
-    """Tests (`test`, `p_value`) with `p_corrected`, by Holm's method over all of them; NaN does not count."""
-    table = pd.DataFrame(rows, columns=["test", "p_value"])
-    return table.assign(p_corrected=holm(table["p_value"].to_numpy(dtype=np.float64)))

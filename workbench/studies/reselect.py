@@ -2,21 +2,20 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from workbench.axes import Head, head_names
+from workbench.comparison.differences import tested
+from workbench.comparison.measures import pick
 from workbench.comparison.suppression import suppress
 from workbench.errors import CriterionError
-from workbench.runs.reading import prompt_coord
-from workbench.runs.splits import in_split, with_splits
+from workbench.runs.splits import with_splits
 from workbench.studies.material import Material
-from workbench.studies.measuring import Chosen, families, is_unsafe, of_area, percent, rate, separations, span
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.measuring import SHOWN, Chosen, flagged, of_area, percent, separations, span
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 ROUNDS, K = 2, 5
-SHOWN = {"auroc": "AUROC", "detection_rate": "unsafe flagged", "false_positive_rate": "safe flagged"}
 
 
 def find(material: Material) -> Findings:
@@ -38,36 +37,25 @@ def find(material: Material) -> Findings:
             break  # nothing is left that the rule would keep
         run = chosen.run
         about = {"suppressed": len(gone), "gone": head_names(gone), "chosen": head_names(chosen.heads)}
-        unsafe, test, family = is_unsafe(run), in_split(run, "test"), prompt_coord(run, "family")
         area = separations(chosen.value[:, None], run, seed=material.seed).iloc[0]
         rows.append(about | {"measure": "auroc", "family": "all"} | of_area(area))
         tests.append({"test": f"{len(gone)} heads suppressed", "p_value": area["p_value"]})
-        threshold = chosen.threshold()
-        for name in ["all", *families(run)] if np.isfinite(threshold) else []:
-            of = test & unsafe & ((family == name) | (name == "all"))
-            rows.append(about | {"measure": "detection_rate", "family": name} | rate(chosen.value[of] > threshold))
-        if np.isfinite(threshold):
-            flagged = chosen.value[test & ~unsafe] > threshold
-            rows.append(about | {"measure": "false_positive_rate", "family": "all"} | rate(flagged))
+        rows += [about | row for row in flagged(chosen.value, chosen.threshold(), run, by_family=True)]
         gone = [*gone, *chosen.heads]
     table = pd.DataFrame(rows)
     return Findings(table, _says(table), tested(tests), _beside(table, material))
 
 
-def _rows(table: pd.DataFrame, measure: str) -> pd.DataFrame:
-    return table[(table["measure"] == measure) & (table["family"] == "all")]
-
-
 def _says(table: pd.DataFrame) -> str:
     told = []
-    for row in _rows(table, "auroc").to_dict("records"):
+    for row in pick(table, measure="auroc", family="all").to_dict("records"):
         first = row["chosen"].split()[0]
         told.append(f"{row['suppressed']} heads suppressed: {first} is chosen, AUROC {span(row)}")
     return "; ".join(told) + "."
 
 
 def _beside(table: pd.DataFrame, material: Material) -> tuple[Beside, ...]:
-    rates, alarms = _rows(table, "detection_rate"), _rows(table, "false_positive_rate")
+    rates, alarms = (pick(table, measure=m, family="all") for m in ("detection_rate", "false_positive_rate"))
     ours = [
         f"{int(row['suppressed'])} suppressed: {percent(row)}, false alarms {percent(alarm)}"
         for (_, row), (_, alarm) in zip(rates.iterrows(), alarms.iterrows(), strict=True)

@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 
 from workbench.axes import Head, head_names
+from workbench.comparison.differences import tested
 from workbench.criteria import statistics
+from workbench.detectors.calibration import unsafe_array
 from workbench.finding.head_sets import greedy_groups, group_effects
 from workbench.prompts.ties import tie_names
 from workbench.studies.material import Material
 from workbench.studies.measuring import PERMUTATIONS, mean_of
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 STEPS, MOST_PROMPTS, DRAWS = 3, 100, 10  # their search reads about a hundred prompts
@@ -24,7 +26,7 @@ def find(material: Material) -> Findings:
     selection = material.prompts.where(split="selection")
     seek = material.sample(selection.where(label="unsafe"), MOST_PROMPTS)
     test = material.test_prompts()
-    unsafe = np.array([p.label == "unsafe" for p in test])
+    unsafe = unsafe_array(test)
     ties = tie_names([p.pair_id for p in test], [p.content_key() for p in test])
     contents = np.array([p.content_key() for p in test], dtype=object)
     rows, tests = [], []

@@ -6,12 +6,13 @@ import numpy as np
 import pandas as pd
 
 from workbench.axes import head_name, head_names
+from workbench.comparison.differences import tested
 from workbench.errors import CriterionError, RunError, StudyError
 from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import Chosen, crossing, is_unsafe, listed, of_area, rate, separations
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 K = 5

@@ -5,17 +5,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.axes import head_names
+from workbench.axes import head_names, head_pairs
+from workbench.comparison.differences import tested
 from workbench.criteria import score, top_heads
 from workbench.criteria.ranking import anchor_rule
 from workbench.criteria.registry import get_criterion
-from workbench.detectors.detector import head_pairs
 from workbench.errors import CriterionError
 from workbench.models.hooked import HookedLVLM
 from workbench.studies import needs
 from workbench.studies.material import Material
-from workbench.studies.measuring import PERMUTATIONS, listed
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.measuring import PERMUTATIONS, listed, names_of
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 CRITERIA = ("deflection", "ships", "probe")
@@ -28,6 +28,7 @@ def find(material: Material) -> Findings:
 
     shape = (material.model.n_layers, material.model.n_heads)
     models = [material.model, *(m for m in material.models if (m.n_layers, m.n_heads) == shape)]
+    names = names_of(models)
     tables = [_scores(material, model) for model in material.track(models, "models")]
     rows, tests = [], []
     for criterion in CRITERIA:
@@ -41,7 +42,7 @@ def find(material: Material) -> Findings:
                 shared = [head for head in known[i][1] if head in known[j][1]]
                 sizes = [len(known[i][1]), len(known[j][1])]
                 p = float(hypergeom.sf(len(shared) - 1, len(both), *sizes)) if min(sizes) and len(both) else np.nan
-                about: dict[str, Any] = {"criterion": criterion, "a": _name(models, i), "b": _name(models, j)}
+                about: dict[str, Any] = {"criterion": criterion, "a": names[i], "b": names[j]}
                 about |= {"heads": head_names(shared), "ci_low": np.nan, "ci_high": np.nan, "n": len(both)}
                 rows.append(about | {"measure": "rank correlation", "value": alike, "p_value": np.nan})
                 overlap = len(shared) / min(sizes) if min(sizes) else np.nan
@@ -75,12 +76,6 @@ def _ranking(scores: pd.DataFrame, criterion: str) -> tuple[pd.Series, list[tupl
         first = []
     sure = [head for head in first if not of.loc[head, "q_value"] >= 0.05]
     return of["unsafe"].dropna(), [head for head in sure if np.isfinite(of.loc[head, "q_value"])]
-
-
-def _name(models: list[HookedLVLM], i: int) -> str:
-    """The model's name, numbered where an earlier one has the same."""
-    names = [m.name for m in models]
-    return names[i] if names.count(names[i]) == 1 else f"{names[i]} ({i + 1})"
 
 
 def _says(table: pd.DataFrame) -> str:

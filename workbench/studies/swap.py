@@ -9,6 +9,7 @@ import xarray as xr
 
 from workbench.axes import Head, head_name, head_names
 from workbench.comparison.causal_rows import more_than_each
+from workbench.comparison.differences import tested
 from workbench.comparison.masked_behaviour import QUESTION_FAMILY, MaskedReplies, draw_controls
 from workbench.detectors.calibration import unsafe_array
 from workbench.errors import DetectorError, PromptError
@@ -22,7 +23,7 @@ from workbench.runs.splits import in_split
 from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import is_unsafe, mean_of, rate, span
-from workbench.studies.record import Beside, Findings, Need, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, Need, StudyRecord
 from workbench.views.figures import studies as figures
 
 SIZES, CONTROLS, TOKENS = (1, 3), 3, 16

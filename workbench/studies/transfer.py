@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from workbench.comparison.differences import tested
 from workbench.criteria.thresholds import fpr_threshold
 from workbench.errors import StudyError
 from workbench.runs.pairs import tie_names
@@ -12,7 +13,7 @@ from workbench.studies import needs
 from workbench.studies.material import Material
 from workbench.studies.measuring import is_unsafe, of_area, percent, rate, separations
 from workbench.studies.probe_curves import Probes, random_labels
-from workbench.studies.record import Beside, Findings, StudyRecord, tested
+from workbench.studies.record import Beside, Findings, StudyRecord
 from workbench.views.figures import studies as figures
 
 K, FPR = 16, 0.05

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.axes import as_heads, head_name
+from workbench.axes import Head, as_heads, head_name, head_pairs
 from workbench.checking import plainly
 from workbench.criteria import get_criterion
 from workbench.criteria.ranking import ranked, scored_rows
@@ -20,8 +20,6 @@ from workbench.criteria.registry import TRAINED
 from workbench.criteria.rules import SAFE_PERCENTILE
 from workbench.errors import FigureError
 from workbench.views import theme
-
-Head = tuple[int, int]
 
 
 def usual_criteria(run: xr.Dataset) -> tuple[str, ...]:
@@ -215,7 +213,7 @@ def rule_heads(
     kept = ranked(rows, record, rule).head(k)
     if kept.empty:
         return (), f"no head passes {rule} under {theme.title(criterion)}"
-    return tuple((int(layer), int(head)) for layer, head in zip(kept["layer"], kept["head"], strict=True)), ""
+    return tuple(head_pairs(kept)), ""
 
 
 # Charts
@@ -240,10 +238,6 @@ class HeadMap:
     def gaps(self) -> bool:
         """Whether cells are so large that a gap parts them."""
         return gapped(self.cells)
-
-    def inks(self, heads: Sequence[Head]) -> list[tuple[str, str]]:
-        """Colour and ink of each of these computed heads."""
-        return theme.shades(self.scale.colours, [self.scale.share(float(self.cells[head])) for head in heads])
 
 
 def gapped(cells: np.ndarray) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from workbench.axes import as_heads, head_name
+from workbench.axes import Head, as_heads, head_name
 from workbench.checking import plainly
 from workbench.criteria import get_criterion, prompt_values
 from workbench.criteria.redraws import REDRAWS
@@ -17,7 +17,6 @@ from workbench.criteria.thresholds import kde_threshold
 from workbench.errors import CriterionError, FigureError
 from workbench.runs.pairs import tie_names
 from workbench.views import theme
-from workbench.views.charts import Head
 
 FALSE_ALARMS = np.linspace(0, 1, 101)
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from workbench.axes import Head, head_pairs
 from workbench.criteria.agreement import rank_agreement
 from workbench.criteria.statistics import percentile_interval
 from workbench.errors import FigureError
 from workbench.views import theme
-from workbench.views.charts import Head
 
 FEW = 8  # rankings whose names and numbers find room in a column of print
 # How sure it is that a head is among the first, and what that says.
@@ -82,7 +82,7 @@ def strips(scores: pd.DataFrame, heads: Sequence[Head] | None = None) -> list[St
     for (criterion, projection), part in scores[scores["auroc"].notna()].groupby(
         ["criterion", "projection"], sort=False
     ):
-        at = [(int(layer), int(head)) for layer, head in zip(part["layer"], part["head"], strict=True)]
+        at = head_pairs(part)
         auroc = part["auroc"].to_numpy(float)
         named = [int(np.argmax(auroc))] if heads is None else [i for i, head in enumerate(at) if head in set(heads)]
         intervals = [_interval(scores, criterion, projection, at[i], auroc[i]) for i in named]

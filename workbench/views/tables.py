@@ -1,4 +1,4 @@
-"""Score tables as text: the top heads for a terminal (rich) and for a notebook (HTML, everything escaped)."""
+"""Tables for a terminal (rich), at whatever width: the top heads of scores, found heads, any small data frame."""
 
 import textwrap
 from copy import copy
@@ -142,14 +142,6 @@ def frame_table(frame: pd.DataFrame, *, title: str = "") -> Table:
         cells = (number(v) if c in numeric else escape(v) for c, v in zip(frame.columns, row, strict=True))
         table.add_row(*cells)
     return table
-
-
-def html_table(frame: pd.DataFrame) -> str:
-    """A small data frame as an HTML table for a notebook; every cell and column name is escaped."""
-    shown = frame.map(lambda value: number(float(value)) if isinstance(value, float | np.floating) else plain(value))
-    shown = shown.rename(columns=plain)
-    with pd.option_context("display.max_colwidth", None):
-        return shown.to_html(index=False, border=0, classes="wb-table", escape=True)
 
 
 def number(value: float) -> str:

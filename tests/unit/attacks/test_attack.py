@@ -122,6 +122,7 @@ def sees_hazard(agreement: float) -> bool:
     return 8 * shown / np.linalg.norm(state) > 0.5
 
 
+@pytest.mark.slow
 def test_the_planted_hazard_goes_out_of_sight_between_the_two_sizes_worked_out_by_hand(icons, unsafe, one):
     """Six channels of a patch are ±1. With k of them brought to t of their size, LayerNorm makes of their sum
     4 (6 - k + k t) / sqrt(2 (6 - k + k t²) + 4). The least in a box is with all six (the sum has no minimum inside it);
@@ -222,6 +223,7 @@ def test_what_has_no_gradient_is_refused_by_name(detector, said):
         gradients.score_parts(detector, model, model.base(planted_parts.prompts(96)[0]))
 
 
+@pytest.mark.slow
 def test_what_was_made_against_one_is_tried_on_others_and_kept(icons, unsafe, one, tmp_path):
     model, out = planted_parts.model(), tmp_path / "attack"
     other = OneHeadDetector(head=(1, 2), threshold=1.0).fit(model, icons)

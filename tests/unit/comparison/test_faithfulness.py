@@ -134,6 +134,7 @@ def test_first_order_odds_are_the_slope_of_a_scaled_head(test_set):
         assert (less - more) / step == pytest.approx(slopes[layer, head], abs=0.02)
 
 
+@pytest.mark.slow
 def test_gates_that_are_learned_find_the_planted_head_and_both_of_the_pair():
     selection = planted_parts.split("selection")[:4]
     learned = learn_heads(planted_parts.model(), selection, method="gating", steps=60)

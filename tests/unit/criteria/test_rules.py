@@ -133,7 +133,7 @@ def test_every_pair_answers_or_lists_those_that_do(scores: pd.DataFrame) -> None
 
 
 def test_bad_asks(scores: pd.DataFrame) -> None:
-    message = r"no rule 'selective'\. Did you mean selectivity.*Those that exist: sensitivity, selectivity"
+    message = r"no rule 'selective'\. Did you mean 'selectivity'\? There are sensitivity, selectivity"
     with pytest.raises(CriterionError, match=message):
         top_heads(scores, criterion="deflection", rule="selective")
     with pytest.raises(CriterionError, match="does not hold criterion 'ships'; it holds deflection"):

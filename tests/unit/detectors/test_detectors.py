@@ -13,7 +13,7 @@ from workbench.axes import LABELS
 from workbench.criteria.thresholds import kde_threshold
 from workbench.detectors import HiddenDetect, JudgeDetector, OneHeadDetector, SAHsDetector, load_detector
 from workbench.detectors.calibration import calibration_parts
-from workbench.detectors.hidden_detect import refusal_strength
+from workbench.detectors.looks import look
 from workbench.errors import DetectorError
 from workbench.models.masks import Mask
 from workbench.prompts.prompt import PromptSet
@@ -152,6 +152,12 @@ def test_sahs_keeps_every_head_over_an_accuracy():
     assert SAHsDetector(accuracy=0.99).fit(model(), prompts()).heads == [PLANTED]
 
 
+def refusal_strength(prompts, tokens):
+    """What the detector reads of each layer, [prompt, layer]."""
+    seen = look(model(), prompts, HiddenDetect(tokens=tokens).wants(model(), choosing=False))
+    return seen[f"strength of {tuple(tokens)}"].values
+
+
 def test_hidden_detect_reads_each_layer_as_hugging_face_shows_it():
     prompt, tokens = split("test")[0], [3, 18]
     seen = model().hf(**model().encode(prompt).model_inputs, output_hidden_states=True).hidden_states
@@ -160,7 +166,7 @@ def test_hidden_detect_reads_each_layer_as_hugging_face_shows_it():
     wanted = np.zeros(logits.shape[1])
     wanted[tokens] = 1
     cosine = logits @ wanted / (np.linalg.norm(logits, axis=1) * np.linalg.norm(wanted))
-    np.testing.assert_allclose(refusal_strength(model(), [prompt], tokens)[0], cosine, atol=1e-6)
+    np.testing.assert_allclose(refusal_strength([prompt], tokens)[0], cosine, atol=1e-6)
 
 
 def test_hidden_detect_scores_the_area_over_the_layers_it_chose():
@@ -168,7 +174,7 @@ def test_hidden_detect_scores_the_area_over_the_layers_it_chose():
     assert detector.layers == (3, 3)  # only the planted head's layer says anything of refusal
     assert (detector.predict(model(), split("test")) == labels(split("test"))).all()
     detector.layers = (1, 3)
-    f = refusal_strength(model(), split("test"), model().refusal_tokens)
+    f = refusal_strength(split("test"), model().refusal_tokens)
     area = (f[:, 1] + f[:, 2]) / 2 + (f[:, 2] + f[:, 3]) / 2
     np.testing.assert_allclose(detector.decision_function(model(), split("test")), area)
 

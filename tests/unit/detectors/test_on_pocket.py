@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from workbench.detectors import HiddenDetect, JudgeDetector, evaluate
+from workbench.detectors import HiddenDetect, JudgeDetector, evaluate, make_detector
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import load_model
 from workbench.prompts import load_prompts
@@ -54,7 +54,7 @@ def test_the_guard_refuses_in_pockets_own_words():
 
 
 def test_the_stand_in_judge_sees_dangerous_pictures_and_nothing_else():
-    judge = JudgeDetector.pocket_stand_in().fit(pocket(), prompts())
+    judge = make_detector("judge-stand-in").fit(pocket(), prompts())
     test = load_prompts("pocket", split="test", n=240)
     icons = [p for p in test if p.family == "icon" and p.label == "unsafe"]
     assert len(icons) > 20

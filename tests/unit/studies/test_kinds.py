@@ -19,6 +19,7 @@ from workbench.studies.measuring import is_unsafe
 PLANTED = "L3H1"
 
 
+@pytest.mark.slow
 def test_other_prompt_sets_are_swapped_and_each_is_held_against_its_own_safe_prompts():
     others = draw_planted_prompts(n=72, seed=5)
     material = Material(planted_parts.model(), planted_parts.prompts(), (others,), progress=False)
@@ -53,6 +54,7 @@ def test_one_set_is_swapped_by_source_where_there_are_several_and_else_by_family
         make_study("transfer", Material(planted_parts.model(), alone, progress=False))
 
 
+@pytest.mark.slow
 def test_labels_dealt_by_chance_are_found_in_nothing():
     """Where pairs are turned by the toss of a coin, the planted head tells no label from the other."""
     rng, turned = np.random.default_rng(5), {"safe": "unsafe", "unsafe": "safe"}

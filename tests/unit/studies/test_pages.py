@@ -65,6 +65,7 @@ def test_every_study_says_what_it_asks_runs_and_how_it_fails():
     assert set(wanted.split()) <= {record.name for record in list_studies()}
 
 
+@pytest.mark.slow
 def test_a_stopped_call_goes_on_and_a_second_folder_has_the_same_bytes(monkeypatch, capsys, tmp_path, few):
     words = ("all", "-m", "planted", "-n", 48, "--quiet")
     make, calls = study_cli.make_study, []
@@ -89,6 +90,7 @@ def test_a_stopped_call_goes_on_and_a_second_folder_has_the_same_bytes(monkeypat
     assert first == second
 
 
+@pytest.mark.slow
 def test_other_material_is_made_again(tmp_path):
     material = Material(planted_parts.model(), planted_parts.prompts(48), progress=False)
     store(make_study("maps", material), tmp_path, material.key)
@@ -101,6 +103,7 @@ def test_other_material_is_made_again(tmp_path):
         stored(STUDIES["maps"], tmp_path, material.key)
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_what_was_found(tmp_path):
     material = Material(planted_parts.model(), planted_parts.prompts(144), progress=False)
     study = make_study("selection-set", material)
@@ -169,6 +172,7 @@ def test_an_unknown_study_is_refused_by_name(monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_all_leaves_out_what_cannot_be_made_and_says_so(monkeypatch, capsys, tmp_path, few):
     STUDIES["shared-heads"] = _shared_heads
     status, _, err = run(monkeypatch, capsys, "all", "-m", "planted", "-n", 48, "--out", tmp_path / "out")

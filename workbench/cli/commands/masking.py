@@ -14,6 +14,7 @@ from workbench.cli.options import (
     Form,
     Json,
     MaskSource,
+    Measures,
     ModelName,
     Positions,
     Quiet,
@@ -53,9 +54,7 @@ def plan(
     projections: Annotated[
         list[str], typer.Option("--projection", help="The projection masked; give it twice for both, the default.")
     ] = ["query", "value"],  # noqa: B006 - typer hands out copies
-    measures: Annotated[
-        list[str], typer.Option("--measure", help="What is measured of each cell; repeat for more; all by default.")
-    ] = [],  # noqa: B006
+    measures: Measures = [],  # noqa: B006
     seed: Seed = 0,
     template: Template = "chat",
     dtype: Dtype = "float32",
@@ -118,9 +117,7 @@ def sweep(
     readout: Annotated[
         list[str], typer.Option(help="Where states are read: final, or a layer's number; repeat for more.")
     ] = [],  # noqa: B006
-    measures: Annotated[
-        list[str], typer.Option("--measure", help="What is measured of each cell; repeat for more; all by default.")
-    ] = [],  # noqa: B006
+    measures: Measures = [],  # noqa: B006
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -131,12 +128,10 @@ def sweep(
     by interchange.
     """
     given = dict(locals())
-    from workbench.cli.masks import mask_from
+    from workbench.cli.masks import taken_mask
     from workbench.cli.sweep import sweep_command
 
-    asked = {name: given.pop(name) for name in ("form", "factor", "grain", "positions", "bias")}
-    mask = mask_from(source=given.pop("mask_source"), seed=seed, **asked)
-    sweep_command(console, **given, mask=mask)
+    sweep_command(console, mask=taken_mask(given), **given)
 
 
 @app.command()
@@ -184,11 +179,9 @@ def find(
     """
     given = dict(locals())
     from workbench.cli.find import find_command
-    from workbench.cli.masks import mask_from
+    from workbench.cli.masks import taken_mask
 
-    asked = {name: given.pop(name) for name in ("form", "factor", "bias")}
-    mask = mask_from(source=given.pop("mask_source"), seed=seed, **asked)
-    find_command(console, **given, mask=mask)
+    tell(find_command, console, mask=taken_mask(given), **given)
 
 
 @app.command()
@@ -239,7 +232,7 @@ def trace(
     given = dict(locals())
     from workbench.cli.trace import trace_command
 
-    trace_command(console, **given)
+    tell(trace_command, console, **given)
 
 
 @app.command()

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from workbench.cli.adversary import register
 from workbench.cli.app import app, check_there, console, data_app
-from workbench.cli.arena import Contest, arena
 from workbench.cli.options import (
     Bias,
+    Device,
+    Dtype,
     Factor,
     Form,
     Heads,
@@ -22,12 +22,58 @@ from workbench.cli.options import (
     Positions,
     Quiet,
     Registered,
+    ReplyTokens,
     RunsFolder,
     Seed,
     Template,
+    listed,
 )
 from workbench.cli.printing import tell
 from workbench.cli.prompts import with_prompts
+
+
+@app.command(cls=Registered)
+@with_prompts
+def arena(
+    model: ModelName = "pocket",
+    prompts: Any = "pocket",
+    detectors: Annotated[
+        Any,
+        listed(
+            "Comma-separated, with options where wanted: one-head-fused:k=3/5:fuse=max makes two. Of {detectors}; "
+            "grid for measure x rule x projection x number of heads."
+        ),
+    ] = "one-head,ships,sahs,hidden-detect",
+    guards: Annotated[Any, listed("Comma-separated, or none. Of {guards}.")] = "none",
+    judges: Annotated[Any, listed("Of exact, phrases and ships-2025, one or two; by default what fits.")] = "auto",
+    controls: Annotated[
+        int,
+        typer.Option(help="Draws of random heads; with any, also what masking each detector's heads does."),
+    ] = 0,
+    run: Annotated[
+        str | None, typer.Option(help="A stored run of these prompts, all heads: what it holds is not swept again.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for arena.csv, times.csv, differences.csv, arena.tex and the figure.")
+    ] = None,
+    max_new_tokens: ReplyTokens = 32,
+    bootstrap: Annotated[int, typer.Option(help="Resamples behind intervals.")] = 1000,
+    template: Template = "chat",
+    dtype: Dtype = "float32",
+    device: Device = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    seed: Seed = 0,
+) -> None:
+    """Every detector and guard on the same test prompts: detection, false alarms, attack success, refusals, time.
+
+    Detectors are fitted on the selection and threshold prompts and share one look at every prompt. Stopped at any
+    moment, the same command with the same --out goes on: sweeps and replies are kept there.
+    """
+    given = dict(locals())
+    from workbench.cli.arena import arena_command
+
+    tell(arena_command, console, **given)
 
 
 @app.command(cls=Registered)
@@ -77,7 +123,7 @@ def generate(
     bias: Bias = 0.0,
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
     template: Template = "chat",
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of the reply.")] = 32,
+    max_new_tokens: ReplyTokens = 32,
     on_error: Annotated[Literal["raise", "refuse"], typer.Option(help="When detection itself fails.")] = "raise",
     show_unguarded: Annotated[bool, typer.Option("--show-unguarded", help="The plain reply beside it.")] = False,
 ) -> None:
@@ -136,7 +182,3 @@ def data_check(
     from workbench.cli.data import check_command
 
     tell(check_command, console, name=name, root=root, part=part, images=images, json=json)
-
-
-app.command(cls=Contest)(arena)
-register(app)

@@ -15,12 +15,19 @@ from workbench.models.families import (
     text,
 )
 from workbench.models.families.family import Family
+from workbench.registry import Registry
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for module in (llava, qwen_vl, cohere, phi, gemma, internvl, idefics, llama4, mistral3, mllama, text)
-    for family in module.FAMILIES
-}
+FAMILIES: Registry[Family] = Registry(
+    "model family",
+    (
+        family
+        for module in (llava, qwen_vl, cohere, phi, gemma, internvl, idefics, llama4, mistral3, mllama, text)
+        for family in module.FAMILIES
+    ),
+    error=ModelError,
+)
+register_family = FAMILIES.register
+"""Make a family known in this process; one of the same name is replaced. Prove it with `conformance`."""
 
 # What a new family needs, for a model type that is not known; CONTRIBUTING.md walks through a worked one.
 TEMPLATE = """
@@ -50,11 +57,6 @@ TEMPLATE = """
     from workbench.models.tiny import build_tiny
     print(conformance(build_tiny("{model_type}")).verdict)
 """
-
-
-def register_family(family: Family) -> None:
-    """Make a family known in this process; one of the same name is replaced. Prove it with `conformance`."""
-    FAMILIES[family.name] = family
 
 
 def family_of(model_type: str) -> Family:

@@ -17,23 +17,17 @@ from workbench.prompts.places import Pictures
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.readers.layout import Layout, Reader
 from workbench.prompts.tables import Row, Table
+from workbench.registry import Registry
 
 log = logging.getLogger(__name__)
 
 
 @cache
-def readers() -> dict[str, Reader]:
-    """Every reader by its name, in order."""
+def readers() -> Registry[Reader]:
+    """Every published set that is read by name, in order."""
     modules = (import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__))
     found = filter(None, (getattr(module, "READER", None) for module in modules))
-    return {reader.name: reader for reader in sorted(found, key=lambda reader: reader.name)}
-
-
-def get_reader(name: str) -> Reader:
-    """The reader of that name; a PromptError lists those that there are."""
-    if name not in readers():
-        raise PromptError(f"No published set is called {name!r}. Those that are read: {', '.join(readers())}.")
-    return readers()[name]
+    return Registry("published set", sorted(found, key=lambda reader: reader.name), error=PromptError)
 
 
 def read_set(
@@ -58,7 +52,7 @@ def read_set(
     Raises:
         PromptError: No such part, a file that is not as published, or pictures that are not there.
     """
-    reader = get_reader(name)
+    reader = readers().named(name)
     layout = Layout(reader, root, columns)
     if part is None:
         part = next(iter(layout.parts()), next(iter(reader.files)))

@@ -12,7 +12,7 @@ from workbench.prompts.caveats import few_texts, text_hash
 from workbench.prompts.pictures import image_hash
 from workbench.prompts.places import NoPictureError
 from workbench.prompts.prompt import Prompt, PromptSet
-from workbench.prompts.readers import get_reader, pictures_of, rows_of
+from workbench.prompts.readers import pictures_of, readers, rows_of
 from workbench.prompts.readers.layout import Layout
 
 SHOWN = 5
@@ -45,7 +45,7 @@ def check_set(
     Raises:
         PromptError: No part is there, or a file is not as published.
     """
-    reader = get_reader(name)
+    reader = readers().named(name)
     layout = Layout(reader, root)
     parts = [part] if part else layout.parts() or [next(iter(reader.files))]
     found = []

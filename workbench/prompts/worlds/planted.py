@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from workbench.axes import SPLITS
-from workbench.errors import PromptError
 from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.splits import split_shares
 
 FAMILIES = ("text", "typographic", "icon", "wrapper")
 NOUN_PAIRS = (
@@ -80,15 +80,8 @@ def draw_planted_prompts(split: str | None = None, seed: int = 0, n: int = 120) 
         seed: The same seed gives the same prompts, pixel for pixel.
         n: How many prompts, all splits together; at least 1. An odd share ends on an unsafe prompt without its twin.
     """
-    if split is not None and split not in SPLITS:
-        raise PromptError(
-            f"The planted world has the splits {', '.join(SPLITS)}; got {split!r}. Leave it out for all three."
-        )
-    if n < 1:
-        raise PromptError(f"At least 1 prompt was wanted of the planted world; got n={n}.")
-    wanted = SPLITS if split is None else (split,)
-    shares = [n // len(wanted) + (k < n % len(wanted)) for k in range(len(wanted))]
-    prompts = [p for name, share in zip(wanted, shares, strict=True) for p in _draw_split(name, seed, share)]
+    shares = split_shares("the planted world", split, n)
+    prompts = [p for name, share in shares.items() for p in _draw_split(name, seed, share)]
     return PromptSet(prompts, name=f"planted {split or 'all splits'}, seed {seed}")
 
 

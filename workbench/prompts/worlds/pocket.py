@@ -13,6 +13,7 @@ from PIL import Image
 from workbench.axes import SPLITS
 from workbench.errors import PromptError
 from workbench.prompts.prompt import Prompt, PromptSet
+from workbench.prompts.splits import split_shares
 from workbench.prompts.worlds.pocket_pictures import Picture, random_picture
 from workbench.prompts.worlds.pocket_words import (
     COMPLIANCE,
@@ -131,16 +132,9 @@ def draw_prompts(split: str | None = None, seed: int = 0, n: int = 400, *, poole
         n: How many prompts, all splits together; at least 1.
         pooled: Draw every split from all nouns and sentences, so that only pictures are held out.
     """
-    if split is not None and split not in SPLITS:
-        splits = ", ".join(SPLITS)
-        raise PromptError(f"Pocket's world has the splits {splits}; got {split!r}. Leave it out for all three.")
-    if n < 1:
-        raise PromptError(f"At least 1 prompt was wanted of Pocket's world; got n={n}.")
-    wanted = SPLITS if split is None else (split,)
-    shares = [n // len(wanted) + (k < n % len(wanted)) for k in range(len(wanted))]
     prompts = [
         p
-        for name, share in zip(wanted, shares, strict=True)
+        for name, share in split_shares("Pocket's world", split, n).items()
         for p in _draw_split(name, seed, share, POOLED if pooled else POOLS[name])
     ]
     return PromptSet(prompts, name=f"pocket{'-pooled' * pooled} {split or 'all splits'}, seed {seed}")

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from workbench.axes import Head
 from workbench.models.encode import Encoded
 from workbench.models.masks import Mask
 from workbench.models.precision import double_kept
 from workbench.models.walk import BasePass, base_pass
 from workbench.prompts.prompt import Prompt
-from workbench.views.charts import Head
 
 if TYPE_CHECKING:
     from workbench.models.hooked import HookedLVLM

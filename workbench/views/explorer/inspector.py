@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from PIL import Image
 
+from workbench.axes import Head
 from workbench.models.attention import attention_pattern
 from workbench.models.bound import with_source
 from workbench.models.masks import Mask
@@ -19,7 +20,6 @@ from workbench.prompts.pictures import picture_of_bytes
 from workbench.prompts.prompt import Prompt, PromptSet
 from workbench.runs.effects import measure
 from workbench.runs.origin import check_model, mask_of
-from workbench.views.charts import Head
 from workbench.views.explorer.decoding import Decoded
 
 if TYPE_CHECKING:
@@ -207,12 +207,9 @@ class Inspector:
         Returns:
             The name it is kept by, for `steps` and for all that is asked about prompts.
         """
-        from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
+        from transformers import StoppingCriteria, StoppingCriteriaList
 
-        class Pieces(TextStreamer):
-            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                if text:
-                    say(plain(text, keep="\n\t"))
+        from workbench.replies.guarded import Pieces
 
         class Asked(StoppingCriteria):
             def __call__(self, input_ids: Any, scores: Any, **more: Any) -> Any:
@@ -222,7 +219,7 @@ class Inspector:
         out = self.model.generated(
             prompt,
             max_new_tokens=REPLY_TOKENS,
-            streamer=Pieces(self.model.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            streamer=Pieces(self.model, lambda text: say(plain(text, keep="\n\t"))),
             stopping_criteria=StoppingCriteriaList([Asked()]),
             **(about if masked else {}),
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from workbench.axes import Head
 from workbench.criteria import score
 from workbench.criteria.ranking import ranked, scored_rows
 from workbench.criteria.redraws import stability
@@ -20,7 +21,6 @@ from workbench.plain import plain
 from workbench.prompts.prompt import Prompt
 from workbench.runs.reading import caveats_of, prompt_coord
 from workbench.views import charts, theme
-from workbench.views.charts import Head
 from workbench.views.explorer.packing import Packed
 from workbench.views.figures import captions
 

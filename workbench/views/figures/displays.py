@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from workbench.axes import Head
 from workbench.runs.reading import RunLike, as_run
 from workbench.views import charts, distributions, rankings, theme
-from workbench.views.charts import Head, Picks
+from workbench.views.charts import Picks
 from workbench.views.figures.panels import colour_bar, head_axes, head_cloud, heat_map, name_points, outline
 from workbench.views.figures.style import literal
 

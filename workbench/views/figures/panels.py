@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
-from workbench.axes import head_name
+from workbench.axes import Head, head_name
 from workbench.views import charts, theme
-from workbench.views.charts import Head
 from workbench.views.figures.style import literal
 
 DOTS = 8  # of a picture of a map, along a side of a cell
@@ -61,12 +60,12 @@ def colour_bar(figure: Figure, mesh: ScalarMappable, axes: Axes | Sequence[Axes]
         bar.ax.minorticks_off()
 
 
-def outline(ax: Axes, heads: Sequence[Head], *, colour: str = theme.PICKED, small: bool = False) -> None:
+def outline(ax: Axes, heads: Sequence[Head], *, small: bool = False) -> None:
     """A frame around each of `heads`, white under dark so that it shows on both ends of a scale.
 
     Cells that are `small` would vanish under a frame of their own size: theirs stands around them.
     """
-    for (layer, head), (width, edge) in itertools.product(heads, ((1.6, "white"), (0.8, colour))):
+    for (layer, head), (width, edge) in itertools.product(heads, ((1.6, "white"), (0.8, theme.PICKED))):
         if small:
             look = {"marker": "s", "s": 36, "facecolors": "none", "edgecolors": edge, "linewidths": width}
             ax.scatter([head], [layer], **look, clip_on=False, zorder=3)

@@ -17,13 +17,14 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from workbench.axes import Head
 from workbench.checking import Place, checked, plainly
 from workbench.criteria import SCORE_COLUMNS, score
 from workbench.errors import FigureError
 from workbench.plain import write_table
 from workbench.runs.reading import SomeRun, as_run, check_run
 from workbench.views import charts, rankings, theme
-from workbench.views.charts import Head, picks
+from workbench.views.charts import picks
 from workbench.views.figures import captions, pages
 from workbench.views.figures.style import get_style, settings
 

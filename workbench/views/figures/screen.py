@@ -14,12 +14,11 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
-from workbench.axes import head_name
+from workbench.axes import Head, head_name
 from workbench.plain import plain
 from workbench.runs.reading import RunLike, as_run
 from workbench.views import charts, rankings, theme
 from workbench.views import distributions as chart_distributions
-from workbench.views.charts import Head
 from workbench.views.distributions import density, distribution, prompt_table
 
 # Seen on white and on black alike; which of the two the page has, only the reader's template knows.

@@ -42,7 +42,6 @@ def dots(
     panels: str = "",
     line: float | None = None,
     limits: tuple[float, float] | None = None,
-    log: bool = False,
 ) -> Figure:
     """A row a category, a dot a series, with its interval (`value`, `ci_low`, `ci_high`); panels side by side.
 
@@ -54,7 +53,6 @@ def dots(
         panels: The column that tells panels apart.
         line: A value to mark, such as chance.
         limits: Ends of the axis.
-        log: Equal ratios get equal steps.
     """
     with house_style():
         named, kinds = _order(table, rows), _order(table, series)
@@ -73,7 +71,7 @@ def dots(
             ax.set_yticks(range(len(named)), labels=[str(n) for n in named], **LITERAL)
             ax.set_ylim(len(named) - 0.4, -0.6)
             ax.set_xlabel(x)
-            _dress(ax, str(panel) if panels else "", limits=limits, log=log)
+            _dress(ax, str(panel) if panels else "", limits=limits)
         _legend(figure, axes, kinds, series)
     return figure
 
@@ -133,7 +131,7 @@ def lines(
                 ax.xaxis.set_minor_locator(NullLocator())
                 ax.xaxis.set_minor_formatter(NullFormatter())
             ax.set_xlabel(x_words)
-            _dress(ax, str(panel) if panels else "", limits=None, log=False)
+            _dress(ax, str(panel) if panels else "", limits=None)
             if limits is not None:
                 ax.set_ylim(*limits)
         for ax in axes[::WRAP]:
@@ -245,9 +243,7 @@ def _colour(label: str, number: int) -> str:
     return {**theme.PRINT_COLOURS, "benign": theme.PRINT_COLOURS["safe"]}.get(label, COLOURS[number % len(COLOURS)])
 
 
-def _dress(ax: Axes, title: str, *, limits: tuple[float, float] | None, log: bool) -> None:
-    if log:
-        ax.set_xscale("log")
+def _dress(ax: Axes, title: str, *, limits: tuple[float, float] | None) -> None:
     if limits is not None:
         ax.set_xlim(*limits)
     ax.set_title(title, **LITERAL)

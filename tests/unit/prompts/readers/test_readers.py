@@ -246,7 +246,7 @@ def test_calls_that_name_no_set(tmp_path):
         ({"name_or_path": "figstep"}, "say where it lies, with root=DIR or as 'figstep:DIR'"),
         (
             {"name_or_path": "figsteps", "root": tmp_path},
-            "No published set is called 'figsteps'. Those that are read: adv",
+            "There is no published set 'figsteps'. Did you mean 'figstep'? There are adv",
         ),
         ({"name_or_path": "figstep", "root": tmp_path}, "has no data/question/safebench.csv or"),
         ({"name_or_path": "figstep", "root": tmp_path, "part": "large"}, "has the parts safebench, tiny, benign"),
