@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRADIENT_TOLERANCE = 1e-8  # largest gradient entry at the optimum, against that at zero coefficients or 1
-ROUGH = 1e-5  # the same, up to which float32 goes
-POOLED = 1e-2  # the same for the pooled folds, from where each fold goes on by itself
-ROUGH_STEPS, STEPS, CONJUGATE_STEPS = 6, 10, 6
+POOLED = 1e-3  # the same for the pooled folds, from where each fold goes on by itself
+ROUNDS, STEPS = 5, 16
 SMALLEST = 1e-30  # instead of 0 in a denominator
 DAMPED_STEPS, HALVINGS = 200, 30
 NUMBERS_AT_ONCE = 2**19  # features in one solve: 4 MB, which stay in the caches
@@ -117,24 +116,22 @@ def _solve(x: "Tensor", cost: "Tensor") -> "Tensor":
     penalty[-1] = 0
     largest = torch.maximum(x.amax((-1, -2)), -x.amin((-1, -2)))
     tolerance = GRADIENT_TOLERANCE * (cost.sum(-1) * largest[:, None]).clamp_min(1)  # head, fold
-    single, coarse = x.float(), (ROUGH / GRADIENT_TOLERANCE * tolerance).float()
-    light, flat = cost.float(), penalty.float()
+    single, pool = x.float(), cost.float().mean(0, keepdim=True)
     theta = torch.zeros(heads, 1, width, device=x.device)
-    inverse = _inverse_hessian(single, light.mean(0), flat, theta[:, 0])
-    pooled = POOLED / ROUGH * coarse[:, :1]
-    theta, _ = _newton(single, single, light.mean(0, keepdim=True), flat, theta, inverse, pooled, ROUGH_STEPS)
+    inverse = _inverse_hessian(single, pool[0], penalty.float(), theta[:, 0])
+    pooled = POOLED / GRADIENT_TOLERANCE * tolerance[:, :1].float()
+    theta, _ = _descend(single, single, pool, penalty.float(), theta, inverse, pooled, 1)
     theta = torch.where(torch.isfinite(theta).all(-1, keepdim=True), theta, torch.zeros_like(theta))
-    inverse = _inverse_hessian(single, light.mean(0), flat, theta[:, 0])
-    theta = theta.expand(heads, folds, width).contiguous()
-    theta, _ = _newton(single, single, light, flat, theta, inverse, coarse, ROUGH_STEPS)
-    theta, done = _newton(x, single, cost, penalty, theta.to(x.dtype), inverse, tolerance, STEPS)
+    inverse = _inverse_hessian(single, pool[0], penalty.float(), theta[:, 0])
+    theta = theta.to(x.dtype).expand(heads, folds, width)
+    theta, done = _descend(x, single, cost, penalty, theta, inverse, tolerance, ROUNDS)
     for head in torch.argwhere(~done.all(1))[:, 0].tolist():
         for fold in range(folds):
             theta[head, fold] = _damped_newton(x[head], cost[fold], penalty, tolerance[head, fold])
     return theta
 
 
-def _newton(
+def _descend(
     x: "Tensor",
     single: "Tensor",
     cost: "Tensor",
@@ -142,60 +139,71 @@ def _newton(
     theta: "Tensor",
     inverse: "Tensor",
     tolerance: "Tensor",
-    steps: int,
+    rounds: int,
 ) -> tuple["Tensor", "Tensor"]:
-    """Newton steps from theta [head, fold, d + 1] until every gradient is within tolerance [head, fold], or `steps`.
+    """Go down from theta [head, fold, d + 1] until every gradient is within tolerance [head, fold], or `rounds`.
 
-    A gradient is computed in x's type and the step for it roughly, in float32 (`single` is x in that): an approximate
-    step costs steps, not accuracy.
+    A round computes margins and gradients in x's type and goes on from there in float32 (`single` is x in that): what
+    float32 rounds costs rounds, not accuracy.
 
     Returns:
         theta, and whether each problem is done.
     """
     import torch
 
-    theta, flat = theta.clone(), penalty.float()
+    theta, light, flat = theta.clone(), cost.float(), penalty.float()
     done = torch.zeros(theta.shape[:2], dtype=torch.bool, device=x.device)
     open_ = torch.arange(len(x), device=x.device)
-    best, least = theta.clone(), torch.full(theta.shape[:2], torch.inf, dtype=x.dtype, device=x.device)
-    for step in range(steps + 1):
+    for number in range(rounds + 1):
         at = theta[open_]
-        miss = torch.sigmoid(-(at @ x.transpose(1, 2)))
-        gradient = penalty * at - (cost * miss) @ x
+        margin = at @ x.transpose(1, 2)
+        gradient = penalty * at - (cost * torch.sigmoid(-margin)) @ x
         done[open_] = gradient.abs().amax(-1) <= tolerance[open_]
         going = ~done[open_].all(1)
-        if step == steps or not going.any():
+        if number == rounds or not going.any():
             break
-        if 2 * int(going.sum()) < len(open_):  # what is done is left behind; to move the rest costs as much as a step
+        if not going.all():
             open_, x, single, inverse = open_[going], x[going], single[going], inverse[going]
-            at, miss, gradient = at[going], miss[going], gradient[going]
-        curvature = (cost * miss * (1 - miss)).float()
-        ahead = at - _conjugate(single, curvature, flat, inverse, gradient.float()).to(x.dtype)
-        size = gradient.norm(dim=-1)
-        better = (size <= least[open_])[..., None]  # a step that went too far is halved
-        theta[open_] = torch.where(better, ahead, (at + best[open_]) / 2)
-        best[open_] = torch.where(better, at, best[open_])
-        least[open_] = torch.minimum(size, least[open_])
+            at, margin, gradient = at[going], margin[going], gradient[going]
+        enough = tolerance[open_].float()
+        theta[open_] = at + _conjugate(single, light, flat, inverse, margin.float(), gradient.float(), enough)
     return theta, done
 
 
-def _conjugate(x: "Tensor", curvature: "Tensor", penalty: "Tensor", inverse: "Tensor", wanted: "Tensor") -> "Tensor":
-    """Roughly the solution s of (Xᵀ diag(curvature) X + diag(penalty)) s = wanted, [head, fold, d + 1]."""
+def _conjugate(
+    x: "Tensor",
+    cost: "Tensor",
+    penalty: "Tensor",
+    inverse: "Tensor",
+    margin: "Tensor",
+    gradient: "Tensor",
+    enough: "Tensor",
+) -> "Tensor":
+    """Where to go from these margins [head, fold, n] and gradients, [head, fold, d + 1], by conjugate gradients.
+
+    Nonlinear ones (Polak and Ribiere), preconditioned. The margins are carried along, so a step takes two products with
+    x: what the direction does to the margins, and what the changed misses do to the gradient.
+    """
     import torch
 
-    turned = x.transpose(1, 2)
-    solution, residual = torch.zeros_like(wanted), wanted
-    ahead = direction = residual @ inverse
-    size = (residual * ahead).sum(-1, keepdim=True)
-    for _ in range(CONJUGATE_STEPS):
-        image = penalty * direction + (curvature * (direction @ turned)) @ x
-        length = size / (direction * image).sum(-1, keepdim=True).clamp_min(SMALLEST)
-        solution = solution + length * direction
-        residual = residual - length * image
-        ahead = residual @ inverse
-        before, size = size, (residual * ahead).sum(-1, keepdim=True)
-        direction = ahead + size / before.clamp_min(SMALLEST) * direction
-    return solution
+    turned, path, miss = x.transpose(1, 2), torch.zeros_like(gradient), torch.sigmoid(-margin)
+    ahead = gradient @ inverse
+    direction, size = -ahead, (gradient * ahead).sum(-1, keepdim=True)
+    for _ in range(STEPS):
+        image = direction @ turned
+        bend = (penalty * direction**2).sum(-1, keepdim=True) + (cost * miss * (1 - miss) * image**2).sum(-1, keepdim=True)
+        length = -(gradient * direction).sum(-1, keepdim=True) / bend.clamp_min(SMALLEST)
+        path = path + length * direction
+        margin = margin + length * image
+        before, miss = miss, torch.sigmoid(-margin)
+        change = length * penalty * direction - (cost * (miss - before)) @ x
+        gradient = gradient + change
+        if bool((gradient.abs().amax(-1) <= enough).all()):
+            break
+        ahead = gradient @ inverse
+        turn = (ahead * change).sum(-1, keepdim=True) / size.clamp_min(SMALLEST)
+        direction, size = turn.clamp_min(0) * direction - ahead, (gradient * ahead).sum(-1, keepdim=True)
+    return path
 
 
 def _inverse_hessian(x: "Tensor", cost: "Tensor", penalty: "Tensor", theta: "Tensor") -> "Tensor":
