@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GRADIENT_TOLERANCE = 1e-8  # largest gradient entry at the optimum, against that at zero coefficients or 1
-POOLED = 1e-3  # the same for the pooled folds, from where each fold goes on by itself
+POOLED_STEPS = 8  # on the pooled folds, from where each fold goes on by itself
 ROUNDS, STEPS = 5, 16
 SMALLEST = 1e-30  # instead of 0 in a denominator
 DAMPED_STEPS, HALVINGS = 200, 30
@@ -119,32 +119,22 @@ def _solve(x: "Tensor", cost: "Tensor") -> "Tensor":
     single, pool, flat = x.float(), cost.float().mean(0, keepdim=True), penalty.float()
     theta, margin = single.new_zeros(heads, 1, width), single.new_zeros(heads, 1, x.shape[1])
     diagonal = torch.diag_embed(1 / (flat + pool[0] @ single.square() / 4))  # of the Hessian at zero, inverted
-    pooled = (POOLED / GRADIENT_TOLERANCE * tolerance[:, :1, None]).float()
-    theta = _conjugate(single, pool, flat, diagonal, margin, -pool / 2 @ single, pooled)
+    enough = tolerance[:, :1, None].float()
+    theta = _conjugate(single, pool, flat, diagonal, margin, -pool / 2 @ single, enough, POOLED_STEPS)
     theta = torch.where(torch.isfinite(theta).all(-1, keepdim=True), theta, torch.zeros_like(theta))
-    inverse = _inverse_hessian(single, pool[0], flat, theta[:, 0])
-    theta = theta.to(x.dtype).expand(heads, folds, width)
-    theta, done = _descend(x, single, cost, penalty, theta, inverse, tolerance, ROUNDS)
-    for head in torch.argwhere(~done.all(1))[:, 0].tolist():
-        for fold in range(folds):
-            theta[head, fold] = _damped_newton(x[head], cost[fold], penalty, tolerance[head, fold])
+    theta, done = _descend(x, single, cost, penalty, theta.to(x.dtype).expand(heads, folds, width), tolerance)
+    for head, fold in torch.argwhere(~done).tolist():
+        theta[head, fold] = _damped_newton(x[head], cost[fold], penalty, tolerance[head, fold])
     return theta
 
 
 def _descend(
-    x: "Tensor",
-    single: "Tensor",
-    cost: "Tensor",
-    penalty: "Tensor",
-    theta: "Tensor",
-    inverse: "Tensor",
-    tolerance: "Tensor",
-    rounds: int,
+    x: "Tensor", single: "Tensor", cost: "Tensor", penalty: "Tensor", theta: "Tensor", tolerance: "Tensor"
 ) -> tuple["Tensor", "Tensor"]:
-    """Go down from theta [head, fold, d + 1] until every gradient is within tolerance [head, fold], or `rounds`.
+    """Go down from theta [head, fold, d + 1] until every gradient is within tolerance [head, fold], or `ROUNDS`.
 
-    A round computes margins and gradients in x's type and goes on from there in float32 (`single` is x in that): what
-    float32 rounds costs rounds, not accuracy.
+    A round computes margins and gradients in float64, and goes on from there in float32 (`single` is x in that) with
+    the inverse Hessian amid the folds: what float32 rounds costs rounds, not accuracy.
 
     Returns:
         theta, and whether each problem is done.
@@ -154,19 +144,20 @@ def _descend(
     theta, light, flat = theta.clone(), cost.float(), penalty.float()
     done = torch.zeros(theta.shape[:2], dtype=torch.bool, device=x.device)
     open_ = torch.arange(len(x), device=x.device)
-    for number in range(rounds + 1):
+    for number in range(ROUNDS + 1):
         at = theta[open_]
         margin = at @ x.transpose(1, 2)
         gradient = penalty * at - (cost * torch.sigmoid(-margin)) @ x
         done[open_] = gradient.abs().amax(-1) <= tolerance[open_]
         going = ~done[open_].all(1)
-        if number == rounds or not going.any():
+        if number == ROUNDS or not going.any():
             break
         if not going.all():
-            open_, x, single, inverse = open_[going], x[going], single[going], inverse[going]
+            open_, x, single = open_[going], x[going], single[going]
             at, margin, gradient = at[going], margin[going], gradient[going]
+        inverse = _inverse_hessian(single, light.mean(0), flat, at.float().mean(1))
         enough = tolerance[open_, :, None].float()
-        theta[open_] = at + _conjugate(single, light, flat, inverse, margin.float(), gradient.float(), enough)
+        theta[open_] = at + _conjugate(single, light, flat, inverse, margin.float(), gradient.float(), enough, STEPS)
     return theta, done
 
 
@@ -178,6 +169,7 @@ def _conjugate(
     margin: "Tensor",
     gradient: "Tensor",
     enough: "Tensor",
+    steps: int,
 ) -> "Tensor":
     """Where to go from these margins [head, fold, n] and gradients, [head, fold, d + 1], by conjugate gradients.
 
@@ -190,7 +182,7 @@ def _conjugate(
     odds = torch.sigmoid(against)
     pull = cost * odds
     direction = ahead = torch.bmm(gradient, inverse)  # uphill
-    for _ in range(STEPS):
+    for _ in range(steps):
         image, lean = torch.bmm(direction, turned), penalty * direction
         curvature = torch.addcmul(pull, pull, odds, value=-1)
         bend = (lean * direction).sum(-1, keepdim=True) + (curvature * image * image).sum(-1, keepdim=True)
