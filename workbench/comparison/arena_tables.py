@@ -13,42 +13,29 @@ from workbench.plain import plain
 
 # Title of the column, and what its numbers are multiplied by.
 SHOWN: Mapping[str, tuple[str, int]] = {
-    "auroc": ("AU\nROC", 1),
-    "auroc_matched": ("mat\nched", 1),
-    "detection_rate_kde": ("DR\n%", 100),
-    "fpr_kde": ("FPR\n%", 100),
-    "tpr_at_1": ("TPR\n1 %", 100),
-    "tpr_at_5": ("TPR\n5 %", 100),
-    "asr_unguarded": ("ASR\n%", 100),
-    "asr_guarded": ("guar\nded", 100),
-    "benign_refusal": ("ref\nused", 100),
-    "benign_quality_flagged": ("qua\nlity", 100),
-    "passes": ("pas\nses", 1),
+    "auroc": ("AUROC", 1),
+    "auroc_matched": ("matched", 1),
+    "detection_rate_kde": ("DR %", 100),
+    "fpr_kde": ("FPR %", 100),
+    "tpr_at_1": ("TPR at\n1 %", 100),
+    "tpr_at_5": ("TPR at\n5 %", 100),
+    "asr_unguarded": ("ASR %", 100),
+    "asr_guarded": ("guarded", 100),
+    "benign_refusal": ("refused", 100),
+    "benign_quality_flagged": ("quality", 100),
+    "passes": ("passes", 1),
     "milliseconds": ("ms", 1),
 }
 # With the detector's heads masked, and random ones in their place.
 MASKED: Mapping[str, tuple[str, int]] = {
-    "attack_success": ("ASR\n%", 100),
-    "attack_success_control": ("ran\ndom", 100),
-    "freed": ("freed\n%", 100),
-    "freed_control": ("ran\ndom", 100),
-    "benign_exact": ("safe\n%", 100),
-    "benign_exact_control": ("ran\ndom", 100),
-    "question_exact": ("ques\ntions", 100),
-    "question_exact_control": ("ran\ndom", 100),
-}
-WORDS = {
-    "auroc": "AUROC",
-    "auroc_matched": "matched",
-    "detection_rate_kde": "DR %",
-    "fpr_kde": "FPR %",
-    "tpr_at_1": "TPR at 1 %",
-    "tpr_at_5": "TPR at 5 %",
-    "asr_unguarded": "ASR %",
-    "asr_guarded": "guarded",
-    "benign_refusal": "refused",
-    "benign_quality_flagged": "quality",
-    "passes": "passes",
+    "attack_success": ("ASR %", 100),
+    "attack_success_control": ("random", 100),
+    "freed": ("freed %", 100),
+    "freed_control": ("random", 100),
+    "benign_exact": ("safe %", 100),
+    "benign_exact_control": ("random", 100),
+    "question_exact": ("questions", 100),
+    "question_exact_control": ("random", 100),
 }
 PARTS = {
     "detection_rate_kde": ("Flagged unsafe prompts, %", 100),
@@ -134,7 +121,7 @@ def latex(table: pd.DataFrame) -> str:
     """
     whole = table[(table["source"] == "all") & (table["family"] == "all")].set_index(["detector", "measure"])
     wide = pivot(table).drop(columns="milliseconds", errors="ignore")
-    titles = [WORDS[m] for m in wide]
+    titles = [SHOWN[m][0].replace("\n", " ") for m in wide]
     lines = [
         *(f"% Mind: {plain(sentence)}" for sentence in table.attrs.get("caveats", ())),
         r"\begin{tabular}{l" + "r" * len(wide.columns) + "}",

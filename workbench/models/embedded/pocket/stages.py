@@ -52,7 +52,7 @@ class Safety:
 
     n_heads: int = 6
     first_layer: int = 2
-    steps: Mapping[str, int] = field(default_factory=lambda: {"scout": 400, "safety": 900})
+    steps: Mapping[str, int] = field(default_factory=lambda: {"scout": 400, "safety": 1800})
     rate: float = 2e-3
     pull: float = 15.0
     without: float = 0.05
