@@ -200,10 +200,10 @@ def test_the_page_on_real_weights_says_what_was_measured():
     searched = [Row(job, "m", "sensitivity", 0, 0, 0.975, more=about_search) for job in ("find", "find_live")]
     timed = Row("find_time", "m", "transformer_lens", 9, 9, ratio=41.5, more={"prompts": 200, "cells": 8, "work": 0.1})
     bare = Row("vocabulary", "m", "deflection", 8, 8, ratio=0.91)
-    words = Row("vocabulary", "m", "unembedding", 1, 1, ratio=0.04)
-    page = real.as_page(about, [exact, bare, words, *searched, timed])
+    every = Row("vocabulary", "m", "all measures", 9, 9, more={"product_share": 0.04, "measures_share": 0.05})
+    page = real.as_page(about, [exact, bare, every, *searched, timed])
     assert "used 1.25 GiB of memory at the most, and 1.5 GiB were planned" in page
-    assert "4 % are the product with the words, which any forward has, and 5 % the measures" in page
+    assert "4.0 % are the product with the words, which any forward has, and 5.0 % the measures" in page
     line = "| m | sensitivity | 200 | 0.25 | 0.240 | 97.5 % | 4.0 / 4.0 | 7.5 / 3.0 | 96.0 / 96.0 % |"
     assert page.count(line) == 2
     assert "takes 41.5 times as long" in page

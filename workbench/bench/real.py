@@ -35,7 +35,7 @@ from workbench.models.masks import Mask  # noqa: E402
 from workbench.prompts import load_prompts  # noqa: E402
 from workbench.prompts.prompt import PromptSet  # noqa: E402
 from workbench.runs.job import MEASURES  # noqa: E402
-from workbench.runs.vocabulary import LOGITS_BLOCK  # noqa: E402
+from workbench.runs.vocabulary import LOGITS_BLOCK, over_vocabulary  # noqa: E402
 
 DATA = Path(__file__).parent / "real_data"
 NAME = "SmolLM2-135M-Instruct"
@@ -136,21 +136,31 @@ class Real:
         )
 
     def vocabulary(self) -> Iterator[Row]:
-        """What the measures that read the next-token distribution take of a sweep, and the product with it alone."""
+        """What the words take of a sweep of every head: the product with them, and the measures that read it."""
         calls: dict[str, Callable[[], Any]] = {
             name: partial(jobs.swept, self.model, self.few, "exact", measures=measures)
             for name, measures in (("all measures", MEASURES), ("deflection", ("deflection",)))
         }
-        calls["unembedding"] = partial(self.unembedded, len(self.few) * len(jobs.cells_of(self.model)))
+        states = torch.randn(len(self.few), len(jobs.cells_of(self.model)), self.model.d_model)
+        calls["unembedding"] = partial(self.unembedded, states)
+        calls["unembedding and measures"] = partial(self.unembedded, states, measured=True)
         timings, _ = in_turn(calls, self.repeats, self.model.device)
-        yield from rows("vocabulary", NAME, timings, "all measures").values()
+        found = rows("vocabulary", NAME, timings, "all measures")
+        product, both = (found[name].ratio or 0.0 for name in ("unembedding", "unembedding and measures"))
+        found["all measures"].more = {
+            "product_share": product, "measures_share": round(both - product, 3), "rest": round(1 - both, 3),
+        }  # fmt: skip
+        yield from found.values()
 
     @torch.no_grad()
-    def unembedded(self, n_rows: int) -> None:
-        """The logits of so many states, a block at a time as a sweep takes them."""
-        block = torch.zeros(max(1, LOGITS_BLOCK // self.model.d_vocab), self.model.d_model)
-        for start in range(0, n_rows, len(block)):
-            self.model.unembed(block[: n_rows - start])
+    def unembedded(self, states: torch.Tensor, *, measured: bool = False) -> None:
+        """The logits of states `[prompt, row, d_model]`, a block at a time as a sweep takes them; or their measures."""
+        base = self.model.unembed(states[:, 0])
+        if measured:
+            over_vocabulary(self.model, base, states)
+            return
+        for block in states.flatten(0, 1).split(max(1, LOGITS_BLOCK // self.model.d_vocab)):
+            self.model.unembed(block)
 
     def find(self) -> Iterator[Row]:
         """`find_heads` against the exact map of the prompts: replayed on many draws of them, and live on a few."""

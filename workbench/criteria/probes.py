@@ -95,7 +95,11 @@ def _write(run: xr.Dataset) -> np.ndarray:
     A penalised logistic regression sees its features through their inner products only, and those of z·R are those of
     what the head writes, z·W_O, which is d_model numbers wide and not stored: the decision values are the same.
     """
-    return _output(run).astype(np.float64) @ run["write_root"].transpose("layer", "head", "d_head", "d_root").values
+    z, root = _output(run), run["write_root"].transpose("layer", "head", "d_head", "d_root").values
+    write = np.empty((*z.shape[:-1], root.shape[-1]), dtype=np.result_type(z, np.float32))
+    for layer in range(len(z)):  # in float64, which all layers at once would take gigabytes for
+        write[layer] = z[layer].astype(np.float64) @ root[layer]
+    return write
 
 
 def _computed(run: xr.Dataset, features_of: Features, criterion: str) -> tuple[np.ndarray, np.ndarray]:
