@@ -14,7 +14,8 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.bench import __main__ as bench
-from workbench.bench import jobs, large, peers, real, searches
+from workbench.bench import jobs, large, peers, real, searches, split
+from workbench.bench.replay import Stored
 from workbench.bench.steps import Ledger, Step, run_steps
 from workbench.bench.synthetic import Shape, build, questions, split_heads
 from workbench.bench.timing import Row, Timing, ratio
@@ -201,26 +202,53 @@ def test_the_page_on_real_weights_says_what_was_measured():
     timed = Row("find_time", "m", "transformer_lens", 9, 9, ratio=41.5, more={"prompts": 200, "cells": 8, "work": 0.1})
     bare = Row("vocabulary", "m", "deflection", 8, 8, ratio=0.91)
     every = Row("vocabulary", "m", "all measures", 9, 9, more={"product_share": 0.04, "measures_share": 0.05})
-    page = real.as_page(about, [exact, bare, every, *searched, timed])
+    count = Row("find_count", "large", "sensitivity", 0, 0, 1.0, ratio=61.5)
+    count.more = about_search | {"prompts": 300, "directions": 8}
+    page = real.as_page(about, [exact, bare, every, *searched, timed, count])
     assert "used 1.25 GiB of memory at the most, and 1.5 GiB were planned" in page
     assert "4.0 % are the product with the words, which any forward has, and 5.0 % the measures" in page
     line = "| m | sensitivity | 200 | 0.25 | 0.240 | 97.5 % | 4.0 / 4.0 | 7.5 / 3.0 | 96.0 / 96.0 % |"
     assert page.count(line) == 2
     assert "takes 41.5 times as long" in page
+    assert "| sensitivity | 300 | 8 | 200 | 61.5 | 0.240 | 100.0 % | 4.0 / 4.0 | 7.5 / 3.0 |" in page
 
 
-def test_the_parts_of_a_split_head_have_the_map_of_the_split_model(model, asked):
+def test_the_parts_of_a_split_head_have_the_map_and_the_estimates_of_the_split_model(model, asked):
     wide = split_heads(model, 3)
-    mine = searches.split_map(model, [model.encode(prompt) for prompt in asked[:3]], wide)
+    mine = split.split_stored(model, asked[:3], wide, each=2)
     exact = sweep(wide, asked[:3], measures=("deflection",), progress=False).deflection.values
-    np.testing.assert_allclose(mine, exact, atol=1e-3)
+    np.testing.assert_allclose(mine.exact, exact, atol=1e-3)
+    np.testing.assert_allclose(mine.estimate, jobs.estimated(wide, asked[:3], mine.directions), rtol=1e-3, atol=1e-4)
     assert exact.max() > 1
+
+
+def test_a_map_at_a_large_size_has_the_same_heads_in_finer_parts():
+    draws = np.random.default_rng(0)
+    shares = draws.dirichlet(np.ones(4), (2, 3))  # of two layers of three heads, in four parts
+    factor = draws.uniform(1, 2, (10, 2, 2, 3, 1))
+    cells, turn = (factor * shares).reshape(10, 2, 2, 12), np.rad2deg(np.arctan(factor * shares)).reshape(10, 2, 2, 12)
+    unsafe = np.arange(10) % 2 == 0
+    known = Stored(cells, turn, unsafe, [""] * 10, np.full(10, 50), 3)
+    shape = Shape(layers=4, heads=12)
+    large = split.at_large_size(known, shares, shape)
+    assert large.exact.shape == (10, 2, 4, 12)
+    # What is proportional to the share stays so: the parts of the parts add up, and estimates turn as cells do.
+    both = large.exact.reshape(10, 2, 2, 24).sum(-1)
+    np.testing.assert_allclose(both, cells.sum(-1), rtol=1e-6)
+    np.testing.assert_allclose(np.tan(np.deg2rad(large.estimate)), large.exact, rtol=1e-6)
+    # Every layer has parts of every head.
+    by_head = large.exact[0, 0].reshape(4, 3, 4).sum(-1)
+    assert (by_head > 0).all()
+    row = next(searches.counted("m", large, draws=2))
+    naive, whole = 97 * 4 * 605 * 10, 10 * (4 * 605 + 24 * (6 * 605 + 4))
+    assert row.ratio == pytest.approx(naive / (row.more["work"] * whole), abs=0.01)
+    assert (row.more["prompts"], row.more["directions"], row.more["draws"]) == (10, 3, 2)
 
 
 def test_live_searches_are_judged_as_replayed_ones(asked):
     uneven = build(SMALL, name="uneven", uneven=True)
     exact = sweep(uneven, asked, measures=("deflection",), progress=False).deflection.values
-    known = searches.stored(uneven, asked, exact)
+    known = searches.stored(uneven, asked, exact, 3)
     live = {row.engine: row for row in searches.live("m", uneven, asked, exact, each=3)}
     for rule in searches.ASKED:
         assert live[rule].more["draws"] == (3 if rule == "sensitivity" else 2)

@@ -23,9 +23,9 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 
-from workbench.bench import jobs, peers, searches  # noqa: E402
+from workbench.bench import jobs, peers, searches, split  # noqa: E402
 from workbench.bench.steps import Ledger  # noqa: E402
-from workbench.bench.synthetic import split_heads  # noqa: E402
+from workbench.bench.synthetic import SEVEN_B, split_heads  # noqa: E402
 from workbench.bench.timing import Row, in_turn, rows  # noqa: E402
 from workbench.bench.weights import FOLDER, WHEEL, smollm2  # noqa: E402
 from workbench.models.conformance.report import conformance  # noqa: E402
@@ -47,6 +47,7 @@ PUBLISHED = {
 }
 FIRST = 10
 HEADS = 30  # of the 270, for the engine that takes one forward each
+COUNTED = 10  # searches of a large map, a rule
 
 
 @dataclass
@@ -166,19 +167,23 @@ class Real:
         """`find_heads` against the exact map of the prompts: replayed on many draws of them, and live on a few."""
         store = self.folder.parent / "map.zarr"  # an interrupted map goes on
         exact = jobs.swept(self.model, self.prompts, "exact", measures=("deflection",), out=store).deflection.values
-        known = searches.stored(self.model, self.prompts, exact)
+        known = searches.stored(self.model, self.prompts, exact, self.each)
         yield from searches.replayed(NAME, known, self.each, budgets=(0.25, 0.75))
         yield from searches.live(NAME, self.model, self.prompts, exact, self.each)
 
     def pocket(self) -> Iterator[Row]:
-        """The same for Pocket with each head split into eight, 512 in all; and live beside TransformerLens."""
+        """The same for Pocket with each head split into eight, 512 in all; live beside TransformerLens; and counted.
+
+        What is counted are searches of a model of a 7B's layers and heads, which are as far apart as Pocket's.
+        """
         model, prompts = load_model("pocket", device="cpu"), load_prompts("pocket", n=300)
         wide = split_heads(model, 8)
-        exact = searches.split_map(model, [model.encode(prompt) for prompt in prompts], wide)
-        unsafe = np.array([p.label == "unsafe" for p in prompts])
-        yield from searches.replayed(wide.name, searches.stored(wide, prompts, exact), 100)
-        part = PromptSet([prompts[i] for i in searches.draw_part(unsafe, 100, 0)], name=prompts.name)
-        yield searches.beside_peer(wide.name, wide, part, part=12)
+        known = split.split_stored(model, prompts, wide, 100)
+        yield from searches.replayed(wide.name, known, 100)
+        large = split.at_large_size(known, split.part_shares(model, wide).numpy(), SEVEN_B)
+        yield from searches.counted("7b-like", large, draws=COUNTED)
+        part = PromptSet([prompts[i] for i in searches.draw_part(known.unsafe, 100, 0)], name=prompts.name)
+        yield from searches.beside_peer(wide.name, wide, part, part=12)
 
 
 def as_page(about: Mapping[str, Any], found: Sequence[Row]) -> str:

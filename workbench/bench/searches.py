@@ -7,40 +7,40 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from workbench.bench import jobs
 from workbench.bench.replay import Stored, draw_part, judged, replay
 from workbench.bench.timing import Row, in_turn, rows
 from workbench.finding.find import find_heads
+from workbench.finding.prices import directions_for, work_of
 from workbench.finding.search import Findings
-from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
-from workbench.models.masks import Mask
-from workbench.models.walk import base_pass, read_out
 from workbench.prompts.prompt import PromptSet
 from workbench.prompts.ties import tie_names
-from workbench.runs.effects import angle_degrees
-from workbench.runs.job import Job
-from workbench.sweeps.engines.exact import mask_writes
-from workbench.sweeps.plan import batches, plan
 
 # Rules with the budget that they are given.
 ASKED = {"sensitivity": 0.25, "selectivity": 0.5}
 DRAWS = 200
 LIVE = 5
-DIRECTIONS = 32  # that `find_heads` takes for these models
 
 
-def stored(model: HookedLVLM, prompts: PromptSet, exact: np.ndarray) -> Stored:
-    """A map of deflections, with estimates of the same model and what a search reads besides."""
+def stored(model: HookedLVLM, prompts: PromptSet, exact: np.ndarray, each: int) -> Stored:
+    """A map of deflections, with estimates of the same model as a search of `each` prompts a class takes them."""
+    directions = directions_for(model.n_layers, np.isfinite(exact).all(0), each)
+    return as_stored(model, prompts, exact, jobs.estimated(model, prompts, directions), directions)
+
+
+def as_stored(
+    model: HookedLVLM, prompts: PromptSet, exact: np.ndarray, estimate: np.ndarray, directions: int
+) -> Stored:
+    """What a replay looks up, from a map and estimates of it along so many directions."""
     return Stored(
         exact.astype(float),
-        jobs.estimated(model, prompts, DIRECTIONS).astype(float),
+        estimate.astype(float),
         np.array([p.label == "unsafe" for p in prompts]),
         tie_names([p.pair_id for p in prompts], [p.content_key() for p in prompts]).tolist(),
         np.array([model.encode(prompt).n_tokens for prompt in prompts]),
-        DIRECTIONS,
+        directions,
     )
 
 
@@ -87,39 +87,28 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings(value, low, high, status.astype(int), used, table.attrs["work"])
 
 
-def beside_peer(name: str, model: HookedLVLM, prompts: PromptSet, *, part: int) -> Row:
-    """The search for both projections by sensitivity, timed beside a TransformerLens loop over a part of the cells."""
+def beside_peer(name: str, model: HookedLVLM, prompts: PromptSet, *, part: int) -> Iterator[Row]:
+    """The search for both projections, rule by rule, timed beside a TransformerLens loop over a part of the cells."""
     _, _, calls, scale = jobs.peers_on_a_part(model, prompts, ["transformer_lens"], part)
-    options: dict[str, Any] = {"rule": "sensitivity", "projection": jobs.PROJECTIONS, "budget": ASKED["sensitivity"]}
-    calls["find"] = partial(find_heads, model, prompts, progress=False, **options)
+    for rule, budget in ASKED.items():
+        options: dict[str, Any] = {"rule": rule, "projection": jobs.PROJECTIONS, "budget": budget}
+        calls[rule] = partial(find_heads, model, prompts, progress=False, **options)
     timings, results = in_turn(calls, 1, model.device)
-    found = rows("find_time", name, timings, "find", scale)
-    peer = found["transformer_lens"]
-    peer.more = {"prompts": len(prompts), "cells": len(jobs.cells_of(model)), "work": results["find"].attrs["work"]}
-    return peer
+    for rule in ASKED:
+        both = {engine: timings[engine] for engine in ("transformer_lens", rule)}
+        peer = rows("find_time", name, both, rule, scale)["transformer_lens"]
+        peer.more = {"prompts": len(prompts), "cells": len(jobs.cells_of(model)), "work": results[rule].attrs["work"]}
+        yield peer
 
 
-@torch.no_grad()
-def split_map(model: HookedLVLM, prompts: Sequence[Encoded], wide: HookedLVLM) -> np.ndarray:
-    """Deflections of every cell of `wide = split_heads(model, …)`, `[prompt, projection, layer, head]`, degrees.
-
-    The parts of a head attend alike, so that a part's mask writes what the head's would, times the part's share of it:
-    the narrow model goes on from there, where attention is a fraction as wide.
-    """
-    job, into = Job(jobs.PROJECTIONS, Mask(), None, False), wide.n_heads // model.n_heads
-    found = np.full((len(prompts), len(jobs.PROJECTIONS), model.n_layers, wide.n_heads), np.nan)
-    most = plan(model, max(e.n_tokens for e in prompts)).rows
-    for batch in batches(prompts, max(1, most // wide.n_heads)):
-        base = base_pass(model, [prompts[i] for i in batch])
-        for layer in model.masked_layers:
-            start = base.n_pos - 1 if layer == max(model.masked_layers) else 0
-            writes, _ = mask_writes(model, base, layer, job, job.cells_of(model, layer), start)
-            parts, whole = (of.attentions[layer].o_proj.weight.view(-1, of.n_heads, of.d_head) for of in (wide, model))
-            # Of a head's weights, the same share everywhere.
-            share = parts.unflatten(1, (-1, into)).norm(dim=(0, -1)) / whole.norm(dim=(0, -1))[:, None]
-            spread = writes.unflatten(1, (len(jobs.PROJECTIONS), -1))[:, :, :, None] * share[:, :, None, None]
-            for number, some in enumerate(spread.flatten(2, 3).unbind(1)):
-                states = read_out(model, base, layer, wide.n_heads, writes=some, start=start)[model.n_layers - 1]
-                still = base.state[:, None].double().expand(*states.shape)
-                found[batch, number, layer] = angle_degrees(still, states.double()).numpy()
-    return found
+def counted(name: str, known: Stored, *, draws: int) -> Iterator[Row]:
+    """Searches of all prompts, against a forward pass for each head and projection and prompt, in layer-tokens."""
+    asked, tokens, each = np.isfinite(known.exact).all(0), known.tokens, int(known.unsafe.sum())
+    n_layers = asked.shape[1]
+    work = work_of(tokens, np.zeros_like(tokens), n_layers, asked, n_read=len(tokens), directions=known.directions)
+    naive = (1 + asked.sum()) * n_layers * tokens.sum()
+    for rule, budget in ASKED.items():
+        row = _row("find_count", name, rule, budget, replay(known, each=each, draws=draws, rule=rule, budget=budget))
+        row.more |= {"prompts": len(tokens), "directions": known.directions}
+        row.ratio, row.against = round(float(naive / (row.more["work"] * work.whole)), 2), "find"
+        yield row

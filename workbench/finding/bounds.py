@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FEWEST = 4  # prompts of a class on which all heads are scored
 LEAST_SCATTER = 0.05  # of a head's size, where its estimate is the same for every prompt
 LENT = 8.0  # cells that the heads around lend a head
 NEIGHBOURS = 2  # layers to either side whose heads are around

@@ -71,7 +71,7 @@ def find_heads(
             which for most is the query.
         level: Chance that all statuses are right.
         budget: Most work, as a share of the exact map's on the same prompts; heads that it leaves undecided are
-            possible. The least that can be done, all heads on four prompts of each class, is done in any case.
+            possible. The least that can be done, all heads on a few prompts of each class, is done in any case.
         mask: How heads are masked; `Mask()` by default.
         out: Store the run here; the same call later goes on where it stopped.
         progress: Show a progress bar with the time left.
@@ -114,9 +114,10 @@ def find_heads(
     n_rows = len(mask.row_heads(model.n_heads, model.n_kv_heads))
     asked = np.zeros((len(projection), model.n_layers, n_rows), dtype=bool)
     asked[:, list(model.masked_layers)] = True
+    each = sum(p.label == "unsafe" for p in chosen) if rule == "sensitivity" else len(chosen) / 2
     options = {
         "k": k, "criterion": criterion, "rule": rule, "level": level, "budget": budget,
-        "directions": directions_for(model.n_layers, asked) if criterion != "refusal_change" else 1,
+        "directions": directions_for(model.n_layers, asked, each) if criterion != "refusal_change" else 1,
     }  # fmt: skip
     run = sweep(
         model, chosen, projections=projection, mask=mask, engine="find", engine_options=options, keep_states=False,

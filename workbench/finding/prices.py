@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from workbench.finding.search import Work
+from workbench.finding.search import Work, scored_at_first
 
 ESTIMATE_SHARE = 0.12  # of the exact map's work that may go into estimates
-MOST_DIRECTIONS, FEWEST_DIRECTIONS = 32, 2
+FIRST_SHARE = 0.4  # of the work of the first exact cells that may; they are the smaller part the more prompts there are
+MOST_DIRECTIONS, ENOUGH_DIRECTIONS, FEWEST_DIRECTIONS = 32, 8, 2
 
 
 def work_of(
@@ -32,8 +33,15 @@ def work_of(
     )
 
 
-def directions_for(n_layers: int, asked: np.ndarray) -> int:
-    """How many directions pay: more of them leave less to exact cells, and cost as much of the budget."""
+def directions_for(n_layers: int, asked: np.ndarray, each: float) -> int:
+    """How many directions pay: more of them leave less to exact cells, and cost as much of the budget.
+
+    Args:
+        n_layers: Decoder layers.
+        asked: Heads that are searched, `[projection, layer, head]`.
+        each: Prompts of a class, of those that the rule reads.
+    """
     rows = (n_layers - 1 - np.arange(n_layers)) @ asked.sum((0, 2))  # of the exact map, in layers that are walked whole
-    directions = ESTIMATE_SHARE * (rows + n_layers) / max(1, n_layers - 1)
-    return int(np.clip(round(directions), FEWEST_DIRECTIONS, MOST_DIRECTIONS))
+    of_map, of_first = ESTIMATE_SHARE, FIRST_SHARE * min(1.0, scored_at_first(asked.shape[-1]) / max(1.0, each))
+    most, enough = (share * (rows + n_layers) / max(1, n_layers - 1) for share in (of_map, of_first))
+    return int(np.clip(round(min(most, max(enough, ENOUGH_DIRECTIONS))), FEWEST_DIRECTIONS, MOST_DIRECTIONS))

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.finding.bounds import FEWEST, Fit
+from workbench.finding.bounds import Fit
 from workbench.finding.decisions import DRAWS, sets, with_safe
 from workbench.finding.predictions import ANYTHING, predicted
 
 GROWTH = 0.35  # prompts of a later round, as a share of those before
 STRONG, STRONG_SHARE = 1.3, 0.2  # an estimate stands out by this factor, on at most this share of the prompts
-FOREMOST = 2  # prompts of a class with the largest estimates, on which all heads are scored besides
+# Prompts of a class on which all heads are scored at first: drawn ones, and those with the largest estimates. With so
+# many heads a layer they were measured to be enough; more heads a layer tell as much from fewer prompts each, but from
+# one drawn prompt nothing would be known of a head's own scatter.
+FEWEST, FOREMOST, ENOUGH_HEADS = (4, 2), (2, 1), 9
 RISK_OF_DRAWS = 0.25  # of certain and of excluded heads each; half is left for what was never seen, and so never drawn
 EXCLUDED, POSSIBLE, CERTAIN = 0, 1, 2
 STATUSES = ("excluded", "possible", "certain")
@@ -103,12 +106,13 @@ def search(
     random = np.random.default_rng(ask.seed)
     sides = _sides(ask.rule, unsafe)
     strong, foremost, places = strong_cells(estimate, sides), foremost_cells(estimate, sides), _places(sides)
-    spent, reached, first = work.spent, 0, max(min(FEWEST, side.sum()) for side in sides)
+    fewest = _at_first(FEWEST, asked.shape[-1])
+    spent, reached, first = work.spent, 0, max(min(fewest, side.sum()) for side in sides)
     done, open_ = np.zeros(estimate.shape, dtype=bool), asked
     while True:
         upto = first if not reached else max(reached + 1, int((1 + GROWTH) * reached))
-        # Cells that stand out are computed for heads that the first round leaves in question.
-        chosen = strong if reached else foremost
+        # Cells that stand out are computed for heads that so many drawn prompts leave in question.
+        chosen = strong if reached >= FEWEST[0] else foremost
         wanted = ((places < upto)[:, None, None, None] | chosen) & open_ & ~done
         while reached and upto > reached + 1 and spent + work.of(wanted) > ask.budget * work.whole:
             upto -= 1
@@ -151,10 +155,10 @@ def strong_cells(estimate: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
 
 def foremost_cells(estimate: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
     """Of each head and class, the cells with the largest estimates: where it shows first that linearity ends."""
-    foremost = np.zeros(estimate.shape, dtype=bool)
+    foremost, n = np.zeros(estimate.shape, dtype=bool), _at_first(FOREMOST, estimate.shape[-1])
     for side in sides:
         size = np.abs(estimate[side])
-        foremost[side] = (-size).argsort(0, kind="stable").argsort(0) < FOREMOST
+        foremost[side] = (-size).argsort(0, kind="stable").argsort(0) < n
     return foremost
 
 
@@ -178,8 +182,18 @@ def pays(ask: Question, unsafe: np.ndarray, asked: np.ndarray, work: Work) -> bo
     """Whether the least a search does, estimates and all heads on the fewest prompts, is less than the exact map."""
     places = _places(_sides(ask.rule, unsafe))
     every = work.of(np.broadcast_to(asked, (len(unsafe), *asked.shape)))
-    least = work.spent + work.of((places < FEWEST + FOREMOST)[:, None, None, None] & asked)
+    least = work.spent + work.of((places < scored_at_first(asked.shape[-1]))[:, None, None, None] & asked)
     return bool(least < every)
+
+
+def scored_at_first(n_heads: int) -> int:
+    """On how many prompts of a class all heads are scored, where a layer has `n_heads`."""
+    return _at_first(FEWEST, n_heads) + _at_first(FOREMOST, n_heads)
+
+
+def _at_first(prompts: tuple[int, int], n_heads: int) -> int:
+    most, least = prompts
+    return int(np.clip(-(-most * ENOUGH_HEADS // n_heads), least, most))
 
 
 def _sides(rule: str, unsafe: np.ndarray) -> list[np.ndarray]:
