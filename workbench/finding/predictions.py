@@ -27,8 +27,6 @@ NORMAL_MEAN_DEVIATION = 1.25  # standard deviations a mean absolute deviation, w
 NO_SKEW, MOST_SKEW = 0.05, 3.0  # of draws
 SLOPES = (0.0, 1.5)  # of a line, for estimates of mean size; what is beyond is noise
 LOUD = 1.0  # sizes above what is predicted, beyond which a head's own cells have to be seen
-# Unseen cells that stand out: where so many may all be as far above as the farthest, one may be ten times that.
-MANY = 10
 ANYTHING = 1e300
 ROUNDING = 1e-12
 SMALLEST = 1e-300  # instead of 0 in a denominator
@@ -44,8 +42,7 @@ class Predictions:
         common, own: Standard errors from the head's factor: of what classes share, and of each class besides.
         apart: Standard error from residuals of what was not computed, of this `skew`.
         loudest: What the mean is above `middle` if all cells that stand out, and were not computed, were as far above
-            what is predicted as any cell of the layers around; without bound where one of these was far above and the
-            cells are few, so that a single one of them could be more than all are allowed together.
+            what is predicted as any cell of the layers around; without bound where one of these was far above.
     """
 
     middle: np.ndarray
@@ -119,7 +116,7 @@ def predicted(
         trust = np.divide(differ, differ + noise, out=np.zeros_like(differ), where=told)
         rest = (shrunk + mean + trust * np.where(told, own, 0)) * reach + first * of_one
         left = np.where(told, trust * np.where(told, noise, 0), differ)
-        unseen, few = np.where(missing & strong, size, 0).sum(0), (missing & strong).sum(0) < MANY
+        unseen = np.where(missing & strong, size, 0).sum(0)
         parts.append(
             (
                 np.where(asked, (np.where(known & side, cells, 0).sum(0) + rest) / n, np.nan),
@@ -127,7 +124,7 @@ def predicted(
                 np.sqrt(left) * np.abs(reach) / n,
                 np.sqrt(variance * of_square) / n,
                 np.divide(skew * of_cube, of_square**1.5, out=np.zeros_like(skew), where=of_square > 0),
-                np.where((farthest > LOUD) & few, ANYTHING, farthest) * unseen / n,
+                np.where(farthest > LOUD, ANYTHING, farthest) * unseen / n,
             )
         )
     return Predictions(*map(np.stack, zip(*parts, strict=True)))

@@ -111,8 +111,8 @@ def search(
     done, open_ = np.zeros(estimate.shape, dtype=bool), asked
     while True:
         upto = first if not reached else max(reached + 1, int((1 + GROWTH) * reached))
-        # Cells that stand out are computed for heads that so many drawn prompts leave in question.
-        chosen = strong if reached >= FEWEST[0] else foremost
+        # Cells that stand out are computed for heads that the first round leaves in question.
+        chosen = strong if reached else foremost
         wanted = ((places < upto)[:, None, None, None] | chosen) & open_ & ~done
         while reached and upto > reached + 1 and spent + work.of(wanted) > ask.budget * work.whole:
             upto -= 1

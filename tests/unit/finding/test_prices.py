@@ -5,7 +5,6 @@ import pytest
 
 from tests.unit.finding.test_find import made_up, rates
 from workbench.bench.replay import replay
-from workbench.finding.predictions import predicted
 from workbench.finding.prices import directions_for, work_of
 from workbench.finding.search import scored_at_first
 
@@ -31,24 +30,6 @@ def test_directions_cost_a_share_of_the_map_and_of_the_first_cells_but_for_a_few
     work = work_of(tokens, 0 * tokens, 32, large, n_read=20_000, directions=8)
     assert work.spent == 20_000 * (32 * 600 + 9 * (31 * 600 + 1))
     assert work.spent < 0.012 * work.whole
-
-
-@pytest.mark.parametrize("n_strong", [9, 10])
-def test_few_cells_that_stand_out_may_be_anything_where_linearity_ends_and_many_what_was_seen(n_strong):
-    random = np.random.default_rng(0)
-    estimate = random.lognormal(0, 0.2, (40, 1, 3, 8))
-    cells, known, none = estimate.copy(), np.full(estimate.shape, np.nan), np.zeros(estimate.shape, dtype=bool)
-    cells[0, 0, 1, 5] *= 4  # three sizes above its estimate
-    known[:6] = cells[:6]
-    strong = none.copy()
-    strong[20 : 20 + n_strong, 0, 1, 0] = True
-    loudest = predicted(known, estimate, none, strong, [np.ones(40, dtype=bool)]).loudest[0, 0, 1]
-    assert not loudest[1:].any()
-    if n_strong < 10:
-        assert loudest[0] > 1e290
-    else:
-        size = estimate[20:30, 0, 1, 0].sum() / 40
-        assert 2 * size < loudest[0] < 4.5 * size
 
 
 @pytest.mark.parametrize("rule", ["sensitivity", "selectivity"])
