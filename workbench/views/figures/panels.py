@@ -116,6 +116,9 @@ def name_points(
         objects=list(avoid) or None,
         ax=ax,
         expand=(1.3, 1.5),
+        # Heads that lie all but on one another: their names need more than the default to come apart.
+        force_text=(0.3, 0.6),
+        force_explode=(0.4, 1.0),
         iter_lim=200,  # steps, not seconds: the same words lie in the same places on every machine
         min_arrow_len=9,
         arrowprops={"arrowstyle": "-", "color": theme.INK, "linewidth": 0.4, "shrinkA": 4, "shrinkB": 4},
