@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.axes import Head
 from workbench.models.attention import allowed_keys, causal_mask
-from workbench.models.conformance.probe import Failed, Probe, check
+from workbench.models.conformance.probe import Failed, NotApplicable, Probe, check
 from workbench.models.masks import Mask, head_writes, masked_z
 from workbench.models.sources import KINDS, kinds_of
 from workbench.models.walk import BasePass, base_pass, read_out
@@ -45,7 +45,7 @@ def check_full_patch(probe: Probe) -> str:
     if len(model.masked_layers) < model.n_layers:
         twin = dataclasses.replace(twin, image=probe.prompt.image)
     if probe.encoded.input_ids[0, -1] != model.encode(twin).input_ids[0, -1]:
-        raise Failed("the twins end in different tokens, whose embeddings no head carries")
+        raise NotApplicable("without a chat template the twins end in different tokens, which no head carries")
     every = [(layer, head) for layer in model.masked_layers for head in range(model.n_heads)]
     mask = Mask(form="interchange", source=twin)
     patched, wanted = model.state(probe.prompt, heads=every, projection="value", mask=mask), probe.full(twin)
