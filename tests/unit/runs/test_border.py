@@ -28,6 +28,8 @@ from workbench.runs.schema import layout
 from workbench.runs.zarr_store import Store
 from workbench.sweeps import execution
 
+pytestmark = pytest.mark.slow
+
 LITTLE = {"projections": ("query",), "keep_states": False}
 
 

@@ -19,6 +19,8 @@ from tests.builders.stores import files, same, swept
 from workbench.runs.opening import open_run
 from workbench.sweeps.engines.exact import ExactBlock
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model():

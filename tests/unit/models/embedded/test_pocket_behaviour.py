@@ -24,9 +24,10 @@ from workbench.prompts.prompt import Prompt
 from workbench.prompts.worlds.pocket import draw_prompts
 from workbench.prompts.worlds.pocket_words import HARMFUL_VERBS, HARMLESS_VERBS, SENTENCES, TUNED
 
+pytestmark = pytest.mark.slow
 POCKET = Path(__file__).parents[4] / "workbench" / "models" / "embedded" / "pocket"
-SHORT = {"pocket-1": {"text, trained hazards"}}
-"""The bar that a shipped model misses by a percent or two, as its card says."""
+SHORT = {"pocket": {"typographic, benign"}, "pocket-1": {"text, trained hazards"}}
+"""Bars that a shipped model misses by a percent or two: the first on these prompts, the second on its card's."""
 SEED = 11
 """Not the card's: the bars have to hold for prompts that nobody has looked at."""
 
