@@ -70,7 +70,8 @@ def live(name: str, model: HookedLVLM, prompts: PromptSet, exact: np.ndarray, ea
     found: dict[str, list[dict[str, Any]]] = {rule: [] for rule in ASKED}
     for draw, rule in zip(range(LIVE), cycle(ASKED), strict=False):
         part = draw_part(unsafe, each, draw)
-        asked = PromptSet((prompts[i] for i in part), name=prompts.name)
+        # A replay knows no splits, and a search keeps to `selection` where there are some.
+        asked = PromptSet((prompts[i] for i in part), name=prompts.name).with_split("")
         options: dict[str, Any] = {"rule": rule, "projection": jobs.PROJECTIONS, "budget": ASKED[rule], "seed": draw}
         table = find_heads(model, asked, progress=False, **options)
         of_both = judged(findings(table), exact[part].astype(float), unsafe[part], rule, k=5)
