@@ -182,8 +182,7 @@ class Real:
         yield from searches.replayed(wide.name, known, 100)
         large = split.at_large_size(known, split.part_shares(model, wide).numpy(), SEVEN_B)
         yield from searches.counted("7b-like", large, draws=COUNTED)
-        drawn = searches.draw_part(known.unsafe, 100, 0)
-        part = PromptSet([prompts[i] for i in drawn], name=prompts.name).with_split("")
+        part = searches.without_splits(prompts, searches.draw_part(known.unsafe, 100, 0))
         yield from searches.beside_peer(wide.name, wide, part, part=12)
 
 

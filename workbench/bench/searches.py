@@ -70,14 +70,18 @@ def live(name: str, model: HookedLVLM, prompts: PromptSet, exact: np.ndarray, ea
     found: dict[str, list[dict[str, Any]]] = {rule: [] for rule in ASKED}
     for draw, rule in zip(range(LIVE), cycle(ASKED), strict=False):
         part = draw_part(unsafe, each, draw)
-        # A replay knows no splits, and a search keeps to `selection` where there are some.
-        asked = PromptSet((prompts[i] for i in part), name=prompts.name).with_split("")
+        asked = without_splits(prompts, part)
         options: dict[str, Any] = {"rule": rule, "projection": jobs.PROJECTIONS, "budget": ASKED[rule], "seed": draw}
         table = find_heads(model, asked, progress=False, **options)
         of_both = judged(findings(table), exact[part].astype(float), unsafe[part], rule, k=5)
         found[rule] += [{"draw": draw, **row} for row in of_both]
     for rule, judgements in found.items():
         yield _row("find_live", name, rule, ASKED[rule], pd.DataFrame(judgements))
+
+
+def without_splits(prompts: PromptSet, part: np.ndarray) -> PromptSet:
+    """Drawn prompts as a replay has them: without splits, of which a search would keep to `selection` alone."""
+    return PromptSet((prompts[i] for i in part), name=prompts.name).with_split("")
 
 
 def findings(table: pd.DataFrame) -> Findings:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from workbench.attacks import attack
 from workbench.axes import head_pairs
-from workbench.cli.printing import say
+from workbench.cli.printing import say, say_written
 from workbench.cli.prompts import Asked, chosen
 from workbench.comparison import faithfulness, rankings
 from workbench.comparison.arena import calibration_and_test
@@ -56,7 +56,7 @@ def attack_command(
     for name, why in table.attrs["left_out"].items():
         say(console, f"Left out: {name}: {why}")
     if out is not None:
-        _say_written(console, save_adversary(table, evasion_figure(table), out, "attack"), out)
+        say_written(console, save_adversary(table, evasion_figure(table), out, "attack"), out)
     return table
 
 
@@ -107,7 +107,7 @@ def faithfulness_command(
         for name, order in orders.items():
             ranks = {head: float(len(order) - place) for place, head in enumerate(order)}
             files.append(write_mib_nodes(ranks, loaded, out / "mib" / f"{name.replace(', ', '-')}.json"))
-        _say_written(console, files, out)
+        say_written(console, files, out)
     return table
 
 
@@ -116,7 +116,3 @@ def _with_intervals(rows: pd.DataFrame, names: list[str]) -> Table:
     interval = [f"{low:.2f} to {high:.2f}" for low, high in zip(rows["ci_low"], rows["ci_high"], strict=True)]
     words = {"value": rows["value"].map("{:.2f}".format), "95 %": interval, "n": rows["n"].astype(str)}
     return frame_table(rows[names].assign(**words))
-
-
-def _say_written(console: Console, files: Sequence[Path], folder: Path) -> None:
-    say(console, f"Written: {', '.join(file.name for file in files)} in {folder}")

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from workbench.cli.printing import say
+from workbench.cli.printing import say, say_written
 from workbench.cli.prompts import Asked, chosen, say_caveats
 from workbench.comparison import arena, grid
 from workbench.comparison.arena_tables import arena_tables, says
@@ -67,5 +67,5 @@ def arena_command(
     for key, why in about["left_out"].items():
         say(console, f"Left out: {key}: {why}", "dim")
     if out is not None:
-        say(console, f"Written: {', '.join(path.name for path in save_arena(table, out))} in {out}")
+        say_written(console, save_arena(table, out), out)
     return table

@@ -1,6 +1,6 @@
 """What every command prints by: tables that fit the terminal, the same numbers as JSON, or nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,11 @@ def say(console: Console, text: object, style: str = "") -> None:
 def write_rows(console: Console, table: "pd.DataFrame", path: Path) -> None:
     """Write a table, and say so."""
     say(console, f"{len(table)} rows written to {write_table(table, path)}")
+
+
+def say_written(console: Console, files: Sequence[Path], folder: Path) -> None:
+    """Name the files that were written into a folder."""
+    say(console, f"Written: {', '.join(file.name for file in files)} in {folder}")
 
 
 def tell(
