@@ -17,7 +17,7 @@ from tests.builders.prompts import text_prompts
 from tests.faults.harness import same, small_blocks, swept
 from workbench.errors import WorkbenchError
 from workbench.runs.opening import open_run
-from workbench.sweeps.engines.registry import engine_names
+from workbench.sweeps.engines.registry import engines
 
 NOBODY = 65534
 
@@ -95,7 +95,7 @@ def test_read_only(finished, tmp_path, whole):
         assert said.startswith("WorkbenchError"), said
 
 
-@pytest.mark.parametrize("engine", engine_names())
+@pytest.mark.parametrize("engine", engines())
 def test_two_writers(engine, whole, tmp_path):
     out = tmp_path / "run.zarr"
     children = []
@@ -118,7 +118,7 @@ def test_two_writers(engine, whole, tmp_path):
 
 
 @pytest.mark.parametrize("masks", [(wb.Mask(), wb.Mask()), (wb.Mask(), wb.Mask(form="scale", factor=0.5))], ids=str)
-@pytest.mark.parametrize("engine", engine_names())
+@pytest.mark.parametrize("engine", engines())
 def test_two_threads(engine, masks):
     alone = [swept(engine, mask=mask) for mask in masks]
     found: list[object] = [None, None]

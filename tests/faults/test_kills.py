@@ -12,7 +12,7 @@ import pytest
 from tests.builders.prompts import text_prompts
 from tests.faults.harness import same, swept
 from workbench.runs.opening import open_run
-from workbench.sweeps.engines.registry import engine_names
+from workbench.sweeps.engines.registry import engines
 
 FIRST, KILLS = 10, 44  # the first changes one by one, then some of all others; for each engine
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,7 @@ def whole(dying, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(KILLS))
-@pytest.mark.parametrize("engine", engine_names())
+@pytest.mark.parametrize("engine", engines())
 def test_killed(engine, number, dying, whole, tmp_path):
     run, changes = whole(engine)
     assert changes > FIRST + 10

@@ -26,7 +26,7 @@ from workbench.errors import WorkbenchError
 from workbench.models.hooked import HookedLVLM
 from workbench.runs.memory import Sink
 from workbench.runs.zarr_store import Store
-from workbench.sweeps.engines.registry import get_engine
+from workbench.sweeps.engines.registry import engines
 from workbench.sweeps.peak import held_bytes, peak_bytes, reset_peak
 from workbench.sweeps.positions import agreement_with_all
 from workbench.sweeps.process import Terminated
@@ -60,7 +60,7 @@ def run_sweep(sweep: Sweep, engine: str, foreseen: Mapping[str, int], progress: 
     try:
         with progress_bar(progress) as shown, _threads(sink), _runner(sweep, cluster) as run:
             line, total = shown.add_task(f"sweep ({engine}), prompts x layers"), 0
-            for tasks in get_engine(engine).phases(sweep):
+            for tasks in engines().named(engine).phases(sweep):
                 total += sum(len(task.units) * (task.stop - task.start) for task in tasks)
                 shown.update(line, total=total)
                 run(tasks, sink, lambda n: shown.advance(line, n), count)

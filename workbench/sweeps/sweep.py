@@ -36,7 +36,7 @@ from workbench.runs.opening import NOT_ASKED, open_store, prompt_ids, skipped
 from workbench.runs.schema import layout, provenance, recipe, skeleton
 from workbench.runs.zarr_store import Store
 from workbench.sweeps import positions
-from workbench.sweeps.engines.registry import engine_names, get_engine
+from workbench.sweeps.engines.registry import engines
 from workbench.sweeps.execution import progress_bar, run_sweep, work_line
 from workbench.sweeps.operations import foreseen
 from workbench.sweeps.plan import plan
@@ -70,7 +70,7 @@ def sweep(
     *,
     projections: Sequence[str] | str | None = None,
     mask: SomeMask = None,
-    engine: Annotated[str, OneOf(engine_names)] = "exact",
+    engine: Annotated[str, OneOf(engines)] = "exact",
     out: Annotated[str | Path, Place()] | None = None,
     heads: Annotated[Sequence[Head], Converted(as_heads)] | None = None,
     groups: Any = None,
@@ -141,7 +141,8 @@ def sweep(
     projections = check_projections(mask, projections)
     if heads is not None and groups is not None:
         raise MaskError("Give either heads (single cells) or groups (head sets masked together), not both.")
-    options, read = get_engine(engine).options(engine_options or {}), check_readout(model, readout)
+    chosen = engines().named(engine)
+    options, read = chosen.options(engine_options or {}), check_readout(model, readout)
     job = Job(
         projections,
         mask,
@@ -154,10 +155,11 @@ def sweep(
         read,
         check_measures(measures),
     )
-    given, order = prompts, get_engine(engine).order
-    if order is not None:
-        prompts = PromptSet((given[i] for i in order(given, seed, options)), name=given.name, recipe=given.recipe)
-    get_engine(engine).check(job)
+    given = prompts
+    if chosen.order is not None:
+        order = chosen.order(given, seed, options)
+        prompts = PromptSet((given[i] for i in order), name=given.name, recipe=given.recipe)
+    chosen.check(job)
     with progress_bar(progress, transient=True) as shown:
         job = replace(job, mask=with_source(model, mask, given, partial(_shown, shown)))
     what, bare = recipe(model, prompts, job, engine, options, seed), skeleton(model, prompts, job, job.groups)
@@ -165,7 +167,7 @@ def sweep(
     try:
         if sink is None or not sink.attrs.get("complete"):
             units = (BASE, *(map(unit_of, job.layers(model)) if job.groups is None else ()))
-            chooses = bool(get_engine(engine).defaults)
+            chooses = bool(chosen.defaults)
             encode = _encoder(model, prompts, job.mask, sink, units, skip=on_error == "skip", chooses=chooses)
             lengths = _lengths(encode, progress)
             images = sum(p.image is not None for i, p in enumerate(encode.prompts) if i not in encode.left_out)
@@ -186,7 +188,7 @@ def sweep(
         why = json.loads(run.attrs.get("skipped", "{}"))
         lines = (
             work_line(run.attrs),
-            get_engine(engine).report(run.attrs),
+            chosen.report(run.attrs),
             positions.report(run.attrs),
             *(f"Left out: {prompt.id}: {why[prompt.id]}" for prompt in given if prompt.id in why),
         )
@@ -281,7 +283,7 @@ def _begun(
     """A place for the run; one that was begun before keeps the partition it was begun with."""
     if isinstance(sink, Store) and sink.layout:
         return sink
-    partition = plan(model, longest, rows=rows, block=get_engine(engine).block)
+    partition = plan(model, longest, rows=rows, block=engines().named(engine).block)
     partition = Partition(min(partition.block, len(prompts)), partition.rows)
     n_groups = None if job.groups is None else len(job.groups)
     variables = layout(model, len(prompts), job, partition.block, n_groups=n_groups)

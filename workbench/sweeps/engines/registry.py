@@ -6,6 +6,7 @@ nothing else, an interrupted sweep makes the same choices again.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from workbench.errors import MaskError, WorkbenchError
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.prompts.prompt import PromptSet
+from workbench.registry import Registry
 from workbench.runs.job import Job
 from workbench.runs.memory import BASE, unit_of
 from workbench.sweeps.plan import BLOCK
@@ -68,26 +70,19 @@ class Engine:
             )
 
 
-# Each module has its record as ENGINE, and is imported when it is asked for.
-_HOMES = {
-    "exact": "workbench.sweeps.engines.exact",
-    "naive": "workbench.sweeps.engines.naive",
-    "prefix": "workbench.sweeps.engines.shared_prefix",
-    "find": "workbench.finding.engine",
-}
+# Each module has its record as ENGINE; the canonical one comes first.
+_HOMES = (
+    "workbench.sweeps.engines.exact",
+    "workbench.sweeps.engines.naive",
+    "workbench.sweeps.engines.shared_prefix",
+    "workbench.finding.engine",
+)
 
 
-def engine_names() -> tuple[str, ...]:
-    """Every engine, the canonical one first."""
-    return tuple(_HOMES)
-
-
-def get_engine(name: str) -> Engine:
-    """The engine of that name; a WorkbenchError lists them for any other."""
-    if name not in _HOMES:
-        raise WorkbenchError(f"engine must be one of {', '.join(_HOMES)}; got {name!r}.")
-    engine: Engine = import_module(_HOMES[name]).ENGINE
-    return engine
+@cache
+def engines() -> Registry[Engine]:
+    """Every engine; their modules are imported when they are first asked for."""
+    return Registry("engine", (import_module(home).ENGINE for home in _HOMES), error=WorkbenchError)
 
 
 class Block(Protocol):
