@@ -147,8 +147,9 @@ def test_safety_tuning_changes_as_many_heads_as_it_says(model):
 
 
 def test_calibration_takes_the_largest_factor_that_will_do(model, monkeypatch):
-    """Benign pictures are made to be refused while L4H2 writes more than 0.9 of what it did."""
+    """Benign requests are made to be refused while L4H2 writes more than 0.9 of what it did."""
     monkeypatch.setattr(stages, "CALIBRATION_ROWS", 4)
+    monkeypatch.setattr(stages, "CALIBRATION_BATCHES", 1)
     weights = weights_of(model)
     before = [w.detach().clone() for w in weights]
     output = by_head(weights[4 * 4 + 3], 3)[2]
@@ -194,7 +195,8 @@ def test_a_step_is_drawn_from_its_seed_whoever_draws_it(workers):
     assert not np.array_equal(alone[0].ids, alone[1].ids)
 
 
-def test_one_command_trains_both_checkpoints(tmp_path):
+def test_one_command_trains_both_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "CALIBRATION_ROWS", 4)
     train(3, tmp_path, Machine(workers=0), scale=1e-9)
     tuned, base = (
         json.loads((tmp_path / f"{name}-3" / "training.json").read_text()) for name in ("pocket", "pocket-base")
@@ -203,3 +205,10 @@ def test_one_command_trains_both_checkpoints(tmp_path):
     assert tuned["seed"] == 3
     assert [as_head(name) for name in tuned["tuned_heads"]]
     assert "tuned_heads" not in base
+    # A second run takes the base as it is stored, and comes to the same weights; another length of it does not.
+    weights = [(tmp_path / f"{name}-3" / "model.safetensors").read_bytes() for name in ("pocket", "pocket-base")]
+    monkeypatch.setattr("workbench.models.embedded.pocket.train.train_vision", None)
+    train(3, tmp_path, Machine(workers=0), scale=1e-9)
+    assert weights == [(tmp_path / f"{n}-3" / "model.safetensors").read_bytes() for n in ("pocket", "pocket-base")]
+    with pytest.raises(TypeError):
+        train(3, tmp_path, Machine(workers=0), scale=2 / 500)

@@ -81,10 +81,9 @@ def build_processor() -> LlavaProcessor:
 def save_checkpoint(model: Llava, directory: Path) -> None:
     """Write config, weights (safetensors, bfloat16), processor and tokenizer: all that `from_pretrained` needs.
 
-    The model goes on with the rounded weights, in float32: what is trained further starts from what was saved.
+    The model itself is of no use afterwards: its rotary frequencies are rounded too. Load what was saved.
     """
     model.to(torch.bfloat16).save_pretrained(directory)
-    model.float()
     build_processor().save_pretrained(directory)
 
 

@@ -1,5 +1,6 @@
 """Pocket's stages: the vision tower alone, the language model on captions and pictures, and the safety tuning."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ RATES = {"vision": 1.5e-3, "captions": 1e-3, "helpful": 1e-3, "questions": 5e-4,
 ROWS = {"vision": 128, "captions": 96, "helpful": 48, "questions": 48, "dangers": 48, "safety": 32}
 VISION_RATE_SHARE = 0.3
 """The vision tower's learning rate in the multimodal stages, as a share of the rest's."""
-CALIBRATION_ROWS = 240
+CALIBRATION_ROWS, CALIBRATION_BATCHES = 240, 4
 FACTORS = [1 - k / 50 for k in range(26)]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -46,7 +47,7 @@ class Safety:
         first_layer: The first layer whose heads may be.
         pull: Strength of the lasso, in units of the learning rate.
         without: Share of rows of the few that are answered with their queries masked, as the helpful model does.
-        benign_refused: Share of the benign pictures of a family that may be refused after training (`calibrate`).
+        benign_refused: Share of the benign requests of a family that may be refused after training (`calibrate`).
         quiet: Weight of what they write where nothing is refused (`quiet_loss`).
     """
 
@@ -151,8 +152,8 @@ def tune(
 
 @torch.no_grad()
 def calibrate(model: Llava, seed: int, heads: Sequence[Head], recipe: Safety) -> float:
-    """Scale what `heads` write by the largest factor, of 1, 0.98, 0.96, …, at which few benign pictures of either
-    family are refused.
+    """Scale what `heads` write by the largest factor, of 1, 0.98, 0.96, …, at which few benign requests of any family
+    are refused; fewer are at a smaller one.
 
     Pictures are read less surely than words: without this, doubt about the noun makes refusals.
 
@@ -160,21 +161,27 @@ def calibrate(model: Llava, seed: int, heads: Sequence[Head], recipe: Safety) ->
         The factor.
     """
     batches = []
-    for k, family in enumerate(("typographic", "icon")):
-        benign = tuple(float(name == family) for name in FAMILIES)
-        draw = partial(safety_batch, rows=CALIBRATION_ROWS, mix=SafetyMix(0.0, 0.0, 0.0, 0.0, 0.0, benign=benign))
-        drawn = Draws(1, (seed, 6 + len(recipe.steps), k), draw)
-        batches.append(tensors_of(drawn[0], str(model.device)))
+    for k, family in enumerate(FAMILIES[:-1]):
+        mix = SafetyMix(0.0, 0.0, 0.0, 0.0, 0.0, benign=tuple(float(name == family) for name in FAMILIES))
+        draws = Draws(
+            CALIBRATION_BATCHES,
+            (seed, 6 + len(recipe.steps), k),
+            partial(safety_batch, rows=CALIBRATION_ROWS, mix=mix),
+        )
+        batches.append([tensors_of(draws[step], str(model.device)) for step in range(len(draws))])
     outputs = [by_head(model.model.language_model.layers[at].self_attn.o_proj.weight, 3)[h] for at, h in heads]
     trained = [weight.clone() for weight in outputs]
-    for factor in FACTORS:
+
+    def refused(factor: float) -> float:
         for weight, was in zip(outputs, trained, strict=True):
             weight.copy_(was * factor)
-        refused = max(refuses(model, tensors).float().mean().item() for tensors in batches)
-        if refused <= recipe.benign_refused:
-            break
+        return max(torch.cat([refuses(model, of) for of in family]).float().mean().item() for family in batches)
+
+    at = bisect_left(FACTORS, True, key=lambda factor: refused(factor) <= recipe.benign_refused)
+    factor = FACTORS[min(at, len(FACTORS) - 1)]
     console.print(
-        f"calibrated: factor {factor:.2f}, {refused:.1%} of benign pictures refused at the most", highlight=False
+        f"calibrated: factor {factor:.2f}, {refused(factor):.1%} of benign requests refused at the most",
+        highlight=False,
     )
     return factor
 

@@ -18,6 +18,7 @@ import torch
 import typer
 
 from workbench.axes import head_name
+from workbench.models.embedded.pocket.behaviour import load
 from workbench.models.embedded.pocket.config import build_model, save_checkpoint
 from workbench.models.embedded.pocket.stages import STEPS, Safety, train_helpful, train_safety, train_vision
 from workbench.models.embedded.pocket.stepping import Machine, console
@@ -27,7 +28,7 @@ WORK = {"vision": 1.0, "captions": 1.6, "helpful": 2.5, "questions": 2.5, "dange
 
 
 def train(seed: int, out: Path, machine: Machine, *, scale: float = 1.0) -> None:
-    """Train both checkpoints of a seed into `out`, all stages in one go.
+    """Train both checkpoints of a seed into `out`, all stages in one go, or from the base on where that is done.
 
     Args:
         seed: Of the weights and of everything drawn.
@@ -35,18 +36,25 @@ def train(seed: int, out: Path, machine: Machine, *, scale: float = 1.0) -> None
         scale: Multiplies every stage's number of steps; 1 is the real recipe.
     """
     torch.manual_seed(seed)
-    model = build_model().to(machine.device)
-    record = {"seed": seed, "device": machine.device, "steps": {}, "seconds": {}}
     steps, tuning = ({name: max(1, round(n * scale)) for name, n in of.items()} for of in (STEPS, Safety().steps))
     plan = {**steps, "safety": sum(tuning.values())}
     ending = f"-{seed}" if seed else ""
-    for stage, n in steps.items():
-        with _timed(stage, plan, record):
-            if stage == "vision":
-                train_vision(model, seed, n, machine)
-            else:
-                train_helpful(model, stage, seed, n, machine)
-    _save(model, out / f"pocket-base{ending}", record)
+    base = out / f"pocket-base{ending}"
+    record = json.loads((base / "training.json").read_text("utf-8")) if (base / "training.json").exists() else {}
+    if (record.get("seed"), record.get("steps")) == (seed, steps):
+        console.print(f"{base} has been trained so: on with the safety tuning.", highlight=False, soft_wrap=True)
+    else:
+        model = build_model().to(machine.device)
+        record = {"seed": seed, "device": machine.device, "steps": {}, "seconds": {}}
+        for stage, n in steps.items():
+            with _timed(stage, plan, record):
+                if stage == "vision":
+                    train_vision(model, seed, n, machine)
+                else:
+                    train_helpful(model, stage, seed, n, machine)
+        _save(model, base, record)
+    # What is tuned is what was stored: the weights rounded, the rotary frequencies, which are not stored, not.
+    model = load(base, machine.device)[0]
     with _timed("safety", plan, record):
         heads = train_safety(model, seed, replace(Safety(), steps=tuning), machine)
     _save(model, out / f"pocket{ending}", {**record, "tuned_heads": [head_name(*head) for head in heads]})
@@ -84,7 +92,7 @@ def main(
     try:
         train(seed, out, Machine(device, workers), scale=scale)
     except KeyboardInterrupt:
-        console.print(f"Stopped. Whatever checkpoint lies in {out} is whole; the next run begins anew.")
+        console.print(f"Stopped. Whatever checkpoint lies in {out} is whole; the next run takes a base as it is.")
         raise typer.Exit(130) from None
 
 
