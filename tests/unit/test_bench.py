@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
+from workbench.axes import SPLITS
 from workbench.bench import __main__ as bench
 from workbench.bench import jobs, large, peers, real, searches, split
 from workbench.bench.replay import Stored
@@ -21,6 +22,7 @@ from workbench.bench.synthetic import Shape, build, questions, split_heads
 from workbench.bench.timing import Row, Timing, ratio
 from workbench.bench.weights import unpacked
 from workbench.errors import FigureError, ModelError
+from workbench.prompts.prompt import PromptSet
 from workbench.sweeps.operations import Counts
 from workbench.sweeps.sweep import sweep
 from workbench.views.figures.bench import save_growth
@@ -254,6 +256,10 @@ def test_live_searches_are_judged_as_replayed_ones(asked):
         assert live[rule].more["draws"] == (3 if rule == "sensitivity" else 2)
         assert live[rule].agreement == 1.0
     assert len(list(searches.replayed("m", known, 3, draws=4, budgets=(0.9,)))) == 3
+    # Splits that the prompts declare, as files do, are no part of what is searched.
+    declared = PromptSet(replace(p, split=SPLITS[i // 2 % 3]) for i, p in enumerate(asked))
+    of_declared = {row.engine: row for row in searches.live("m", uneven, declared, exact, each=3)}
+    assert {rule: row.more for rule, row in of_declared.items()} == {rule: row.more for rule, row in live.items()}
 
 
 def test_a_run_of_one_step_keeps_what_others_measured(tmp_path):
