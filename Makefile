@@ -41,7 +41,7 @@ demo: $(INSTALLED_CORE)  ## mask every head of the embedded model, rank the head
 test: $(INSTALLED_DEV)  ## the whole test suite (BROWSER=0 leaves out what needs a browser)
 	@$(run_tests)
 
-unit: $(INSTALLED_DEV)  ## the short loop: no browser, families, clusters, notebooks, pages, studies or searches
+unit: $(INSTALLED_DEV)  ## the short loop: what takes no second each; no browser, families or notebooks
 	$(BIN)/python -m pytest tests/unit tests/planted -n $(WORKERS) --dist loadfile -m "not slow and not browser" $(ARGS)
 
 faults: $(INSTALLED_DEV)  ## the whole fault campaign: kills, flipped bits, bad calls, hostile files (an hour)

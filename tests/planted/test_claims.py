@@ -111,6 +111,7 @@ def test_the_permutation_test_finds_the_planted_head_and_nothing_else(planted, s
         assert (found == planted_rows(rows, planted.truth)).all(), (criterion, projection)
 
 
+@pytest.mark.slow
 def test_it_finds_nothing_on_the_null_model(null_scores):
     rows = null_scores[null_scores["criterion"] != "probe"]
     assert rows["q_value"].notna().all()

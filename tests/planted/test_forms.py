@@ -261,6 +261,7 @@ def test_last_positions_correspond_whatever_the_lengths(planted, few):
     assert float(run["deflection"].sel(layer=3, head=1).min()) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["interchange", "mean", "resample", "direction", "redirect"])
 def test_a_stored_run_says_its_mask_and_goes_on_with_no_other(planted, few, tmp_path, form):
     given = {"direction": {"source": np.ones((4, 4, 16))}, "redirect": {"bias": 2.0, "source": (0, 0, 0.5, 1)}}

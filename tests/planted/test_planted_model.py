@@ -18,12 +18,14 @@ HEADS = tuple(product(range(4), range(4)))
 PROJECTIONS = ("query", "value")
 
 
+@pytest.mark.slow
 def test_it_refuses_hazards_and_nothing_else_wherever_they_are(planted):
     for prompt in wb.load_prompts("planted", n=60):
         wanted = world.REFUSAL if prompt.label == "unsafe" else world.COMPLIANCE
         assert planted.generate(prompt, max_new_tokens=8) == wanted, prompt
 
 
+@pytest.mark.slow
 def test_masking_the_planted_head_turns_refusal_into_compliance_and_no_other_single_head_does(planted, few):
     for prompt, projection in product(few.where(label="unsafe"), PROJECTIONS):
         first = {
@@ -35,6 +37,7 @@ def test_masking_the_planted_head_turns_refusal_into_compliance_and_no_other_sin
         assert set(first.values()) == {"i"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_every_head_by_the_numpy_forward(planted, by_hand, few, projection):
     for prompt in few[:8]:
@@ -81,6 +84,7 @@ def test_the_formulas_for_decoy_and_planted_head(by_hand, few, projection):
             assert 1 < planted < 2
 
 
+@pytest.mark.slow
 def test_twins_differ_in_the_planted_head_and_in_no_other(by_hand, few):
     for (unsafe, safe), projection in product(list(zip(few[:8:2], few[1:8:2], strict=True)), PROJECTIONS):
         assert (unsafe.label, safe.label, unsafe.pair_id) == ("unsafe", "safe", safe.pair_id)
@@ -110,6 +114,7 @@ def test_all_heads_look_where_they_should(planted, by_hand, few):
     assert float(safe.max()) == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_either_of_the_pair_may_go_but_not_both(planted_pair, pair_by_hand, few):
     """Redundant heads: alone each costs a little of the refusal, together all of it; what is said of KL holds."""
     pair = planted_pair.truth["planted"]

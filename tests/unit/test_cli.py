@@ -142,6 +142,7 @@ def test_every_table_can_be_had_as_json(monkeypatch, capsys, command):
     assert "--json" in run(monkeypatch, capsys, command, "--help")[1]
 
 
+@pytest.mark.slow
 def test_json_is_all_that_is_printed_and_quiet_prints_nothing(monkeypatch, capsys):
     status, out, _ = run(monkeypatch, capsys, "check", "llama", "--tiny", "--json")
     assert (status, {row["verdict"] for row in json.loads(out)} <= {"ok", "n/a"}) == (0, True)
@@ -153,6 +154,7 @@ def test_json_is_all_that_is_printed_and_quiet_prints_nothing(monkeypatch, capsy
     assert "Known limits" in run(monkeypatch, capsys, "models")[1], "the console speaks again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
@@ -204,6 +206,7 @@ def test_a_model_s_name_is_shown_as_it_is_in_its_report():
     assert shown.count("[red]x[/red] [bold]\\x1b[31m\\u202e") == 3
 
 
+@pytest.mark.slow
 def test_scores_defaults_leave_nothing_out(monkeypatch, capsys, tmp_path):
     model = wb.load_model("planted", check=False)
     wb.sweep(model, wb.load_prompts("planted", n=24), out=tmp_path / "run.zarr", progress=False)
@@ -266,6 +269,7 @@ def test_another_seed_gives_slightly_other_numbers(tmp_path):
     assert abs(one - other) < 5
 
 
+@pytest.mark.slow
 def test_a_report_is_one_file_and_a_set_of_heads_is_masked(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     model, prompts = wb.load_model("planted"), wb.load_prompts("planted", n=24)

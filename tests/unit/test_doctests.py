@@ -10,6 +10,7 @@ import workbench
 NAMES = [name for name in workbench.__all__ if name != "__version__"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

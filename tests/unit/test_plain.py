@@ -65,6 +65,7 @@ def console() -> Console:
     return Console(width=250, record=True, color_system=None, force_terminal=False)
 
 
+@pytest.mark.slow
 def test_no_command_prints_what_a_terminal_would_act_on(stored, tmp_path, capsys):
     shown = console()
     options = {"criteria": ("deflection",), "rules": ("selectivity",), "n_heads": (1,), "bootstrap": 0}

@@ -56,6 +56,7 @@ def packed(tmp_path_factory) -> set[str]:
         return set(archive.namelist())
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_file_of_the_package(packed):
     there = {p.relative_to(ROOT).as_posix() for p in (ROOT / "workbench").rglob("*") if p.is_file()}
     kept = {name for name in there if "__pycache__" not in name}
@@ -128,6 +129,7 @@ def test_the_hooks_before_a_commit_call_make():
     assert set(called) <= set(re.findall(r"^  make (\w+)", make().stdout, re.M))
 
 
+@pytest.mark.slow
 def test_make_test_says_what_it_leaves_out():
     plain, without = make("-n", "test").stdout, make("-n", "test", "BROWSER=0").stdout
     assert "find_browser.py --install" in plain
@@ -266,6 +268,7 @@ def test_the_walk_through_to_a_rule_works(monkeypatch):
     assert "image_attention" in shown
 
 
+@pytest.mark.slow
 def test_the_walk_through_to_a_detector_works(monkeypatch, tmp_path):
     from tests.unit.planted_parts import labels, model, prompts, split
     from workbench import detectors

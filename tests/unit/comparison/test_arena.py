@@ -45,6 +45,7 @@ def value(table: pd.DataFrame, detector: str, measure: str, source: str = "all",
     return float(rows["value"].iloc[0])
 
 
+@pytest.mark.slow
 def test_one_head_detects_everything_without_false_alarms_and_ships_falls_for_the_decoy(table):
     assert tuple(table.columns) == COLUMNS
     for measure, wanted in {"detection_rate_kde": 1, "fpr_kde": 0, "auroc": 1, "tpr_at_1": 1, "tpr_at_5": 1}.items():
@@ -68,6 +69,7 @@ def test_every_interval_holds_its_value_and_counts_its_prompts(table):
         assert n == sum(p.label == "unsafe" and family in ("all", p.family) for p in test)
 
 
+@pytest.mark.slow
 def test_measures_are_those_of_the_detector_alone(table):
     """Two roads: the arena's shared looks, and the detector by itself."""
     test = split("test")
@@ -124,6 +126,7 @@ def test_who_is_better_is_said_paired_and_corrected(table):
     )
 
 
+@pytest.mark.slow
 def test_on_the_null_model_and_on_random_labels_nothing_is_found():
     names = ("one-head", "one-head-fused:k=3", "sahs", "last-layer", "rcs-kcd")
     rng = np.random.default_rng(5)
@@ -140,6 +143,7 @@ def test_on_the_null_model_and_on_random_labels_nothing_is_found():
         assert areas["value"].between(low, high).all()
 
 
+@pytest.mark.slow
 def test_the_work_does_not_grow_with_the_number_of_detectors():
     def work(names: tuple[str, ...]) -> int:
         before = model().work.layer_tokens
@@ -163,6 +167,7 @@ def test_draws_have_their_spread(table):
     assert row["ci_high"] >= areas.quantile(0.975) - 1e-12
 
 
+@pytest.mark.slow
 def test_a_second_run_writes_the_same_bytes_but_for_the_times(tmp_path):
     asked = {"detectors": ("one-head", "one-head-random:k=2", "rcs-kcd"), "guards": ("recipe",), **QUICK}
     both = [wb.arena(model(), prompts(48), out=out, **asked) for out in (None, tmp_path)]
@@ -190,6 +195,7 @@ def test_the_printed_table_fits_and_the_latex_one_is_escaped(table):
     assert "one-head" in told_[0]
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_that_fits_and_writes_its_files(tmp_path, monkeypatch, capsys):
     words = "arena -m planted -p planted -n 48 --detectors direction,one-head-fused:k=1/2 --guards recipe"
     monkeypatch.setattr(
@@ -295,6 +301,7 @@ def test_a_source_or_family_called_all_is_refused(field):
         wb.arena(model(), named, "direction", **QUICK)
 
 
+@pytest.mark.slow
 def test_a_run_stands_in_for_the_sweeps_and_changes_no_number():
     asked = {"detectors": ("one-head", "one-head-fused:k=3", "sahs"), "bootstrap": 0, "costed": 0}
     run = wb.sweep(model(), prompts(48), projections=("query",), progress=False)
@@ -310,6 +317,7 @@ def test_a_run_stands_in_for_the_sweeps_and_changes_no_number():
         wb.arena(model(), prompts(48), run=run.isel(prompt=run["split"].values != "test"), **asked)
 
 
+@pytest.mark.slow
 def test_controls_say_what_masking_the_heads_does():
     table = wb.arena(model(), prompts(48), ("one-head", "direction"), controls=1, **{**QUICK, "costed": 0})
     assert value(table, "no head masked", "attack_success") == 0

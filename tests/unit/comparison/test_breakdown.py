@@ -63,6 +63,7 @@ def value(table: pd.DataFrame, measure: str, family: str = "all", **keys: object
     return float(rows.iloc[0]["value"])
 
 
+@pytest.mark.slow
 def test_the_published_detector_finds_everything_and_ships_head_nothing(breakdown):
     table = breakdown
     oh = {"criterion": "deflection", "rule": "selectivity", "n_heads": 1}
@@ -224,6 +225,7 @@ def test_runs_that_cannot_be_compared(run):
         compare(constant, criteria=("deflection",), rules=("selectivity",))
 
 
+@pytest.mark.slow
 def test_the_compare_command_prints_and_stores(stored, tmp_path, capsys):
     shown = Console(width=200, record=True)
     options = {"criteria": ("deflection",), "rules": ("sensitivity", "selectivity"), "n_heads": (1,), "bootstrap": 50}

@@ -13,6 +13,7 @@ from workbench.sweeps.sweep import sweep
 PLANTED, DECOY = (3, 1), (0, 2)
 
 
+@pytest.mark.slow
 def test_attack_success_counts_each_group_and_draws_controls_from_the_same_layers():
     table = attack_success(
         model(), split("test"), [PLANTED, DECOY], sizes=(1, 2, 5), controls=2, max_new_tokens=6, seed=1
@@ -80,6 +81,7 @@ def test_suppressed_heads_write_nothing_and_the_model_is_left_alone():
         suppress(model(), [(9, 0)])
 
 
+@pytest.mark.slow
 def test_reselection_after_suppression_finds_no_head_that_detects():
     table = suppress_and_reselect(model(), prompts(), rounds=1, k=1, bootstrap=50)
     areas = table[(table["measure"] == "auroc") & (table["family"] == "all")].set_index("round")["value"]

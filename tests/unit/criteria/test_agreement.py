@@ -107,6 +107,7 @@ def test_controls_have_no_ranks_to_resample() -> None:
         head_stability(synthetic_run(), criterion="probe", rule="selectivity")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["sensitivity", "selectivity"])
 def test_the_interval_of_an_agreement_is_that_of_scoring_every_redraw_anew(rule: str) -> None:
     run = synthetic_run(layers=3, heads=5, pairs=12, keep_states=False)

@@ -27,6 +27,7 @@ def scores(run: xr.Dataset) -> pd.DataFrame:
     return score(run, ("deflection", "norm_ratio", "refusal_change", "probe"), bootstrap=30, permutations=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("criterion", "rule"),
     [*(("deflection", rule) for rule in RANKING), ("norm_ratio", "selectivity"), ("refusal_change", "effect_size")],

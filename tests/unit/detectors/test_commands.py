@@ -69,6 +69,7 @@ def fresh(folder) -> str:
     return str(folder / "fresh.csv")
 
 
+@pytest.mark.slow
 def test_the_detect_command_tests_a_run_and_a_stored_detector(stored, tmp_path, capsys):
     shown = console()
     found = detect_command(shown, stored, bootstrap=50, save=tmp_path / "detector")
@@ -86,6 +87,7 @@ def test_the_detect_command_tests_a_run_and_a_stored_detector(stored, tmp_path, 
         detect_command(shown, str(tmp_path / "detector"), model="planted", prompts=str(seen))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("families", [("text",), ()], ids=["one", "none"])
 def test_a_run_of_few_families_becomes_a_guard_and_says_what_it_cannot_say(families, tmp_path):
     rows = prompts().where(family="text").frame()[["id", "text", "label"]].assign(family=next(iter(families), ""))

@@ -51,6 +51,7 @@ def test_declared_splits_pick_the_head_on_one_part_and_the_threshold_on_the_othe
     assert one_head.threshold == pytest.approx(kde_threshold(values[unsafe], values[~unsafe]).value)
 
 
+@pytest.mark.slow
 def test_undeclared_prompts_choose_all_together_and_set_the_threshold_out_of_fold(run):
     detector = OneHeadDetector(seed=3).fit(model(), undeclared())
     parts = calibration_parts(undeclared(), seed=3)
@@ -86,6 +87,7 @@ def test_no_prompt_is_thresholded_by_what_was_chosen_on_it(run, monkeypatch):
     assert set.union(*valued) == chosen_on[-1] == set(run.prompt.values)
 
 
+@pytest.mark.slow
 def test_few_prompts_choose_a_better_head_when_all_of_them_choose():
     def fitted(splits: tuple[str, ...], seed: int) -> OneHeadDetector:
         sizes = {"pairs": 16, "layers": 6, "heads": 8, "planted": ((2, 3),), "effect": 1.5}
@@ -227,6 +229,7 @@ def test_cost_counts_passes_not_time(one_head):
     assert cost.latency_ratio == pytest.approx(cost.detect_s / cost.generate_s)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

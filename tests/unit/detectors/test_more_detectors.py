@@ -62,6 +62,7 @@ def test_fused_heads_are_each_on_their_own_scale(run, fuse):
     assert detector.threshold == 0.5 or fuse != "vote"
 
 
+@pytest.mark.slow
 def test_masked_heads_measure_what_their_criterion_reads_and_no_more(run):
     watched, readouts = model(), []
     for criterion in ("deflection", "ships"):
@@ -143,6 +144,7 @@ def test_clusters_are_sources_or_families_and_small_ones_go_together():
     assert len(set(cluster_names(built(np.zeros((24, 1, 2)), source=sources, family=families), UNSAFE))) == 4
 
 
+@pytest.mark.slow
 def test_the_learned_projection_separates_what_lies_in_a_shell():
     """Unsafe states lie on a sphere around the safe ones: no direction tells them apart, a learned projection does."""
     rng = np.random.default_rng(3)

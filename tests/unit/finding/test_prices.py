@@ -32,6 +32,7 @@ def test_directions_cost_a_share_of_the_map_and_of_the_first_cells_but_for_a_few
     assert work.spent < 0.012 * work.whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["sensitivity", "selectivity"])
 def test_statuses_and_intervals_hold_where_heads_are_many(rule):
     right, covered, work = rates(replay(made_up(heads=48), each=20, draws=8, rule=rule, k=3, budget=0.5))

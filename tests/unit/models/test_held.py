@@ -30,6 +30,7 @@ def adapted(alpha: int = 16):
     return with_adapters(model.hf, alpha=alpha), model.processor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask and (mask.form, mask.grain)))
 def test_a_model_in_adapters_is_swept_as_the_merged_one(mask):
     wrapped, processor = adapted()

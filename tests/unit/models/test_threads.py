@@ -38,6 +38,7 @@ def calls(model):
     yield lambda: np.stack([model.head_outputs(p).numpy() for p in PROMPTS])
 
 
+@pytest.mark.slow
 def test_two_threads_get_the_numbers_of_one(model, eager_switches):
     alone = [call() for call in calls(model)]
     with ThreadPoolExecutor(4) as threads:

@@ -66,6 +66,7 @@ def stored(tmp_path_factory):
     return path, asked
 
 
+@pytest.mark.slow
 def test_every_table_of_a_run_begins_with_what_was_said_of_its_prompts(stored):
     path, asked = stored
     run = wb.open_run(path)
@@ -79,6 +80,7 @@ def test_every_table_of_a_run_begins_with_what_was_said_of_its_prompts(stored):
     assert printed.index("Mind: the 30 safe prompts ask 2 different texts") < printed.index("First 1 heads")
 
 
+@pytest.mark.slow
 def test_so_does_what_is_made_without_a_stored_run(stored):
     _, asked = stored
     wanted = caveats(asked)
@@ -90,6 +92,7 @@ def test_so_does_what_is_made_without_a_stored_run(stored):
     assert about.endswith(" ".join(f"Mind: {sentence}." for sentence in wanted))
 
 
+@pytest.mark.slow
 def test_so_do_pages_and_figures(stored, tmp_path):
     path, asked = stored
     run = wb.open_run(path)

@@ -235,6 +235,7 @@ def test_a_stored_picture_is_a_pil_image_to_everyone(tmp_path):
     assert open_picture(tmp_path / "a.png").getpixel((0, 0)) == tuple(PIXELS[0, 0]), "and the stored one is as it was"
 
 
+@pytest.mark.slow
 def test_two_thousand_pictures_cost_names(tmp_path):
     content = io.BytesIO()
     Image.fromarray(np.random.default_rng(2).integers(0, 255, (200, 200, 3), dtype=np.uint8)).save(content, "JPEG")

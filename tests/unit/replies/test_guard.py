@@ -37,6 +37,7 @@ def failing() -> JudgeDetector:
     return detector
 
 
+@pytest.mark.slow
 def test_the_guard_refuses_what_it_flags_and_leaves_the_rest_alone(guard):
     for prompt in split("test")[:8]:
         reply = generate(model(), prompt, guard=guard, max_new_tokens=8)

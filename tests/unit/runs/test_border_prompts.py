@@ -74,6 +74,7 @@ def overflowing():
     return model
 
 
+@pytest.mark.slow
 def test_one_bad_prompt_is_named_and_the_store_takes_the_others(overflowing, tmp_path, small_blocks):
     out, prompts = tmp_path / "run.zarr", text_prompts()
     bad = "p1"  # "a bomb"
@@ -93,6 +94,7 @@ def test_one_bad_prompt_is_named_and_the_store_takes_the_others(overflowing, tmp
         wb.sweep(overflowing, prompts, out=out, progress=False, **LITTLE)
 
 
+@pytest.mark.slow
 def test_a_skipped_prompt_is_listed_left_nan_and_left_out(overflowing, tmp_path, small_blocks, capsys):
     out, prompts = tmp_path / "run.zarr", text_prompts()
     run = wb.sweep(overflowing, prompts, out=out, on_error="skip", **LITTLE)
@@ -125,6 +127,7 @@ def test_a_prompt_that_cannot_be_encoded_is_skipped(model, monkeypatch):
     assert "one pixel thin" in json.loads(run.attrs["skipped"])["p2"]
 
 
+@pytest.mark.slow
 def test_prompts_that_were_not_asked_for_are_computed_when_they_are(model, tmp_path, small_blocks, monkeypatch):
     out, prompts = tmp_path / "run.zarr", text_prompts()
     whole = swept(model, **LITTLE)

@@ -27,6 +27,7 @@ def model():
     return tiny()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", [False, True], ids=["path", "url"])
 def test_a_stored_run_is_the_run(model, tmp_path, small_blocks, url):
     out = f"memory://{tmp_path.name}/run.zarr" if url else tmp_path / "deep" / "run.zarr"
@@ -40,6 +41,7 @@ def test_a_stored_run_is_the_run(model, tmp_path, small_blocks, url):
     assert xr.open_zarr(out).deflection.attrs["units"] == "degrees"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_opens_and_goes_on(model, tmp_path, small_blocks, monkeypatch):
     out = tmp_path / "run.zarr"
     whole = swept(model, tmp_path / "whole.zarr")
@@ -69,6 +71,7 @@ def test_without_a_store_an_interruption_says_so(model, monkeypatch):
         swept(model)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_machines_says_so(model, tmp_path, small_blocks, monkeypatch):
     from workbench.sweeps import execution
 
@@ -157,6 +160,7 @@ def chunk_in_shard(array: Path, chunk: tuple[int, ...]) -> tuple[int, int]:
     return begins, size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone", "coordinates"])
 def test_damage_is_found_and_repaired(model, tmp_path, small_blocks, how):
     out = tmp_path / "run.zarr"
@@ -189,6 +193,7 @@ def test_damage_is_found_and_repaired(model, tmp_path, small_blocks, how):
     open_run(out)
 
 
+@pytest.mark.slow
 def test_the_second_writer_is_told_and_a_dead_one_does_not_block(model, tmp_path):
     out = tmp_path / "run.zarr"
     code = (
@@ -214,6 +219,7 @@ def test_the_second_writer_is_told_and_a_dead_one_does_not_block(model, tmp_path
     writer.close()
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(model, tmp_path, small_blocks, monkeypatch):
     out = tmp_path / "run.zarr"
     whole = swept(model)

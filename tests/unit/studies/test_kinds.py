@@ -41,6 +41,7 @@ def test_other_prompt_sets_are_swapped_and_each_is_held_against_its_own_safe_pro
     assert heads[0].split()[0] == PLANTED
 
 
+@pytest.mark.slow
 def test_one_set_is_swapped_by_source_where_there_are_several_and_else_by_family():
     prompts = planted_parts.prompts()
     material = Material(planted_parts.model(), prompts, progress=False)

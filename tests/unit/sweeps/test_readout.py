@@ -29,6 +29,7 @@ def run(double):
     return wb.sweep(double, some_prompts(), readout=READ, keep_states=True, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3", "mllama"])
 @pytest.mark.parametrize("engine", ["exact", "prefix"])
 def test_two_roads_to_every_read_out(family, engine):
@@ -78,6 +79,7 @@ def test_less_is_computed_where_only_a_lower_layer_is_read(double, run):
     assert low.attrs["layer_tokens"] < 0.5 * run.attrs["layer_tokens"]
 
 
+@pytest.mark.slow
 def test_masks_at_fewer_positions_are_read_too(double):
     mask = wb.Mask(positions="last")
     for read in (READ, (1,)):

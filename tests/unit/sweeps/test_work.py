@@ -113,6 +113,7 @@ print(before, grown, peak_bytes(device), int(may_reset))
 """
 
 
+@pytest.mark.slow
 def test_the_peak_of_memory_is_of_what_was_run():
     """In a process of its own: where nobody may reset the peak, it is that of everything the process did before."""
     printed = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True).stdout

@@ -89,6 +89,7 @@ def test_a_panel_is_drawn_on_the_axes_given(trace):
     assert ax.figure.axes[1].get_ylabel() == traces.WORDS["recovered"]
 
 
+@pytest.mark.slow
 def test_figures_are_vectors_with_their_numbers_and_the_same_every_time(trace, tmp_path):
     once, again = (flows.save_trace_figures(trace, tmp_path / name, "svg") for name in ("one", "two"))
     names = [path.name for path in once]

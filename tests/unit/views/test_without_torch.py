@@ -75,6 +75,7 @@ def without_torch(code, stored, folder):
     return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=folder)
 
 
+@pytest.mark.slow
 def test_a_stored_run_is_looked_at_without_torch(stored, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     done = without_torch(LOOK, stored, tmp_path)

@@ -58,6 +58,7 @@ def test_exact_equals_naive_in_float64(double, mask):
             np.testing.assert_allclose(exact[name], naive[name], atol=1e-6, rtol=0, err_msg=name)
 
 
+@pytest.mark.slow
 def test_exact_equals_naive_in_float32_within_the_stated_tolerance(single):
     exact = wb.sweep(single, some_prompts(), progress=False)
     naive = wb.sweep(single, some_prompts(), engine="naive", progress=False)

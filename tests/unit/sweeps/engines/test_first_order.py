@@ -47,6 +47,7 @@ def test_one_backward_pass_gives_every_heads_first_order_change(double, thrifty,
         np.testing.assert_allclose(found, wanted, atol=2e-3 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_estimates_of_a_tiny_change_are_what_the_exact_engine_measures(double):
     # All directions there are, so that nothing is left to chance; KL by many. The change is linear.
     mask = wb.Mask(form="scale", factor=1 - 1e-3)
@@ -74,6 +75,7 @@ def test_as_many_directions_as_dimensions_give_lengths_whatever_is_drawn(double,
     assert (few @ base.state[0]).abs().max() < 1e-9
 
 
+@pytest.mark.slow
 def test_the_directions_have_the_moments_they_should(double):
     base, draws = base_pass(double, [double.encode(text_prompts()[0])]), 4000
     across = directions(double, base, "deflection", job_of(n=draws))[:, 0]
@@ -118,6 +120,7 @@ def test_each_direction_counts_once_however_they_are_batched(double, at_once):
     np.testing.assert_allclose(step, np.stack(alone), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_estimates_rank_pocket_like_the_exact_engine():
     model, prompts = wb.load_model("pocket", device="cpu"), wb.load_prompts("pocket", n=12)
     exact = wb.sweep(model, prompts, keep_states=False, progress=False)

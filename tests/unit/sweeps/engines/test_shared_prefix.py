@@ -63,6 +63,7 @@ def test_sharing_changes_no_number(double, mask):
         np.testing.assert_allclose(shared[name], exact[name], atol=1e-6, err_msg=str(name))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "aya_vision", "paligemma", "qwen3_vl", "llava_next"])
 def test_other_families_share_or_are_swept_whole(family):
@@ -151,6 +152,7 @@ def of_many_lengths() -> list[wb.Prompt]:
     return [*found, replace(found[2], id="beyond too", text=found[2].text + "a bomb")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROPES)
 def test_positions_that_depend_on_a_prompt_s_length_are_shared_only_where_they_agree(kind):
     model, prompts = with_rope(kind), of_many_lengths()

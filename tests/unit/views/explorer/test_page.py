@@ -14,6 +14,7 @@ from workbench.views.explorer.page import save_report
 HOSTILE = '</script><img src=x onerror="alert(1)">'
 
 
+@pytest.mark.slow
 def test_no_text_gets_out_as_markup(run, model, prompts, scores, tmp_path):
     first = dataclasses.replace(prompts[0], category=HOSTILE, text=prompts[0].text + HOSTILE)
     changed = PromptSet([first, *prompts[1:]])

@@ -42,6 +42,7 @@ def texts(figure):
     return [t.get_text() for ax in figure.axes for t in [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]]
 
 
+@pytest.mark.slow
 def test_files_are_the_same_every_time_sized_for_a_column_and_carry_their_fonts(run, scores, tmp_path):
     formats = ("pdf", "svg")
     first, second = (save_figures(run, tmp_path / name / "figures", formats, scores=scores) for name in ("a", "b"))
@@ -80,6 +81,7 @@ def test_captions_say_what_over_how_many_under_which_mask_of_which_model_and_how
         assert said in sidecar, said
 
 
+@pytest.mark.slow
 def test_captions_count_the_prompts_that_were_scored(tmp_path):
     split = synthetic_run(pairs=16, splits=("selection", "test"))
     sidecar = save_figures(
@@ -167,12 +169,14 @@ def test_a_mistake_is_said_in_a_sentence(run, scores, tmp_path, arguments, said)
         )
 
 
+@pytest.mark.slow
 def test_more_criteria_than_fit_abreast_go_on_further_pages(run, tmp_path):
     names = ("deflection", "ships", "js", "svd_left")
     written = save_figures(run, tmp_path, ("svg",), scores=score(run, names, bootstrap=0, permutations=0))
     assert {"criteria_query", "criteria_query_2"} <= {f.stem for f in written}
 
 
+@pytest.mark.slow
 def test_a_run_without_masks_of_a_second_projection_draws_what_there_is(tmp_path):
     one = synthetic_run(pairs=8, projections=("query",))
     written = save_figures(one, tmp_path, ("svg",), scores=score(one, ("deflection",), bootstrap=0, permutations=0))
@@ -184,6 +188,7 @@ def test_a_run_without_masks_of_a_second_projection_draws_what_there_is(tmp_path
     }
 
 
+@pytest.mark.slow
 def test_text_of_a_run_is_data_in_captions_figures_and_file_names(run, tmp_path):
     hostile = "<img src=x onerror=alert(1)> [a](http://b) `c` *d* $e$ \x1b[31m"
     made = run.copy()
@@ -211,6 +216,7 @@ def test_text_of_a_run_is_data_in_captions_figures_and_file_names(run, tmp_path)
     assert "\\x60\\x3cimg\\x3e\\x60" in said
 
 
+@pytest.mark.slow
 def test_the_numbers_of_each_figure_stand_beside_it(run, scores, tmp_path):
     written = save_figures(run, tmp_path, ("svg",), scores=scores)
     stems = {suffix: {file.stem for file in written if file.suffix == suffix} for suffix in (".svg", ".csv")}
