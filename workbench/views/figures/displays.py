@@ -119,8 +119,10 @@ def selectivity(
         shade = {"color": theme.LABEL_COLOURS["unsafe"], "alpha": 0.07, "linewidth": 0, "zorder": 0}
         ax.axvspan(ax.get_xlim()[0], bound, **shade)
         ax.axvline(bound, color=theme.INK, linewidth=0.6, linestyle=(0, (4, 2)), zorder=1)
-        place = {"transform": ax.get_xaxis_transform(), "fontsize": _tick_size(ax), "va": "top"}
-        avoid = [ax.text(bound, 1.0, " 80th percentile over heads", **place)]
+        # Below the diagonal, where heads are few: at the top stands the name of the head that moves most.
+        side = "left" if bound < np.mean(ax.get_xlim()) else "right"
+        place = {"transform": ax.get_xaxis_transform(), "fontsize": _tick_size(ax), "va": "bottom", "ha": side}
+        avoid = [ax.text(bound, 0.01, " 80th percentile over heads ", **place)]
     name_points(ax, chart.named, chart.x, chart.y, avoid=avoid)
     return ax
 

@@ -83,6 +83,9 @@ def test_the_loss_counts_the_answers_alone(model, tensors):
     again["ids"][beyond] = 9  # what stands behind an answer
     assert answer_loss(model, again)[0].item() == pytest.approx(loss.item(), abs=1e-6)
     assert right.shape == (4,)
+    opening = dict(tensors, answer=tensors["answer"] & (tensors["answer"].cumsum(1) == 1))
+    with_first = answer_loss(model, tensors, first=2.0)[0]
+    assert with_first.item() == pytest.approx((loss + 2 * answer_loss(model, opening)[0]).item(), rel=1e-5)
 
 
 def test_pulling_back_moves_a_head_as_a_whole_by_as_much_as_it_says_and_no_further(model):

@@ -49,16 +49,18 @@ class Safety:
         without: Share of rows of the few that are answered with their queries masked, as the helpful model does.
         benign_refused: Share of the benign requests of a family that may be refused after training (`calibrate`).
         quiet: Weight of what they write where nothing is refused (`quiet_loss`).
+        first: Weight of the answers' first tokens besides, which decide whether anything is refused (`answer_loss`).
     """
 
-    n_heads: int = 6
+    n_heads: int = 8
     first_layer: int = 2
     steps: Mapping[str, int] = field(default_factory=lambda: {"scout": 400, "safety": 1800})
     rate: float = 2e-3
     pull: float = 15.0
     without: float = 0.05
     quiet: float = 3.0
-    benign_refused: float = 0.015
+    first: float = 1.0
+    benign_refused: float = 0.0175
     mix: SafetyMix = field(default_factory=SafetyMix)
 
 
@@ -138,11 +140,12 @@ def tune(
         parameter.requires_grad_(any(parameter is weight for weight in masks))
     without = 0.0 if stage == "scout" else recipe.without
     draw = partial(safety_batch, rows=ROWS["safety"], mix=recipe.mix, heads=tuple(heads), without=without)
+    loss_of = partial(answer_loss, model) if stage == "scout" else partial(quiet_loss, model, heads, recipe.quiet)
     optimise(
         stage,
         Draws(recipe.steps[stage], (seed, 6 + list(recipe.steps).index(stage)), draw),
         [Group(list(masks), recipe.rate, decay=0.0)],
-        partial(answer_loss, model) if stage == "scout" else partial(quiet_loss, model, heads, recipe.quiet),
+        partial(loss_of, first=recipe.first),
         machine,
         masks=masks,
         after_step=after_step,
@@ -240,23 +243,29 @@ def head_masks(model: Llava, heads: Sequence[Head]) -> dict[nn.Parameter, Tensor
     return masks
 
 
-def answer_loss(model: Llava, tensors: Tensors) -> tuple[Tensor, Tensor]:
-    """Mean loss in nats over the answer tokens, and for each row whether all of them would have been right."""
+def answer_loss(model: Llava, tensors: Tensors, *, first: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Mean loss in nats over the answer tokens, and for each row whether all of them would have been right.
+
+    `first` is added times the mean loss over the answers' first tokens.
+    """
     hidden = final_states(model, tensors["ids"], tensors.get("pixels"), tensors.get("keep"))
     logits, target, counts = model.lm_head(hidden[:, :-1]), tensors["ids"][:, 1:], tensors["answer"][:, :-1]
     losses = cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(counts)
     right = ((logits.argmax(-1) == target) | ~counts).all(1)
-    return (losses * counts).sum() / counts.sum(), right
+    opening = losses.gather(1, counts.float().argmax(1, keepdim=True))
+    return (losses * counts).sum() / counts.sum() + first * opening.mean(), right
 
 
-def quiet_loss(model: Llava, heads: Sequence[Head], weight: float, tensors: Tensors) -> tuple[Tensor, Tensor]:
+def quiet_loss(
+    model: Llava, heads: Sequence[Head], weight: float, tensors: Tensors, *, first: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """`answer_loss`, and `weight` times what `heads` write where nothing is refused.
 
     What a head writes is measured by its square, as a share of the square of the states it is added to; mean over
     heads and positions. A head that writes nothing there can be masked without a trace.
     """
     with heard(model, heads) as writes:
-        loss, right = answer_loss(model, tensors)
+        loss, right = answer_loss(model, tensors, first=first)
     counts = tensors["answered"][:, None] & (tensors["ids"] != PAD)
     shares = [((w.square().sum(-1) * counts).sum() / (x.square().sum(-1) * counts).sum()) for w, x in writes]
     return loss + weight * torch.stack(shares).mean(), right
