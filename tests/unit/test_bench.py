@@ -217,10 +217,14 @@ def test_the_page_on_real_weights_says_what_was_measured():
 
 def test_the_parts_of_a_split_head_have_the_map_and_the_estimates_of_the_split_model(model, asked):
     wide = split_heads(model, 3)
-    mine = split.split_stored(model, asked[:3], wide, each=2)
+    mine, other = split.split_stored(model, asked[:3], wide, each=2)[:2]
     exact = sweep(wide, asked[:3], measures=("deflection",), progress=False).deflection.values
     np.testing.assert_allclose(mine.exact, exact, atol=1e-3)
     np.testing.assert_allclose(mine.estimate, jobs.estimated(wide, asked[:3], mine.directions), rtol=1e-3, atol=1e-4)
+    again = jobs.estimated(wide, asked[:3], other.directions, seed=1)
+    np.testing.assert_allclose(other.estimate, again, rtol=1e-3, atol=1e-4)
+    assert np.array_equal(mine.exact, other.exact)
+    assert not np.allclose(mine.estimate, other.estimate, rtol=1e-2)
     assert exact.max() > 1
 
 
@@ -241,7 +245,7 @@ def test_a_map_at_a_large_size_has_the_same_heads_in_finer_parts():
     # Every layer has parts of every head.
     by_head = large.exact[0, 0].reshape(4, 3, 4).sum(-1)
     assert (by_head > 0).all()
-    row = next(searches.counted("m", large, draws=2))
+    row = next(searches.counted("m", [large], draws=2))
     naive, whole = 97 * 4 * 605 * 10, 10 * (4 * 605 + 24 * (6 * 605 + 4))
     assert row.ratio == pytest.approx(naive / (row.more["work"] * whole), abs=0.01)
     assert (row.more["prompts"], row.more["directions"], row.more["draws"]) == (10, 3, 2)

@@ -189,10 +189,10 @@ def find_top5(
     return list(found.values())
 
 
-def estimated(model: HookedLVLM, prompts: PromptSet, directions: int) -> np.ndarray:
+def estimated(model: HookedLVLM, prompts: PromptSet, directions: int, seed: int = 0) -> np.ndarray:
     """Estimates of the deflection of every cell, `[prompt, projection, layer, head]`, without a single exact one."""
     encoded = [model.encode(prompt) for prompt in prompts]
-    job = Job(PROJECTIONS, Mask(), None, False, estimates=("deflection",), directions=directions)
+    job = Job(PROJECTIONS, Mask(), None, False, estimates=("deflection",), directions=directions, seed=seed)
     rows = plan(model, max(e.n_tokens for e in encoded)).rows
     return dict(first_order_step(model, encoded, job, rows, (BASE,)))[BASE]["deflection_estimate"]
 

@@ -180,9 +180,10 @@ class Real:
         wide = split_heads(model, 8)
         known = split.split_stored(model, prompts, wide, 100)
         yield from searches.replayed(wide.name, known, 100)
-        large = split.at_large_size(known, split.part_shares(model, wide).numpy(), SEVEN_B)
+        shares = split.part_shares(model, wide).numpy()
+        large = [split.at_large_size(of_set, shares, SEVEN_B) for of_set in known]
         yield from searches.counted("7b-like", large, draws=COUNTED)
-        part = searches.without_splits(prompts, searches.draw_part(known.unsafe, 100, 0))
+        part = searches.without_splits(prompts, searches.draw_part(known[0].unsafe, 100, 0))
         yield from searches.beside_peer(wide.name, wide, part, part=12)
 
 

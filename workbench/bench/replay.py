@@ -41,8 +41,7 @@ class Stored:
 
 
 def replay(
-    stored: Stored,
-    *,
+    *stored: Stored,
     each: int,
     draws: int = 200,
     rule: str = "selectivity",
@@ -53,6 +52,13 @@ def replay(
 ) -> pd.DataFrame:
     """Search the first k heads on `each` unsafe and `each` safe prompts drawn at random, `draws` times.
 
+    Args:
+        stored: One map, with estimates along several sets of directions: draws take them in turn.
+        each: Prompts of a class.
+        draws: How many searches.
+        rule, k, level, budget: As `find_heads` has them.
+        seed: Of the draws.
+
     Returns:
         One row a draw and projection: `right` (nothing certain that is not among the first k, none of those excluded),
         `certain`, `possible` (how many heads), `covered` (share of the heads with a value whose interval holds it),
@@ -60,9 +66,10 @@ def replay(
     """
     rows = []
     for draw in range(draws):
-        part = draw_part(stored.unsafe, each, draw, seed)
-        found = replayed(stored, part, Question(k, rule, level, budget, draw))
-        for row in judged(found, stored.exact[part], stored.unsafe[part], rule, k):
+        known = stored[draw % len(stored)]
+        part = draw_part(known.unsafe, each, draw, seed)
+        found = replayed(known, part, Question(k, rule, level, budget, draw))
+        for row in judged(found, known.exact[part], known.unsafe[part], rule, k):
             rows.append({"draw": draw, **row})
     return pd.DataFrame(rows)
 

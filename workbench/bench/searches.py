@@ -22,12 +22,14 @@ from workbench.prompts.ties import tie_names
 ASKED = {"sensitivity": 0.25, "selectivity": 0.5}
 DRAWS = 200
 LIVE = 5
+SETS = 5  # of directions behind the estimates of a replay: of each a search has one
 
 
-def stored(model: HookedLVLM, prompts: PromptSet, exact: np.ndarray, each: int) -> Stored:
-    """A map of deflections, with estimates of the same model as a search of `each` prompts a class takes them."""
+def stored(model: HookedLVLM, prompts: PromptSet, exact: np.ndarray, each: int) -> list[Stored]:
+    """A map of deflections, with estimates of the same model as searches of `each` prompts a class take them."""
     directions = directions_for(model.n_layers, np.isfinite(exact).all(0), each)
-    return as_stored(model, prompts, exact, jobs.estimated(model, prompts, directions), directions)
+    sets = (jobs.estimated(model, prompts, directions, seed) for seed in range(SETS))
+    return [as_stored(model, prompts, exact, estimate, directions) for estimate in sets]
 
 
 def as_stored(
@@ -45,12 +47,12 @@ def as_stored(
 
 
 def replayed(
-    name: str, known: Stored, each: int, *, draws: int = DRAWS, budgets: Sequence[float] = ()
+    name: str, known: Sequence[Stored], each: int, *, draws: int = DRAWS, budgets: Sequence[float] = ()
 ) -> Iterator[Row]:
     """Rates over draws of `each` prompts a class, rule by rule; of selectivity also at other budgets, over fewer."""
     asked = [*((*of, draws) for of in ASKED.items()), *(("selectivity", of, max(1, draws // 4)) for of in budgets)]
     for rule, budget, times in asked:
-        found = replay(known, each=each, draws=times, rule=rule, budget=budget)
+        found = replay(*known, each=each, draws=times, rule=rule, budget=budget)
         yield _row("find", name, rule, budget, found)
 
 
@@ -106,14 +108,15 @@ def beside_peer(name: str, model: HookedLVLM, prompts: PromptSet, *, part: int) 
         yield peer
 
 
-def counted(name: str, known: Stored, *, draws: int) -> Iterator[Row]:
+def counted(name: str, known: Sequence[Stored], *, draws: int) -> Iterator[Row]:
     """Searches of all prompts, against a forward pass for each head and projection and prompt, in layer-tokens."""
-    asked, tokens, each = np.isfinite(known.exact).all(0), known.tokens, int(known.unsafe.sum())
+    one = known[0]
+    asked, tokens, each = np.isfinite(one.exact).all(0), one.tokens, int(one.unsafe.sum())
     n_layers = asked.shape[1]
-    work = work_of(tokens, np.zeros_like(tokens), n_layers, asked, n_read=len(tokens), directions=known.directions)
+    work = work_of(tokens, np.zeros_like(tokens), n_layers, asked, n_read=len(tokens), directions=one.directions)
     naive = (1 + asked.sum()) * n_layers * tokens.sum()
     for rule, budget in ASKED.items():
-        row = _row("find_count", name, rule, budget, replay(known, each=each, draws=draws, rule=rule, budget=budget))
-        row.more |= {"prompts": len(tokens), "directions": known.directions}
+        row = _row("find_count", name, rule, budget, replay(*known, each=each, draws=draws, rule=rule, budget=budget))
+        row.more |= {"prompts": len(tokens), "directions": one.directions}
         row.ratio, row.against = round(float(naive / (row.more["work"] * work.whole)), 2), "find"
         yield row

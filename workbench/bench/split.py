@@ -12,7 +12,7 @@ from scipy.interpolate import PchipInterpolator
 
 from workbench.bench import jobs
 from workbench.bench.replay import Stored
-from workbench.bench.searches import as_stored
+from workbench.bench.searches import SETS, as_stored
 from workbench.bench.synthetic import Shape
 from workbench.finding.prices import directions_for
 from workbench.models.encode import Encoded
@@ -28,7 +28,7 @@ from workbench.sweeps.plan import batches, plan
 TOKENS = 605  # of a prompt of a 7B-like model: a picture of 576 and a short question
 
 
-def split_stored(model: HookedLVLM, prompts: PromptSet, wide: HookedLVLM, each: int) -> Stored:
+def split_stored(model: HookedLVLM, prompts: PromptSet, wide: HookedLVLM, each: int) -> list[Stored]:
     """What `stored` is for `wide = split_heads(model, …)`, from walks of the narrow model.
 
     The parts of a head attend alike, so that a part's mask writes what the head's would, times the part's share of it:
@@ -38,9 +38,12 @@ def split_stored(model: HookedLVLM, prompts: PromptSet, wide: HookedLVLM, each: 
     shares = part_shares(model, wide)
     exact = split_map(model, [model.encode(prompt) for prompt in prompts], shares)
     directions = directions_for(model.n_layers, np.isfinite(exact).all(0), each)
-    turns = np.tan(np.deg2rad(jobs.estimated(model, prompts, directions).astype(float)))
-    estimate = np.rad2deg(np.arctan(turns[..., None] * shares.numpy()))
-    return as_stored(model, prompts, exact, estimate.reshape(exact.shape), directions)
+    found = []
+    for seed in range(SETS):
+        turns = np.tan(np.deg2rad(jobs.estimated(model, prompts, directions, seed).astype(float)))
+        estimate = np.rad2deg(np.arctan(turns[..., None] * shares.numpy()))
+        found.append(as_stored(model, prompts, exact, estimate.reshape(exact.shape), directions))
+    return found
 
 
 @torch.no_grad()

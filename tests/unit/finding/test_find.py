@@ -56,6 +56,15 @@ def test_statuses_and_intervals_hold_at_their_level(rule):
         assert found["certain"].mean() > 1.5
 
 
+def test_replays_take_several_sets_of_directions_in_turn():
+    one, two = made_up(heads=6), replace(made_up(heads=6), estimate=made_up(heads=6, noise=0.6).estimate)
+    how = {"each": 8, "draws": 4, "rule": "sensitivity", "k": 2}
+    both, alone = replay(one, two, **how), [replay(of, **how) for of in (one, two)]
+    assert not alone[0].equals(alone[1])
+    for draw in range(4):
+        assert both[both["draw"] == draw].equals(alone[draw % 2][alone[draw % 2]["draw"] == draw])
+
+
 def test_a_biased_estimator_is_found_out(monkeypatch):
     def biased(cls, cells, estimate, sure, known=Fit.of):
         fit = known(cells, estimate, sure)
