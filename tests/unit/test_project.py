@@ -7,11 +7,9 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -285,8 +283,7 @@ def test_the_walk_through_to_an_engine_works(monkeypatch):
     from workbench.sweeps.engines import registry
 
     engine = walk_through("the engine")["ENGINE"]
-    monkeypatch.setitem(sys.modules, "the_late_engine", SimpleNamespace(ENGINE=engine))
-    monkeypatch.setitem(registry._HOMES, "late", "the_late_engine")
+    monkeypatch.setitem(registry.engines(), engine.name, engine)
     model, prompts = workbench.load_model("planted", check=False), workbench.load_prompts("planted", n=4)
     late = workbench.sweep(model, prompts, engine="late", engine_options={"layers": 1}, progress=False)
     every = workbench.sweep(model, prompts, progress=False)

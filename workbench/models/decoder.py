@@ -161,7 +161,7 @@ class Decoder:
 
     def normed(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Final states: the residual stream after the final norm."""
-        with double_kept(self.dtype):
+        with self.lock, double_kept(self.dtype):  # another thread may be listening to the norm for a pass of its own
             return self.final_norm(residual)
 
     def unembed(self, state: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:

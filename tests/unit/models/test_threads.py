@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 import workbench as wb
 from tests.builders.models import tiny
@@ -46,6 +47,16 @@ def test_two_threads_get_the_numbers_of_one(model, eager_switches):
         found = [future.result() for future in running]
     for number, values in enumerate(found):
         np.testing.assert_array_equal(values, alone[number % len(alone)])
+
+
+def test_a_state_is_normed_when_nobody_else_holds_the_model(model):
+    """Who listens to the norm for the state of a forward pass hears no other state."""
+    with ThreadPoolExecutor(1) as threads:
+        with model.lock:
+            waiting = threads.submit(model.normed, torch.ones(2, model.d_model))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.2)
+        assert waiting.result(timeout=5).shape == (2, model.d_model)
 
 
 def test_a_copy_has_a_lock_of_its_own(model):
