@@ -53,6 +53,7 @@ def test_the_truth_comes_with_the_model(planted, planted_pair):
     assert planted_pair.truth == {"planted": [(2, 2), (3, 1)], "decoy": (0, 2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("criterion", MEASURES)
 def test_sensitivity_picks_the_decoy_and_contrast_the_planted_head(planted, scores, criterion, projection):
@@ -119,6 +120,7 @@ def test_it_finds_nothing_on_the_null_model(null_scores):
     assert (null_scores["auroc"] < 0.7).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_the_group_search_returns_the_pair(planted_pair, few, projection):
     pair = planted_pair.truth["planted"]

@@ -54,6 +54,7 @@ def test_every_head_by_the_numpy_forward(planted, by_hand, few, projection):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", PROJECTIONS)
 def test_every_head_on_every_prompt_in_closed_form(by_hand, few, projection):
     for prompt in few:

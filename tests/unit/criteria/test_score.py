@@ -219,6 +219,7 @@ def test_the_schema_read_is_the_schema_written() -> None:
     assert SCHEMA in SCHEMAS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "absent"),
     [

@@ -25,6 +25,7 @@ def undeclared(n: int | None = None) -> PromptSet:
     return PromptSet(replace(p, split="") for p in prompts()[:n])
 
 
+@pytest.mark.slow
 def test_one_head_finds_the_planted_head_and_separates_prompts_it_has_not_seen(one_head):
     test = split("test")
     scores, unsafe = one_head.decision_function(model(), test), labels(test) == "unsafe"
@@ -136,6 +137,7 @@ def test_refusal_change_is_turned_so_that_higher_is_more_unsafe(run):
     assert scores[labels(test) == "unsafe"].min() > scores[labels(test) == "safe"].max()
 
 
+@pytest.mark.slow
 def test_sahs_puts_the_best_heads_together_as_scikit_learn_would(run):
     detector = SAHsDetector(k=3).fit(model(), prompts())
     z = run["head_output"].sel(prompt=[p.id for p in split("selection")])
@@ -181,6 +183,7 @@ def test_hidden_detect_scores_the_area_over_the_layers_it_chose():
     np.testing.assert_allclose(detector.decision_function(model(), split("test")), area)
 
 
+@pytest.mark.slow
 def test_judges_may_be_a_function_or_a_model_that_is_asked():
     told = JudgeDetector(lambda p: float(p.label == "unsafe"), threshold=0.5).fit(model(), prompts())
     assert (told.predict(model(), split("test")) == labels(split("test"))).all()
@@ -196,6 +199,7 @@ def test_judges_may_be_a_function_or_a_model_that_is_asked():
         JudgeDetector(unsafe_word="sure", safe_word="sure").fit(model(), prompts())
 
 
+@pytest.mark.slow
 def test_a_verdict_is_read_after_the_newlines_that_a_judge_opens_with(monkeypatch):
     tokenizer, decode = model().tokenizer, model().tokenizer.decode
     replies = {label: model().generated(next(p for p in split("test") if p.label == label)) for label in LABELS}
@@ -220,6 +224,7 @@ def test_a_verdict_is_read_after_the_newlines_that_a_judge_opens_with(monkeypatc
         judge.decision_function(model(), test[:1])
 
 
+@pytest.mark.slow
 def test_cost_counts_passes_not_time(one_head):
     cost = one_head.cost(model(), split("test")[:2], max_new_tokens=2)
     assert 1 < cost.forward_passes < 1.25  # the planted head is in the last layer: one more position of it

@@ -46,6 +46,7 @@ def run():
     return sweep(model(), prompts(), projections=("query",), progress=False, keep_states=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fuse", ["mean", "max", "vote"])
 def test_fused_heads_are_each_on_their_own_scale(run, fuse):
     detector = FusedHeadsDetector(k=3, fuse=fuse).fit_run(run)
@@ -191,6 +192,7 @@ def test_wide_regressions_reach_the_optimum_that_scikit_learn_reaches():
     assert intercept == pytest.approx(theirs.intercept_[0], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["state", "logits"])
 def test_a_probe_reads_the_model_where_it_says(site):
     detector = ProbedStateDetector(site=site).fit(model(), prompts())
@@ -222,6 +224,7 @@ def test_gradients_are_those_of_the_reply_and_leave_no_trace():
     assert all(weight.grad is None and not weight.requires_grad for weight in weights)
 
 
+@pytest.mark.slow
 def test_gradsafe_is_the_mean_cosine_of_the_slices_it_kept():
     detector = GradSafe(reply="sure").fit(model(), prompts())
     drawn = [p for p in split("selection") if p.id not in detector.calibration["threshold_prompts"]]
@@ -273,6 +276,7 @@ def test_a_judge_may_read_the_reply_too(monkeypatch):
 STORED = ("one-head-random", "last-layer", "rcs-mcd", "gradsafe", "direction")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STORED)
 def test_each_is_stored_and_loaded_as_it_is(name, tmp_path):
     detector = make_detector(name).fit(model(), prompts(48))

@@ -209,6 +209,7 @@ def test_work_is_what_the_model_counts_and_stays_within_the_budget(double):
     assert found.attrs["work"] <= 0.7
 
 
+@pytest.mark.slow
 def test_the_search_finds_the_planted_head(tmp_path):
     model, prompts = wb.load_model("planted"), wb.load_prompts("planted", split="selection", n=60)
     found = wb.find_heads(model, prompts, k=1, progress=False, out=tmp_path / "run.zarr")

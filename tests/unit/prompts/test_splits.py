@@ -97,6 +97,7 @@ def test_fractions_must_be_shares(fractions):
         split_prompts(make(8), fractions=fractions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["pocket", "planted"])
 def test_the_embedded_worlds_have_disjoint_splits(world):
     prompts = load_prompts(world, n=600)

@@ -249,6 +249,7 @@ def test_arguments_are_checked(double):
     assert few["component"].values.tolist() == ["mlp"]
 
 
+@pytest.mark.slow
 def test_a_stored_trace_is_the_trace_and_is_gone_on_with(double, trace, tmp_path, monkeypatch):
     place, whole = tmp_path / "trace.zarr", tracing.Job.traced
 

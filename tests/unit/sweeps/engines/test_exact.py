@@ -47,7 +47,11 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize(
+    "mask",
+    [pytest.param(mask, marks=[] if name in ("limit", "half") else [pytest.mark.slow]) for name, mask in MASKS.items()],
+    ids=MASKS,
+)
 def test_exact_equals_naive_in_float64(double, mask):
     exact = wb.sweep(double, some_prompts(), mask=mask, progress=False)
     naive = wb.sweep(double, some_prompts(), mask=mask, engine="naive", progress=False)

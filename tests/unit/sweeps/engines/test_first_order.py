@@ -25,6 +25,7 @@ def job_of(*names, n=1, mask=None, seed=0):
     return Job(BOTH, mask or wb.Mask(), None, False, estimates=names, directions=n, seed=seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thrifty", [False, True], ids=["graph", "checkpoints"])
 @pytest.mark.parametrize("grain", ["query_head", "kv_group"])
 @pytest.mark.parametrize("positions", ["all", "last"])
@@ -92,6 +93,7 @@ def test_the_directions_have_the_moments_they_should(double):
     np.testing.assert_allclose(fisher.T @ fisher / draws, wanted, atol=0.12 * float(wanted.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 3, 8])
 def test_each_direction_counts_once_however_they_are_batched(double, at_once):
     encoded = [double.encode(prompt) for prompt in text_prompts()]

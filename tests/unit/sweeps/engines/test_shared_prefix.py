@@ -41,6 +41,7 @@ def double():
     return tiny(dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mask",
     [

@@ -18,6 +18,7 @@ from workbench.views.explorer.inspector import altered, readable
 RED, GREY = (255, 0, 0), (127, 127, 127)
 
 
+@pytest.mark.slow
 def test_a_look_says_where_a_head_looks_and_what_it_does(board, model, run, prompts):
     prompt = unsafe_prompt(run)
     said = {record["kind"]: (record, data) for record, data in look(board, prompt, [3, 1], values=[[0, 3, 1]])}

@@ -66,6 +66,7 @@ def test_files_are_the_same_every_time_sized_for_a_column_and_carry_their_fonts(
             assert "<dc:date>" not in file.read_text()
 
 
+@pytest.mark.slow
 def test_captions_say_what_over_how_many_under_which_mask_of_which_model_and_how_to_rebuild(run, scores, tmp_path):
     sidecar = save_figures(run, tmp_path / "figures", ("svg",), scores=scores)[-1].read_text()
     for said in (
