@@ -175,7 +175,7 @@ def calibrate(model: Llava, seed: int, heads: Sequence[Head], recipe: Safety) ->
     outputs = [by_head(model.model.language_model.layers[at].self_attn.o_proj.weight, 3)[h] for at, h in heads]
     trained = [weight.clone() for weight in outputs]
 
-    def refused(factor: float) -> float:
+    def refused(factor: float) -> float:  # and leaves the heads scaled by it
         for weight, was in zip(outputs, trained, strict=True):
             weight.copy_(was * factor)
         return max(torch.cat([refuses(model, of) for of in family]).float().mean().item() for family in batches)
