@@ -13,6 +13,7 @@ area estimation", 2015, chapter 5), as far as these are alike; a class has one o
 differ. Rare cells far above the others decide what comes first, so residuals keep the skew that they were seen to have.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,8 @@ LOUD = 1.0  # sizes above what is predicted, beyond which a head's own cells hav
 ANYTHING = 1e300
 ROUNDING = 1e-12
 SMALLEST = 1e-300  # instead of 0 in a denominator
+PARTS = 6  # of the prompts, each with some of every class
+UPPER = 1.64  # standard errors
 ROUNDS = 3  # of finding factors and how much cells scatter about them, in turn
 
 
@@ -105,7 +108,7 @@ def predicted(
         blur = [variance / weight for weight in weights]
         shift = [_mean_around(own) for own in apart]
         apart = [own - mean for own, mean in zip(apart, shift, strict=True)]
-        differ = np.broadcast_to(_between_classes(apart, blur), factor.shape)
+        differ, unsure = (np.broadcast_to(of, factor.shape) for of in _between_classes(near * x, x**2 * seen, sides))
         farthest = around(every.max((0, -1), keepdims=True), np.maximum)[0]
     parts = []
     for side, mean, own, noise in zip(classes, shift, apart, blur, strict=True):
@@ -121,7 +124,7 @@ def predicted(
             (
                 np.where(asked, (np.where(known & side, cells, 0).sum(0) + rest) / n, np.nan),
                 error * np.abs(reach) / n,
-                np.sqrt(left) * np.abs(reach) / n,
+                np.sqrt(left + unsure) * np.abs(reach) / n,
                 np.sqrt(variance * of_square) / n,
                 np.divide(skew * of_cube, of_square**1.5, out=np.zeros_like(skew), where=of_square > 0),
                 np.where(farthest > LOUD, ANYTHING, farthest) * unseen / n,
@@ -184,14 +187,39 @@ def _mean_around(values: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
 
 
-def _between_classes(apart: Sequence[np.ndarray], noise: Sequence[np.ndarray]) -> np.ndarray:
-    """Variance of a class's factor about the head's, as large as the heads around allow."""
-    if len(apart) < 2:
-        return np.zeros_like(noise[0])
-    square, blur = (apart[0] - apart[1]) ** 2, noise[0] + noise[1]
-    seen = np.isfinite(square + blur)
-    square, blur, count = around(np.stack([np.where(seen, square, 0), np.where(seen, blur, 0), seen.astype(float)]))
-    return np.nan_to_num(np.maximum(square - blur * (1 - np.sqrt(2 / count)), 0) / count / 2)
+def _between_classes(
+    along: np.ndarray, square: np.ndarray, sides: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far the factors of a class are from the heads': a head's own, and what is common to those around.
+
+    It is what parts of the prompts agree on: how the classes of a head differ in one part, times how they differ in
+    another. What is common to all heads around is not counted, nor what prompts scatter, of a pair or alone; and heads
+    that scatter alike count as the few that they are.
+
+    Returns:
+        The variance of a class's own factor about that, as large as the heads around allow; and the variance with
+        which what is common is known.
+    """
+    if len(sides) < 2:
+        return np.zeros_like(square[0]), np.zeros_like(square[0])
+    n, apart, shared = min(PARTS, *(int(side.sum()) for side in sides)), [], []
+    for part in range(n):
+        of_class, common = [], []
+        for side in sides:
+            mine = side & (np.cumsum(side) % n == part)
+            weight = square[mine].sum(0)
+            own = np.divide(along[mine].sum(0), weight, out=np.full_like(weight, np.nan), where=weight > 0)
+            common.append(_mean_around(own))
+            of_class.append(own - common[-1])
+        apart.append(of_class[0] - of_class[1])
+        shared.append(common[0] - common[1])
+    total = error = count = np.zeros_like(shared[0])
+    for one, other in itertools.combinations(apart, 2):
+        both = one * other
+        agree, seen = around(np.stack([np.nan_to_num(both), np.isfinite(both)]))
+        total, error, count = total + agree, error + agree**2, count + seen
+    unsure = np.var(shared, axis=0, ddof=1) / n / 2 if n > 1 else np.zeros_like(total)
+    return np.nan_to_num(np.maximum((total + UPPER * np.sqrt(error)) / count, 0) / 2), unsure
 
 
 def _skewed(normal: np.ndarray, skew: np.ndarray) -> np.ndarray:
