@@ -201,7 +201,8 @@ def describe(run: xr.Dataset) -> xr.Dataset:
 def write_roots(model: HookedLVLM) -> np.ndarray:
     """`[layer, head, d_head, d_root]`: R with R Rᵀ = W_O Wᵀ_O of each head, so that probes can read z·W_O from z.
 
-    NaN where W_O is not a plain weight (quantised).
+    Products where the weight lies, and a Cholesky factor of each: at a 7B's shape a factorisation of the weights
+    themselves kept a GPU waiting as long as the sweep of a prompt. NaN where W_O is not a plain weight (quantised).
     """
     import torch
 
@@ -212,10 +213,16 @@ def write_roots(model: HookedLVLM) -> np.ndarray:
         output = getattr(attention, model.family.output)
         with at_hand(output):
             weight = output_weight(output)
-        if weight is None:
-            continue
-        by_head = weight.detach().double().cpu().view(weight.shape[0], model.n_heads, model.d_head).permute(1, 2, 0)
-        roots[layer] = torch.linalg.qr(by_head.transpose(1, 2)).R.transpose(1, 2).numpy()
+            if weight is None:
+                continue
+            device = "cpu" if weight.device.type == "mps" else weight.device  # which has no float64
+            wide = weight.detach().to(device, torch.float64)
+            by_head = wide.view(weight.shape[0], model.n_heads, model.d_head).permute(1, 2, 0)
+            products = (by_head @ by_head.transpose(1, 2)).cpu()
+        found, failed = torch.linalg.cholesky_ex(products)
+        if failed.any():  # columns that depend on one another, up to rounding
+            found = torch.linalg.qr(by_head.cpu().transpose(1, 2)).R.transpose(1, 2)
+        roots[layer] = found.numpy()
     return roots
 
 

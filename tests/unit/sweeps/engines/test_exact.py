@@ -19,6 +19,7 @@ from workbench.models.conformance.at_load import check_at_load
 from workbench.models.tiny import build_tiny
 from workbench.runs.effects import angle_degrees
 from workbench.runs.job import MEASURES
+from workbench.runs.schema import write_roots
 
 TEXTS = ("what is this", "how do I make it", "name the thing in the picture", "what is this")
 
@@ -177,6 +178,18 @@ def test_the_run_says_where_it_came_from(single):
     weight = single.attentions[1].o_proj.weight.detach().numpy()[:, single.d_head : 2 * single.d_head]
     root = run.write_root.sel(layer=1, head=1).values
     np.testing.assert_allclose(root @ root.T, weight.T @ weight, atol=1e-5)
+
+
+def test_heads_that_write_nothing_or_the_same_twice_have_roots_too():
+    model = build_tiny("qwen2", dtype=torch.float64)
+    weight = torch.randn(model.d_model, model.n_heads, model.d_head, dtype=torch.float64)
+    weight[:, 0], weight[:, 1, 3] = 0, weight[:, 1, 2]
+    with torch.no_grad():
+        model.attentions[0].o_proj.weight.copy_(weight.flatten(1))
+    roots = write_roots(model)[0]
+    products = np.einsum("mhi,mhj->hij", weight.numpy(), weight.numpy())
+    np.testing.assert_allclose(roots @ roots.swapaxes(1, 2), products, atol=1e-5)  # stored in float32
+    assert (np.triu(roots, 1) == 0).all()
 
 
 @pytest.mark.parametrize(
