@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ from transformers import (
     Qwen2Config,
     SiglipVisionConfig,
 )
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.utils import logging as hf_logging
 
 import workbench as wb
 from workbench.errors import ModelError, SelfCheckError
 from workbench.models.conformance.at_load import probe_prompt
 from workbench.models.families import FAMILIES
+from workbench.models.families.processors import with_pillow
 from workbench.models.families.tiny_parts import randomise, text_sizes, tiny_tokenizer
 from workbench.models.tiny import build_tiny
 
@@ -114,6 +117,14 @@ def test_loading_and_bridging_start_no_other_program(saved, monkeypatch):
     model = wb.load_model(folder, device="cpu")
     assert model.bridge is not None
     assert "torchvision" not in sys.modules
+
+
+def test_pictures_are_read_with_pillow_where_torchvision_is_installed(saved):
+    read = SimpleNamespace(image_processor=object.__new__(TorchvisionBackend))
+    folder = saved("llava")
+    assert isinstance(with_pillow(read, str(folder), {}).image_processor, PilBackend)
+    model = wb.load_model(folder, device="cpu")
+    assert read.image_processor.to_dict() == model.processor.image_processor.to_dict()
 
 
 def test_unknown_model_types_and_missing_parts(saved):

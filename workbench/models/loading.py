@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import torch
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig
-from transformers.utils import is_torchvision_available
 from transformers.utils import logging as hf_logging
 
 from workbench.checking import Converted, OneOf, Place, checked, plainly
@@ -15,6 +14,7 @@ from workbench.models.checkpoint import attempt, refuse_broken_weights, refuse_i
 from workbench.models.conformance.at_load import check_at_load
 from workbench.models.families import family_of
 from workbench.models.families.family import Family
+from workbench.models.families.processors import with_pillow
 from workbench.models.held import around
 from workbench.models.hooked import HookedLVLM
 from workbench.models.templates import read_template
@@ -188,10 +188,9 @@ def _pretrained(name: str, options: dict[str, Any], weights: dict[str, Any]) -> 
 
 
 def _processor(where: str, family: Family, options: dict[str, Any]) -> Any:
-    """transformers' own; without torchvision, the family's own way where transformers' class demands it."""
-    if family.processor is not None and (family.own_class is not None or not is_torchvision_available()):
-        return family.processor(where, options)
-    return AutoProcessor.from_pretrained(where, **options)
+    """The family's own where it has one, else transformers'; what comes out does not depend on torchvision."""
+    found = family.processor(where, options) if family.processor else AutoProcessor.from_pretrained(where, **options)
+    return with_pillow(found, where, options)
 
 
 def _place(name: str) -> tuple[str, str]:

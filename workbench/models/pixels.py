@@ -197,7 +197,11 @@ def refuse_without_road(model: Decoder) -> None:
     if why := model.family.no_pixel_road:
         raise ModelError(_no_road(model, why))
     if not isinstance(images, PilBackend):
-        raise ModelError(_no_road(model, "it is none of transformers' processors that read pictures with Pillow"))
+        why = (
+            "it does not read pictures with Pillow, as what `load_model` loads by name does; beside a model of your own "
+            "hand in a processor whose image_processor is AutoImageProcessor.from_pretrained(NAME, backend='pil')"
+        )
+        raise ModelError(_no_road(model, why))
 
 
 def _no_road(model: Decoder, why: str) -> str:

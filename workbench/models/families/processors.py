@@ -1,7 +1,9 @@
-"""Processors for machines without torchvision: transformers' own, less the parts that cannot be built there.
+"""Processors that need no torchvision, and are the same where it is installed.
 
 transformers' processors of several families demand a video processor, and all video processors demand torchvision. The
-video slot is never used here, so `images_only` leaves it out; everything else is the family's own code.
+video slot is never used here, so `images_only` leaves it out; everything else is the family's own code. Pictures are
+read with Pillow everywhere: with torchvision they come out up to a grey level different, and have no way back for
+gradients (`workbench.models.pixels`).
 """
 
 import importlib
@@ -34,6 +36,16 @@ def images_only(name: str) -> Any:
 def loads(found: Callable[[], Any]) -> Callable[[str, dict[str, Any]], Any]:
     """A `Family.processor` that loads the class that `found` gives."""
     return lambda where, options: found().from_pretrained(where, **options)
+
+
+def with_pillow(processor: Any, where: str, options: dict[str, Any]) -> Any:
+    """A processor just loaded, its pictures read with Pillow where transformers chose torchvision and knows both."""
+    from transformers import AutoImageProcessor
+    from transformers.image_processing_backends import TorchvisionBackend
+
+    if isinstance(getattr(processor, "image_processor", None), TorchvisionBackend):
+        processor.image_processor = AutoImageProcessor.from_pretrained(where, backend="pil", **options)
+    return processor
 
 
 def load_with_our_images(

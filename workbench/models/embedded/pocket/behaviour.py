@@ -11,6 +11,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration, ProcessorMixin
 
 from workbench.models.embedded.pocket.batches import REFUSED_POOLS
+from workbench.models.families.processors import with_pillow
 from workbench.prompts.prompt import Prompt
 from workbench.prompts.worlds.pocket import draw_family, judge_reply
 from workbench.prompts.worlds.pocket_words import ATTACK_FAMILIES, FAMILIES, POOLED, UNSEEN, Pool
@@ -95,7 +96,7 @@ def measure(
 def load(directory: Path, device: str = "cpu") -> tuple[LlavaForConditionalGeneration, ProcessorMixin]:
     """The checkpoint and its processor, ready to answer."""
     model = LlavaForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval().to(device)
-    return model, AutoProcessor.from_pretrained(directory)
+    return model, with_pillow(AutoProcessor.from_pretrained(directory), str(directory), {})
 
 
 def chat_texts(processor: ProcessorMixin, prompts: Sequence[Prompt]) -> list[str]:
