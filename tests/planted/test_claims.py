@@ -62,6 +62,7 @@ def test_sensitivity_picks_the_decoy_and_contrast_the_planted_head(planted, scor
         assert [first(scores, criterion, rule, projection)] == planted.truth["planted"], rule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", PROJECTIONS)
 @pytest.mark.parametrize("criterion", SET_ANGLES)
 def test_angles_between_data_sets_agree(planted, scores, criterion, projection):

@@ -19,6 +19,7 @@ def run(planted, few) -> xr.Dataset:
     return wb.sweep(planted, few, progress=False)
 
 
+@pytest.mark.slow
 def test_every_variable_of_every_cell(run, few):
     for prompt, (projection, layer, head) in product(few, CELLS):
         cell = run.sel(prompt=prompt.id, projection=projection, layer=layer, head=head)
@@ -39,6 +40,7 @@ def test_states_are_those_of_the_closed_form(run, few):
         np.testing.assert_allclose(both @ both.T, by_hand @ by_hand.T, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_scores_are_means_over_the_class(run, few):
     scores = wb.score(run, criteria=("deflection", "ships", "refusal_change"), bootstrap=0, permutations=0)
     names = {"deflection": "deflection", "ships": "kl", "refusal_change": "refusal_change"}
@@ -51,6 +53,7 @@ def test_scores_are_means_over_the_class(run, few):
             assert found == pytest.approx(np.mean(values), rel=1e-6, abs=1e-6), row
 
 
+@pytest.mark.slow
 def test_angles_between_data_sets(run, few):
     scores = wb.score(run, criteria=SET_ANGLES, bootstrap=0, permutations=0)
     for row in scores.itertuples():

@@ -38,6 +38,7 @@ def close(found, wanted):
     torch.testing.assert_close(found, wanted, atol=1e-9, rtol=0)
 
 
+@pytest.mark.slow
 def test_interchanging_the_planted_head_flips_the_answer_both_ways_and_no_other_head_does(planted, few):
     mask = wb.Mask(form="interchange", source=few)
     for prompt in few[:6]:

@@ -86,6 +86,7 @@ def test_no_command_prints_what_a_terminal_would_act_on(stored, tmp_path, capsys
         assert not acts("".join(table.stack()))
 
 
+@pytest.mark.slow
 def test_a_detector_says_nothing_that_acts_either(stored):
     detector = OneHeadDetector().fit_run(stored)
     detector.model_name = HOSTILE[0]
@@ -94,6 +95,7 @@ def test_a_detector_says_nothing_that_acts_either(stored):
     assert not acts(str(caught.value))
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_what_is_shown_does_not_act_and_what_is_plain_stays(text):
     shown = plain(text)

@@ -27,8 +27,7 @@ CLIPPED = 2.0  # standard deviations as far as a residual moves its head's facto
 NORMAL_MEAN_DEVIATION = 1.25  # standard deviations a mean absolute deviation, where residuals are normal
 NO_SKEW, MOST_SKEW = 0.05, 3.0  # of draws
 SLOPES = (0.0, 1.5)  # of a line, for estimates of mean size; what is beyond is noise
-LOUD = 1.0  # sizes above what is predicted, beyond which a head's own cells have to be seen
-ANYTHING = 1e300
+BEYOND = 2.0  # times as far above what is predicted as any cell seen: as far as one not seen may be
 ROUNDING = 1e-12
 SMALLEST = 1e-300  # instead of 0 in a denominator
 PARTS = 6  # of the prompts, each with some of every class
@@ -44,8 +43,8 @@ class Predictions:
         middle: The best guess; NaN for heads without estimates.
         common, own: Standard errors from the head's factor: of what classes share, and of each class besides.
         apart: Standard error from residuals of what was not computed, of this `skew`.
-        loudest: What the mean is above `middle` if all cells that stand out, and were not computed, were as far above
-            what is predicted as any cell of the layers around; without bound where one of these was far above.
+        loudest: What the mean is above `middle` if all cells that stand out, and were not computed, were `BEYOND` times
+            as far above what is predicted as the farthest cell of the layers around.
     """
 
     middle: np.ndarray
@@ -127,7 +126,7 @@ def predicted(
                 np.sqrt(left + unsure) * np.abs(reach) / n,
                 np.sqrt(variance * of_square) / n,
                 np.divide(skew * of_cube, of_square**1.5, out=np.zeros_like(skew), where=of_square > 0),
-                np.where(farthest > LOUD, ANYTHING, farthest) * unseen / n,
+                BEYOND * farthest * unseen / n,
             )
         )
     return Predictions(*map(np.stack, zip(*parts, strict=True)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from workbench.finding.bounds import Fit
 from workbench.finding.decisions import DRAWS, sets, with_safe
-from workbench.finding.predictions import ANYTHING, predicted
+from workbench.finding.predictions import predicted
 
 GROWTH = 0.35  # prompts of a later round, as a share of those before
 STRONG, STRONG_SHARE = 1.3, 0.2  # an estimate stands out by this factor, on at most this share of the prompts
@@ -20,6 +20,7 @@ STRONG, STRONG_SHARE = 1.3, 0.2  # an estimate stands out by this factor, on at 
 # one drawn prompt nothing would be known of a head's own scatter.
 FEWEST, FOREMOST, ENOUGH_HEADS = (4, 2), (2, 1), 9
 RISK_OF_DRAWS = 0.25  # of certain and of excluded heads each; half is left for what was never seen, and so never drawn
+ANYTHING = 1e300
 EXCLUDED, POSSIBLE, CERTAIN = 0, 1, 2
 STATUSES = ("excluded", "possible", "certain")
 

@@ -88,6 +88,7 @@ class Shortness(Detector):
         return seen["short"].values
 
 
+@pytest.mark.slow
 def test_a_linear_score_is_evaded_at_the_size_worked_out_by_hand(monkeypatch, icons):
     """A pixel of value x is seen as x / 127.5 - 1. The planted world's are 0 or 255, and only the bright ones can get
     darker: a change of eps takes eps / 127.5 times their share from the mean."""
@@ -191,6 +192,7 @@ def fitted(icons) -> dict[str, Detector]:
     return {entrant.key: entrant.detector for entrant in found}
 
 
+@pytest.mark.slow
 def test_scores_with_a_gradient_are_the_detectors_own(fitted):
     model, some = planted_parts.model(), planted_parts.split("test")[:4]
     bases = [model.base(prompt) for prompt in some]

@@ -59,6 +59,7 @@ def test_one_head_detects_everything_without_false_alarms_and_ships_falls_for_th
     assert {"text", "typographic", "icon", "wrapper"} < set(table["family"])
 
 
+@pytest.mark.slow
 def test_every_interval_holds_its_value_and_counts_its_prompts(table):
     rows = table[table["ci_low"].notna()]
     assert (rows["ci_low"] <= rows["value"] + 1e-12).all()

@@ -79,6 +79,7 @@ def test_the_published_detector_finds_everything_and_ships_head_nothing(breakdow
     assert known["ci_high"].ge(known["value"] - 1e-9).all()
 
 
+@pytest.mark.slow
 def test_every_head_set_says_what_masking_it_does_beside_random_heads(breakdown):
     table = breakdown
     planted = {"criterion": "deflection", "rule": "selectivity", "n_heads": 1}

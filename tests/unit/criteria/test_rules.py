@@ -108,6 +108,7 @@ def test_the_claim_of_the_literature(scores: pd.DataFrame) -> None:
         assert picked(top_heads(scores, criterion="probe", rule=rule, k=1)) == [(2, 1)]
 
 
+@pytest.mark.slow
 def test_every_pair_answers_or_lists_those_that_do(scores: pd.DataFrame) -> None:
     pairs = pairs_table()
     for criterion in list_criteria():

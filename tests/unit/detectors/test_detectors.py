@@ -71,6 +71,7 @@ def test_undeclared_prompts_choose_all_together_and_set_the_threshold_out_of_fol
     assert len(pair_folds) == len({p.pair_id for p in prompts()}), "a pair lies in two folds"
 
 
+@pytest.mark.slow
 def test_no_prompt_is_thresholded_by_what_was_chosen_on_it(run, monkeypatch):
     chosen_on, valued, known = [], [], OneHeadDetector.values
     monkeypatch.setattr(OneHeadDetector, "choose", lambda self, seen, unsafe: chosen_on.append(set(seen.prompt.values)))

@@ -78,6 +78,7 @@ def test_masked_heads_measure_what_their_criterion_reads_and_no_more(run):
     assert readouts[0] == 0 < readouts[1]
 
 
+@pytest.mark.slow
 def test_a_head_is_drawn_for_every_prompt_by_its_id(run):
     detector = FusedHeadsDetector(k=4, fuse="random", draws=50).fit_run(run)
     test = run.isel(prompt=run["split"].values == "test")

@@ -59,6 +59,7 @@ def test_prompts_that_are_all_the_same_to_the_model_set_no_threshold():
         SAHsDetector().fit(model(), same)
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_used(run):
     wrong = {
         "schema '0'": run.assign_attrs(schema="0"),

@@ -94,6 +94,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "change"), CHANGES, ids=range(len(CHANGES)))
 def test_a_changed_description_is_refused(stored, tmp_path, name, change):
     path = changed(stored[name], tmp_path, change)

@@ -106,6 +106,7 @@ def test_so_do_pages_and_figures(stored, tmp_path):
     assert [one["caveats"] for one in manifest["runs"]] == [caveats(asked)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recorded", ["not json", "3", '[1, "[bold]x"]', None])
 def test_what_a_stored_run_says_of_its_prompts_is_data(stored, recorded):
     run = wb.open_run(stored[0]).assign_attrs(caveats=recorded)

@@ -58,6 +58,7 @@ def test_steering_adds_the_step_at_its_layer_and_only_inside_the_block():
     np.testing.assert_array_equal(base_pass(model, [encoded]).inputs[3], before)
 
 
+@pytest.mark.slow
 def test_choosing_on_test_rows_flatters_where_there_is_nothing_to_find():
     flattered = _published(synthetic_run(pairs=60, layers=8, heads=16, planted=(), keep_states=False, paired=False))
     more = rows(flattered, tested_on="difference", measure="balanced_accuracy").iloc[0]

@@ -48,6 +48,7 @@ def prompts(n: int = N) -> list[wb.Prompt]:
     return asked([f"what is {'this ' * (k % 3)}" for k in range(n)], pictures(n))
 
 
+@pytest.mark.slow
 def test_encoded_prompts_are_let_go_block_by_block(blocks, alive, monkeypatch):
     model = seeded("llava")
     whole = wb.sweep(model, prompts(), **LITTLE)

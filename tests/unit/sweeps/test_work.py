@@ -185,6 +185,7 @@ def test_agreement_of_positions_is_reported(model, capsys):
     assert few.attrs["positions_agreement"]["spearman"] == {}
 
 
+@pytest.mark.slow
 def test_the_command_stores_a_run(tmp_path):
     console = Console(record=True, width=400)
     out = str(tmp_path / "run.zarr")

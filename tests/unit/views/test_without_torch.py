@@ -84,6 +84,7 @@ def test_a_stored_run_is_looked_at_without_torch(stored, tmp_path, monkeypatch):
     assert "probe" not in done.stdout.lower()
 
 
+@pytest.mark.slow
 def test_what_needs_torch_says_how_to_get_it(stored, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     done = without_torch(ASK, stored, tmp_path)

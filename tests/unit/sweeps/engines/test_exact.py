@@ -50,7 +50,7 @@ MASKS = {
 
 @pytest.mark.parametrize(
     "mask",
-    [pytest.param(mask, marks=[] if name in ("limit", "half") else [pytest.mark.slow]) for name, mask in MASKS.items()],
+    [pytest.param(mask, marks=[] if name == "limit" else [pytest.mark.slow]) for name, mask in MASKS.items()],
     ids=MASKS,
 )
 def test_exact_equals_naive_in_float64(double, mask):
@@ -78,6 +78,7 @@ def test_a_factor_of_one_gives_exact_zeros(single):
     assert (run.norm_ratio == 1).all()
 
 
+@pytest.mark.slow
 def test_the_number_of_rows_in_a_batch_does_not_matter(double):
     whole = wb.sweep(double, some_prompts(), progress=False)
     one = wb.sweep(double, some_prompts(), rows=1, progress=False)
