@@ -17,7 +17,7 @@ from workbench.criteria.statistics import bootstrap_weights
 from workbench.finding.bounds import Fit
 from workbench.finding.engine import MOST, RULES, searchable
 from workbench.finding.prices import directions_for
-from workbench.finding.search import STATUSES, foremost_cells, strong_cells, taken_for_sure
+from workbench.finding.search import STATUSES, strong_ranks, taken_for_sure
 from workbench.models.hooked import HookedLVLM
 from workbench.models.loading import SomeModel
 from workbench.models.masks import Mask, SomeMask
@@ -182,7 +182,7 @@ def redrawn_shares(run: xr.Dataset, criterion: str, rule: str, k: int, seed: int
     for side, mine in (("unsafe", unsafe), ("safe", ~unsafe))[: 1 if rule == "sensitivity" else 2]:
         known = np.nan_to_num(estimate[mine])
         every = [np.ones(len(known), dtype=bool)]
-        sure = taken_for_sure(exact[mine], foremost_cells(known, every), strong_cells(known, every), every)
+        sure = taken_for_sure(exact[mine], strong_ranks(known, every), every)
         filled, scatter = Fit.of(exact[mine], known, sure).completed()
         of = weights[:, mine] / mine.sum()
         noise = np.sqrt(np.tensordot(of**2, scatter**2, 1)) * random.standard_normal((len(of), *scatter.shape[1:]))

@@ -4,7 +4,7 @@ It knows nothing of models: it asks for cells, is told what came, and decides. T
 (`workbench.bench.replay`) looks them up in a stored map.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ STRONG, STRONG_SHARE = 1.3, 0.2  # an estimate stands out by this factor, on at 
 # one drawn prompt nothing would be known of a head's own scatter.
 FEWEST, FOREMOST, ENOUGH_HEADS = (4, 2), (2, 1), 9
 RISK_OF_DRAWS = 0.25  # of certain and of excluded heads each; half is left for what was never seen, and so never drawn
+DRAWN = 2**16 - 1  # instead of a rank: a cell that does not stand out
 ANYTHING = 1e300
 EXCLUDED, POSSIBLE, CERTAIN = 0, 1, 2
 STATUSES = ("excluded", "possible", "certain")
@@ -106,14 +107,15 @@ def search(
     """
     random = np.random.default_rng(ask.seed)
     sides = _sides(ask.rule, unsafe)
-    strong, foremost, places = strong_cells(estimate, sides), foremost_cells(estimate, sides), _places(sides)
+    ranks, places = strong_ranks(estimate, sides), _places(sides)
+    limits = list(strong_limits(ranks))
     fewest = _at_first(FEWEST, asked.shape[-1])
     spent, reached, first = work.spent, 0, max(min(fewest, side.sum()) for side in sides)
     done, open_ = np.zeros(estimate.shape, dtype=bool), asked
     while True:
         upto = first if not reached else max(reached + 1, int((1 + GROWTH) * reached))
-        # Cells that stand out are computed for heads that the first round leaves in question.
-        chosen = strong if reached else foremost
+        # Of cells that stand out more are computed the longer a head is in question.
+        chosen = ranks < (limits.pop(0) if len(limits) > 1 else limits[0])
         wanted = ((places < upto)[:, None, None, None] | chosen) & open_ & ~done
         while reached and upto > reached + 1 and spent + work.of(wanted) > ask.budget * work.whole:
             upto -= 1
@@ -126,7 +128,7 @@ def search(
         most = max(side.sum() for side in sides)
         risk = (1 - ask.level) / len(asked) * (min(upto, most) - reached) / most
         reached = upto
-        found = _judge(ask, sides, ~open_, foremost, strong, risk, random, read(), estimate)
+        found = _judge(ask, sides, ~open_, ranks, risk, random, read(), estimate)
         open_ = found.status != EXCLUDED
         if reached >= most or not (found.status == POSSIBLE).any():
             break
@@ -135,39 +137,42 @@ def search(
     if wanted.any() and spent + work.of(wanted) <= ask.budget * work.whole:
         spent += work.of(wanted)
         yield wanted
-        found = _judge(ask, sides, ~open_, foremost, strong, 0.0, random, read(), estimate)
+        found = _judge(ask, sides, ~open_, ranks, 0.0, random, read(), estimate)
     found.spent = spent / work.whole
     return found
 
 
-def strong_cells(estimate: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
-    """Cells whose estimate stands out from that of the head on most prompts of the class.
+def strong_ranks(estimate: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
+    """Cells whose estimate stands out from that of the head on most prompts of the class, the largest first, from 0 on.
 
     Masks that upset a prompt altogether do so far beyond what is linear, but are seldom estimated to do little. Of
-    heads that are in question these cells are computed for certain; only of the others is there a draw.
+    heads that are in question these cells are computed for certain; only of the others, `DRAWN`, is there a draw.
     """
-    strong = np.zeros(estimate.shape, dtype=bool)
+    ranks, n = np.full(estimate.shape, DRAWN, dtype=np.uint16), _at_first(FOREMOST, estimate.shape[-1])
     for side in sides:
         size = np.abs(estimate[side])
         bound = np.maximum(STRONG * np.median(size, 0), np.quantile(size, 1 - STRONG_SHARE, axis=0))
-        strong[side] = size > bound
-    return strong
+        places = (-size).argsort(0, kind="stable").argsort(0)
+        ranks[side] = np.where((places < n) | (size > bound), np.minimum(places, DRAWN - 1), DRAWN)
+    return ranks
 
 
-def foremost_cells(estimate: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
-    """Of each head and class, the cells with the largest estimates: where it shows first that linearity ends."""
-    foremost, n = np.zeros(estimate.shape, dtype=bool), _at_first(FOREMOST, estimate.shape[-1])
-    for side in sides:
-        size = np.abs(estimate[side])
-        foremost[side] = (-size).argsort(0, kind="stable").argsort(0) < n
-    return foremost
+def strong_limits(ranks: np.ndarray) -> Iterator[int]:
+    """Below which rank cells are computed: of all heads, and of those in question twice as many each time."""
+    limit, most = _at_first(FOREMOST, ranks.shape[-1]), int(ranks[ranks < DRAWN].max(initial=0))
+    while limit <= most:
+        yield limit
+        limit *= 2
+    yield DRAWN
 
 
-def taken_for_sure(cells: np.ndarray, foremost: np.ndarray, strong: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
-    """The cells that were computed for what their estimate says: of heads that went on, all that stand out."""
-    sure = foremost.copy()
-    for side in sides:
-        sure[side] |= strong[side] & ~(strong[side] & np.isnan(cells[side])).any(0)
+def taken_for_sure(cells: np.ndarray, ranks: np.ndarray, sides: list[np.ndarray]) -> np.ndarray:
+    """The cells that were computed for what their estimate says: of each head those below the limit it came to."""
+    sure = np.zeros(cells.shape, dtype=bool)
+    for limit in strong_limits(ranks):
+        for side in sides:
+            chosen = ranks[side] < limit
+            sure[side] |= chosen & ~(chosen & np.isnan(cells[side])).any(0)
     return sure
 
 
@@ -214,19 +219,18 @@ def _judge(
     ask: Question,
     sides: list[np.ndarray],
     excluded: np.ndarray,
-    foremost: np.ndarray,
-    strong: np.ndarray,
+    ranks: np.ndarray,
     risk: float,
     random: np.random.Generator,
     cells: np.ndarray,
     estimate: np.ndarray,
 ) -> Findings:
     """What the cells say, where the heads in `excluded` are out already and this look may go wrong by `risk`."""
-    sure = taken_for_sure(cells, foremost, strong, sides)
+    sure = taken_for_sure(cells, ranks, sides)
     fits = [Fit.of(cells[side], estimate[side], sure[side]) for side in sides]
     known = fits[0].means() if len(fits) == 1 else fits[0].means().minus(fits[1].means())
     half = known.reach((1 - ask.level) / 2)
-    guess = predicted(cells, estimate, sure, strong, sides)
+    guess = predicted(cells, estimate, sure, ranks < DRAWN, sides)
     drawn = guess.draws(random, DRAWS)
     values, left_out = drawn[0], np.zeros(excluded.shape, dtype=bool)
     if len(fits) > 1:

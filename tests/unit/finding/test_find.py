@@ -154,10 +154,15 @@ def test_the_order_is_even_random_and_keeps_pairs_side_by_side():
 
 def test_cells_that_stand_out_are_few_and_hold_most_of_the_loud_ones():
     stored = made_up()
-    strong = searching.strong_cells(stored.estimate, [stored.unsafe, ~stored.unsafe])
+    ranks = searching.strong_ranks(stored.estimate, [stored.unsafe, ~stored.unsafe])
+    strong = ranks < searching.DRAWN
     assert 0.005 < strong.mean() <= searching.STRONG_SHARE
     loud = stored.exact > 4 * np.median(stored.exact, 0)
     assert (strong & loud).sum() > 0.7 * loud.sum()
+    # More of them each time, in the end all.
+    shares = [(ranks < limit).mean() for limit in searching.strong_limits(ranks)]
+    assert shares == sorted(set(shares))
+    assert shares[-1] == strong.mean()
 
 
 @pytest.fixture(scope="module")
