@@ -5,7 +5,6 @@ import time
 import torch
 from torch.utils.benchmark import Timer
 
-
 KEPT_UP = 4.0  # seconds; an H200 did 786 TFLOP/s at first, and 655 from the second second on, at its power limit
 
 

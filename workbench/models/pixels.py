@@ -198,8 +198,8 @@ def refuse_without_road(model: Decoder) -> None:
         raise ModelError(_no_road(model, why))
     if not isinstance(images, PilBackend):
         why = (
-            "it does not read pictures with Pillow, as what `load_model` loads by name does; beside a model of your own "
-            "hand in a processor whose image_processor is AutoImageProcessor.from_pretrained(NAME, backend='pil')"
+            "it does not read pictures with Pillow, as what `load_model` loads by name does; beside a model of your "
+            "own hand in a processor whose image_processor is AutoImageProcessor.from_pretrained(NAME, backend='pil')"
         )
         raise ModelError(_no_road(model, why))
 

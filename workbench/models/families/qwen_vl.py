@@ -92,15 +92,17 @@ _DEEPSTACK: dict[str, Any] = {
     "after_layer": add_deepstack,
     "decoder_record": ("deepstack_visual_embeds", "visual_pos_masks"),
 }
+_LIMITS = "images, not videos"
+_ROUTED = f"{_LIMITS}; in half precision rounding may send a token to other experts, and engines then differ"
 FAMILIES = tuple(
     Family(
         name, f"{words}ForConditionalGeneration", layout=merged_grid, processor=load_processor,
-        limits="images, not videos", tiny=partial(_tiny, name, vision, text), **facts,
+        tiny=partial(_tiny, name, vision, text), **{"limits": _LIMITS} | facts,
     )
     for name, words, vision, text, facts in (
         ("qwen2_vl", "Qwen2VL", {"embed_dim": 32, "hidden_size": 48}, _QWEN2_TEXT, {"sliding": True}),
         ("qwen2_5_vl", "Qwen2_5_VL", _QWEN2_5_VISION, _QWEN2_TEXT, {"sliding": True}),
         ("qwen3_vl", "Qwen3VL", _QWEN3_VISION, _QWEN3_TEXT, _DEEPSTACK),
-        ("qwen3_vl_moe", "Qwen3VLMoe", _QWEN3_VISION, _QWEN3_TEXT | _EXPERTS, _DEEPSTACK),
+        ("qwen3_vl_moe", "Qwen3VLMoe", _QWEN3_VISION, _QWEN3_TEXT | _EXPERTS, _DEEPSTACK | {"limits": _ROUTED}),
     )
 )  # fmt: skip
