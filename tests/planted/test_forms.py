@@ -47,6 +47,7 @@ def test_interchanging_the_planted_head_flips_the_answer_both_ways_and_no_other_
             assert planted.generate(prompt, heads=[head], projection="value", mask=mask, max_new_tokens=8) == wanted
 
 
+@pytest.mark.slow
 def test_one_sweep_over_pairs_says_what_is_necessary_and_what_is_sufficient(swapped):
     """The planted head carries all that the twins differ by: 1 of the gap each way, and every other head 0, exactly."""
     assert swapped["projection"].values.tolist() == ["value"]
@@ -69,6 +70,7 @@ def test_the_null_model_is_flat(few):
     assert float(run["twin_gap"].max()) == float(run["twin_gap"].min()) == 0
 
 
+@pytest.mark.slow
 def test_all_heads_interchanged_are_the_twin_exactly(planted, few, twin_of):
     mask = wb.Mask(form="interchange", source=few)
     for prompt in few:
@@ -76,6 +78,7 @@ def test_all_heads_interchanged_are_the_twin_exactly(planted, few, twin_of):
         assert torch.equal(patched, planted.state(twin_of(prompt)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["naive", "prefix"])
 def test_engines_agree(planted, few, swapped, engine):
     run = wb.sweep(planted, few[:4], mask="interchange", engine=engine, heads=[PLANTED, DECOY], progress=False)
@@ -85,6 +88,7 @@ def test_engines_agree(planted, few, swapped, engine):
         np.testing.assert_allclose(run["kl"].sel(at), ours["kl"].sel(at), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_heads_are_found_by_what_they_carry(planted):
     prompts = wb.load_prompts("planted", n=48)
     found = wb.find_heads(
@@ -192,6 +196,7 @@ def test_a_direction_that_is_added_or_removed(planted, few, twin_of):
     close(planted.state(unsafe, mask=removed, **VALUE), planted.state(unsafe, mask=opposite, **VALUE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [wb.Mask(), wb.Mask(form="scale", factor=0.3)])
 def test_masking_every_key_is_masking_the_query(planted, few, mask):
     for prompt, head in product(few[:2], HEADS):

@@ -47,6 +47,7 @@ def expected(trace, prompts, *, of_heads=False):
     return cells
 
 
+@pytest.mark.slow
 def test_the_trace_is_the_written_circuit(trace, prompts):
     assert set(carriers(prompts)) == {"hazard", "picture"}
     for name, of_heads in (("patch", False), ("head", True)):

@@ -37,6 +37,7 @@ def test_twins_differ_in_the_hazard_only():
             assert patches in wanted
 
 
+@pytest.mark.slow
 def test_splits_share_no_wording_and_no_picture_whatever_the_seed():
     texts: dict[str, set[str]] = {}
     pictures: dict[str, set[str]] = {}

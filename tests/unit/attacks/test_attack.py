@@ -156,6 +156,7 @@ def test_the_planted_hazard_goes_out_of_sight_between_the_two_sizes_worked_out_b
     assert (near.score > one.threshold).all(), "nor can any, so near"
 
 
+@pytest.mark.slow
 def test_no_change_changes_nothing(icons, unsafe, one):
     table = wb.attack(planted_parts.model(), icons, {"one": one}, eps=0, steps=1, max_new_tokens=1)
     assert set(table["eps"]) == {0}

@@ -95,6 +95,7 @@ def test_guards_act_on_what_is_flagged_and_on_nothing_else(table):
     assert value(table, "safety-prompt", "passes") > 1
 
 
+@pytest.mark.slow
 def test_a_guard_lowers_attack_success_where_the_model_alone_complies():
     base = replace_all(prompts(), label_of=lambda p: p.label)
     table = wb.arena(model("null"), base, {"told": told()}, ("recipe",), **QUICK)
@@ -272,6 +273,7 @@ def test_who_cannot_enter_is_named_and_the_others_go_on():
         wb.arena(model(), prompts(48), "judge")
 
 
+@pytest.mark.slow
 def test_one_that_breaks_takes_nobody_with_it():
     class Broken(Guard):
         name = "broken"

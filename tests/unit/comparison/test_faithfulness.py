@@ -57,6 +57,7 @@ def cell(table, **keys):
     return float(table["value"].iloc[0])
 
 
+@pytest.mark.slow
 def test_without_heads_nothing_is_faithful_and_with_all_everything(curves):
     for ranking in ("first", "last"):
         assert cell(curves, ranking=ranking, measure="faithfulness", share=0) == 0
@@ -174,6 +175,7 @@ def test_a_ranking_that_leaves_heads_out_is_refused(test_set):
         wb.faithfulness(planted_parts.model(), test_set, {"mine": [PLANTED]})
 
 
+@pytest.mark.slow
 def test_the_planted_models_refusal_is_in_its_attention(test_set):
     planted, null = planted_parts.model(), planted_parts.model("null")
     table = transplant(planted, null, test_set, max_new_tokens=5)

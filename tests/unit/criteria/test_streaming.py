@@ -99,6 +99,7 @@ def test_of_one_head_only_that_head_is_read() -> None:
     np.testing.assert_array_equal(values.values[:, :, 0, 0], run["kl"].values[:, :, 2, 1].astype(float))
 
 
+@pytest.mark.slow
 def test_stability_and_a_breakdown_of_a_run_read_in_pieces_are_those_of_the_whole(small_pieces, monkeypatch) -> None:
     run = synthetic_run(pairs=36, splits=("selection", "threshold", "test"))
     run = run.assign_attrs(weight_hash="0123", **Mask().describe())

@@ -35,6 +35,7 @@ def test_one_head_finds_the_planted_head_and_separates_prompts_it_has_not_seen(o
     assert (one_head.predict(model(), test) == labels(test)).all()
 
 
+@pytest.mark.slow
 def test_score_is_the_angle_of_that_head_alone(one_head):
     prompt = split("test")[0]
     base = model().state(prompt).double().numpy()
@@ -174,6 +175,7 @@ def test_hidden_detect_reads_each_layer_as_hugging_face_shows_it():
     np.testing.assert_allclose(refusal_strength([prompt], tokens)[0], cosine, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_hidden_detect_scores_the_area_over_the_layers_it_chose():
     detector = HiddenDetect().fit(model(), prompts())
     assert detector.layers == (3, 3)  # only the planted head's layer says anything of refusal

@@ -115,12 +115,12 @@ def test_heads_of_which_nothing_was_drawn_exclude_no_others_and_are_not_excluded
     size[0, 0, 0] = 10.0
     cells = size * random.lognormal(0, 0.05, (20, 1, 3, 6))
     known = np.where((np.arange(20) < 4)[:, None, None, None], cells, np.nan)
-    foremost = np.zeros(cells.shape, dtype=bool)
-    foremost[:4, 0, 1, :3] = True  # all that is known of three heads was chosen, not drawn
+    ranks = np.full(cells.shape, searching.DRAWN)
+    ranks[:4, 0, 1, :3] = 0  # all that is known of three heads was chosen, not drawn
     ask = searching.Question(2, "sensitivity", 0.95, 0.5, 0)
     none = np.zeros((1, 3, 6), dtype=bool)
     estimate = cells * random.lognormal(0, 0.05, cells.shape)
-    found = searching._judge(ask, everyone, none, foremost, foremost, 0.02, random, known, estimate)
+    found = searching._judge(ask, everyone, none, ranks, 0.02, random, known, estimate)
     assert found.status[0, 0, 0] == searching.CERTAIN
     assert (found.status[0, 1, :3] == searching.POSSIBLE).all()
 

@@ -46,6 +46,7 @@ def test_a_model_in_adapters_is_swept_as_the_merged_one(mask):
     assert abs(run.deflection - plain.deflection).max() > 1, "the adapters say nothing"
 
 
+@pytest.mark.slow
 def test_what_a_head_writes_is_written_through_its_adapter():
     wrapped, processor = adapted()
     merged = load_model(copy.deepcopy(wrapped).merge_and_unload(), processor=processor, check=False)

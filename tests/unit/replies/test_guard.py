@@ -147,6 +147,7 @@ def test_guards_that_cannot_guard(guard):
         generate(model(), prompts()[0], guard="one head")
 
 
+@pytest.mark.slow
 def test_replies_in_batches_are_the_replies_one_by_one():
     some = split("test")[:10]
     for heads in ((), (HEAD,)):
@@ -189,6 +190,7 @@ def test_heads_can_be_masked_while_replying():
     assert generate("planted", unsafe.text) == REFUSAL
 
 
+@pytest.mark.slow
 def test_a_guard_looks_at_the_model_without_the_mask(guard, tmp_path):
     for prompt in split("test")[:4]:
         reply = generate(model(), prompt, guard=guard, heads=[HEAD], max_new_tokens=8)

@@ -64,6 +64,7 @@ def test_words_are_added_where_they_belong_and_nothing_is_forced(guard, before, 
         guard(texts=("nevermore",)).replies(model(), [prompt], [""], **LENGTH)
 
 
+@pytest.mark.slow
 def test_ecso_answers_again_without_the_picture_what_the_model_finds_unsafe():
     test = split("test")
     plain = generate_batch(model(), test, **LENGTH)

@@ -25,6 +25,7 @@ def model():
     return tiny()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["template", "picture", "buffer", "tokenizer"])
 def test_a_store_is_of_what_the_model_was_given(tmp_path, what):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 32, 3), dtype=np.uint8))

@@ -87,6 +87,7 @@ def test_a_run_of_two_machines_says_so(model, tmp_path, small_blocks, monkeypatc
     assert swept(model).attrs["parts_agree"] == "bit for bit"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -107,6 +108,7 @@ def test_a_store_takes_no_other_run(model, tmp_path, changed, said):
     assert files(out) == before
 
 
+@pytest.mark.slow
 def test_a_store_takes_no_other_model_or_prompts(model, tmp_path):
     out = tmp_path / "run.zarr"
     swept(model, out)

@@ -75,6 +75,7 @@ def _published(run) -> Study:
     return Study(published_split.STUDY, published_split.find(built), built.about)
 
 
+@pytest.mark.slow
 def test_the_published_group_objective_by_two_roads():
     model, unsafe = planted_parts.model(), planted_parts.split("selection").where(label="unsafe")
     run = wb.sweep(model, planted_parts.split("selection"), projections=("query",), progress=False)

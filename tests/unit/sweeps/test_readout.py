@@ -61,6 +61,7 @@ def test_the_base_state_is_transformers_hidden_state_after_the_norm(run, double)
         np.testing.assert_allclose(run.base_state.sel(readout="1")[index], wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_last_layer_is_the_final_state_and_today_s_run_is_unchanged(double, run):
     last = double.n_layers - 1
     both = wb.sweep(double, some_prompts(), readout=("final", last), keep_states=True, progress=False)

@@ -62,6 +62,7 @@ def test_encoded_prompts_are_let_go_block_by_block(blocks, alive, monkeypatch):
         np.testing.assert_array_equal(run[name], whole[name])
 
 
+@pytest.mark.slow
 def test_who_looks_or_answers_holds_a_batch_of_encoded_prompts(alive, monkeypatch):
     model, given = seeded("llava"), prompts()
     reads = {"state": looks.final_state}
@@ -76,6 +77,7 @@ def test_who_looks_or_answers_holds_a_batch_of_encoded_prompts(alive, monkeypatc
     np.testing.assert_allclose(seen["state"], whole["state"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_search_holds_the_encoded_prompt_that_it_looks_at(alive, monkeypatch):
     model = seeded("llava")
     given = [replace(p, label="unsafe") for p in prompts(20)]
@@ -100,6 +102,7 @@ def test_what_text_and_size_show_is_said_before_anything_is_computed(tmp_path, b
     assert not (tmp_path / "run.zarr").exists()
 
 
+@pytest.mark.slow
 def test_only_blocks_that_were_begun_are_encoded_again_to_compare(tmp_path, blocks, monkeypatch):
     model, given, out = seeded("llava"), prompts(12), tmp_path / "run.zarr"
     encode, seen = model.encode, []

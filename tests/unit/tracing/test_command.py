@@ -26,6 +26,7 @@ def run(monkeypatch, capsys):
     return running
 
 
+@pytest.mark.slow
 def test_it_names_the_planted_head_and_writes_what_was_asked(run, tmp_path, monkeypatch):
     drawn = "workbench.views.figures.flows.save_trace_figures"  # which has tests of its own, and takes seconds
     monkeypatch.setattr(drawn, lambda trace, out: [out / f"{trace.sizes['pair']}_pairs.pdf"])

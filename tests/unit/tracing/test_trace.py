@@ -127,6 +127,7 @@ def test_where_the_later_heads_answer_linearly_the_effects_add_up():
     assert float(gap.abs().max()) > 1e-6  # and elsewhere they need not
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_give_the_same_numbers(double, trace):
     again = wb.trace(double, twins(1), rows=3, sources=0, progress=False)
     one = trace.sel(pair=["pair 0"])

@@ -109,6 +109,7 @@ def test_figures_are_vectors_with_their_numbers_and_the_same_every_time(trace, t
     ]
 
 
+@pytest.mark.slow
 def test_the_explorer_gets_the_same_numbers(trace, prompts, tmp_path):
     run = wb.sweep(planted_parts.model(), prompts, progress=False)
     board = wb.explore(run, trace=trace)

@@ -123,6 +123,7 @@ def test_the_pools_of_the_splits_are_the_whole_pool():
         assert sum(parts, ()) == sentences
 
 
+@pytest.mark.slow
 def test_the_safety_tuning_never_shows_an_unseen_noun():
     """In no request, question or picture; and unseen nouns are the test split's alone, half of its hazards."""
     rng = np.random.default_rng(5)

@@ -76,6 +76,7 @@ def test_other_families_share_or_are_swept_whole(family):
         np.testing.assert_allclose(shared[name], exact[name], atol=1e-2, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_shared_beginning_is_computed_once(double):
     prompts = asked()
     exact = wb.sweep(double, prompts, progress=False, keep_states=False)

@@ -33,6 +33,7 @@ def test_a_look_says_where_a_head_looks_and_what_it_does(board, model, run, prom
     assert with_head > 0.5 > without, "the likeliest token is that of the refusal, which goes with the head"
 
 
+@pytest.mark.slow
 def test_every_position_and_the_whole_pattern_are_one_thing(board, model, run):
     prompt = unsafe_prompt(run)
     ((record, data),) = ask(board, ask="pattern", prompt=prompt, head=[2, 0])

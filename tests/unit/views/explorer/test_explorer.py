@@ -30,6 +30,7 @@ def array(board, name):
     )
 
 
+@pytest.mark.slow
 def test_the_browser_gets_the_table_and_the_ranks_of_top_heads_with_their_stability(board, scores):
     rows = scores.query("criterion == 'ships' and projection == 'value'").set_index(["layer", "head"])
     cells = array(board, "0/ships/value/auroc")
@@ -69,6 +70,7 @@ def test_what_is_chosen_may_be_set_and_is_held_against_what_there_is(board):
     assert board.head == (1, 2)
 
 
+@pytest.mark.slow
 def test_two_runs_a_model_in_a_run_s_place_and_a_table_too_few(run, scores, model, tmp_path):
     second = run.assign_attrs(model="another")
     board = explore(run, second, model=model, scores=[scores, scores])

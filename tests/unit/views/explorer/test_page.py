@@ -36,6 +36,7 @@ def test_no_text_gets_out_as_markup(run, model, prompts, scores, tmp_path):
         ]
 
 
+@pytest.mark.slow
 def test_a_report_says_what_it_lacks(run, scores, tmp_path):
     made = synthetic_run(pairs=12)
     with pytest.raises(PromptError, match="keeps ids, not prompts"):

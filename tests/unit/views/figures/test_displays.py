@@ -60,6 +60,7 @@ def test_without_axes_a_new_figure_is_made():
     plt.close(ax.figure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["unsafe", "safe", "difference", "auroc"])
 def test_a_map_holds_the_column_asked_for(scores, value):
     ax = wb.plot.maps(scores, **WHERE, value=value, ax=blank())
