@@ -55,6 +55,37 @@ def test_every_command_explains_itself(monkeypatch, capsys, command):
     assert out.count(".") >= 2, "a sentence of its own, and one an option"
 
 
+LOADING = (
+    "compare",
+    "arena",
+    "attack",
+    "faithfulness",
+    "detect",
+    "generate",
+    "study",
+    "sweep",
+    "find",
+    "plan",
+    "trace",
+)
+
+
+@pytest.mark.parametrize("command", sorted(LOADING))
+def test_whoever_loads_a_model_is_told_how(monkeypatch, capsys, command):
+    _, out, _ = run(monkeypatch, capsys, command, "--help")
+    assert all(option in out for option in ("--model", "--template", "--dtype", "--device"))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("--dtype", "float61", "float61"), ("--device", "nowhere", "nowhere"), ("--template", "{{x", "end of template")],
+)
+def test_a_model_is_loaded_as_it_was_asked_for(monkeypatch, capsys, option, value, said):
+    status, _, err = run(monkeypatch, capsys, "generate", "hello", "-m", "planted", option, value)
+    assert status == 1
+    assert said in err
+
+
 def test_the_list_of_commands_is_whole(monkeypatch, capsys):
     status, out, _ = run(monkeypatch, capsys, "--help")
     assert status == 0

@@ -1,6 +1,6 @@
 """`find_heads` held against maps of all cells: searches replayed on a map, live ones, and what they take."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -25,25 +25,27 @@ LIVE = 5
 SETS = 5  # of directions behind the estimates of a replay: of each a search has one
 
 
-def stored(model: HookedLVLM, prompts: PromptSet, exact: np.ndarray, each: int) -> list[Stored]:
-    """A map of deflections, with estimates of the same model as searches of `each` prompts a class take them."""
+def stored(
+    model: HookedLVLM,
+    prompts: PromptSet,
+    exact: np.ndarray,
+    each: int,
+    through: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> list[Stored]:
+    """A map of deflections, with estimates as searches of `each` prompts a class take them.
+
+    Args:
+        through: Makes estimates of the map's heads from those of the model's, where they are not the same.
+    """
     directions = directions_for(model.n_layers, np.isfinite(exact).all(0), each)
-    sets = (jobs.estimated(model, prompts, directions, seed) for seed in range(SETS))
-    return [as_stored(model, prompts, exact, estimate, directions) for estimate in sets]
-
-
-def as_stored(
-    model: HookedLVLM, prompts: PromptSet, exact: np.ndarray, estimate: np.ndarray, directions: int
-) -> Stored:
-    """What a replay looks up, from a map and estimates of it along so many directions."""
-    return Stored(
-        exact.astype(float),
-        estimate.astype(float),
+    about = (
         np.array([p.label == "unsafe" for p in prompts]),
         tie_names([p.pair_id for p in prompts], [p.content_key() for p in prompts]).tolist(),
         np.array([model.encode(prompt).n_tokens for prompt in prompts]),
         directions,
     )
+    sets = (jobs.estimated(model, prompts, directions, seed).astype(float) for seed in range(SETS))
+    return [Stored(exact.astype(float), through(estimate), *about) for estimate in sets]
 
 
 def replayed(

@@ -12,9 +12,8 @@ from scipy.interpolate import PchipInterpolator
 
 from workbench.bench import jobs
 from workbench.bench.replay import Stored
-from workbench.bench.searches import SETS, as_stored
+from workbench.bench.searches import stored
 from workbench.bench.synthetic import Shape
-from workbench.finding.prices import directions_for
 from workbench.models.encode import Encoded
 from workbench.models.hooked import HookedLVLM
 from workbench.models.masks import Mask
@@ -37,13 +36,12 @@ def split_stored(model: HookedLVLM, prompts: PromptSet, wide: HookedLVLM, each: 
     """
     shares = part_shares(model, wide)
     exact = split_map(model, [model.encode(prompt) for prompt in prompts], shares)
-    directions = directions_for(model.n_layers, np.isfinite(exact).all(0), each)
-    found = []
-    for seed in range(SETS):
-        turns = np.tan(np.deg2rad(jobs.estimated(model, prompts, directions, seed).astype(float)))
-        estimate = np.rad2deg(np.arctan(turns[..., None] * shares.numpy()))
-        found.append(as_stored(model, prompts, exact, estimate.reshape(exact.shape), directions))
-    return found
+
+    def of_parts(estimate: np.ndarray) -> np.ndarray:
+        turns = np.tan(np.deg2rad(estimate))[..., None] * shares.numpy()
+        return np.rad2deg(np.arctan(turns)).reshape(exact.shape)
+
+    return stored(model, prompts, exact, each, of_parts)
 
 
 @torch.no_grad()

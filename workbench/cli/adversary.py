@@ -10,6 +10,7 @@ from rich.table import Table
 
 from workbench.attacks import attack
 from workbench.axes import head_pairs
+from workbench.cli.named import Named, loaded
 from workbench.cli.printing import say, say_written
 from workbench.cli.prompts import Asked, chosen
 from workbench.comparison import faithfulness, rankings
@@ -17,7 +18,6 @@ from workbench.comparison.arena import calibration_and_test
 from workbench.criteria import score
 from workbench.finding.gates import learn_heads
 from workbench.finding.mib import write_mib_nodes
-from workbench.models.loading import load_model
 from workbench.models.masks import Mask
 from workbench.sweeps.sweep import sweep
 from workbench.views.figures.adversary import evasion_figure, faithfulness_figure, save_adversary
@@ -27,21 +27,18 @@ from workbench.views.tables import frame_table
 def attack_command(
     console: Console,
     *,
-    model: str,
+    model: str | Named,
     prompts: str | Asked,
     scored_by: Sequence[str],
     side: str,
     kl_budget: float,
     out: Path | None,
-    template: str,
-    dtype: str,
-    device: str | None,
     seed: int,
     **given: Any,
 ) -> pd.DataFrame:
     """Print how often attacks evade the detectors they were made against; `given` is for `attack`."""
     table = attack(
-        load_model(model, template=template, dtype=dtype, device=device),
+        loaded(model),
         chosen(prompts, seed),
         scored_by=() if scored_by == ["none"] else scored_by,
         side=side,
@@ -63,7 +60,7 @@ def attack_command(
 def faithfulness_command(
     console: Console,
     *,
-    model: str,
+    model: str | Named,
     prompts: str | Asked,
     criteria: Sequence[str],
     rules: Sequence[str],
@@ -71,9 +68,6 @@ def faithfulness_command(
     steps: int,
     outside: str,
     out: Path | None,
-    template: str,
-    dtype: str,
-    device: str | None,
     seed: int,
     **given: Any,
 ) -> pd.DataFrame:
@@ -81,18 +75,18 @@ def faithfulness_command(
 
     `given` is for `faithfulness`.
     """
-    loaded, shown = load_model(model, template=template, dtype=dtype, device=device), not console.quiet
+    asked, shown = loaded(model), not console.quiet
     selection, test, _ = calibration_and_test(chosen(prompts, seed), seed)
     orders = {}
     if criteria != ["none"]:
-        run = sweep(loaded, selection, projections=("query",), progress=shown, seed=seed)
+        run = sweep(asked, selection, projections=("query",), progress=shown, seed=seed)
         scored = score(run.drop_vars("split"), criteria, bootstrap=0, permutations=0, seed=seed)
         orders = {n: o for n, o in rankings(scored).items() if n.partition(", ")[2] in rules}
     for method in [] if learned == ["none"] else learned:
-        found = learn_heads(loaded, selection, method=method, steps=steps, progress=shown, seed=seed)
+        found = learn_heads(asked, selection, method=method, steps=steps, progress=shown, seed=seed)
         orders[f"learned, {method}"] = head_pairs(found)
     table = faithfulness(
-        loaded,
+        asked,
         test,
         orders,
         mask=Mask(form="interchange" if outside == "interchange" else "limit"),
@@ -106,7 +100,7 @@ def faithfulness_command(
         files = save_adversary(table, faithfulness_figure(table), out, "faithfulness")
         for name, order in orders.items():
             ranks = {head: float(len(order) - place) for place, head in enumerate(order)}
-            files.append(write_mib_nodes(ranks, loaded, out / "mib" / f"{name.replace(', ', '-')}.json"))
+            files.append(write_mib_nodes(ranks, asked, out / "mib" / f"{name.replace(', ', '-')}.json"))
         say_written(console, files, out)
     return table
 

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from workbench.cli.named import Named, loaded
 from workbench.cli.printing import say, say_written
 from workbench.cli.prompts import Asked, chosen, say_caveats
 from workbench.comparison import arena, grid
 from workbench.comparison.arena_tables import arena_tables, says
 from workbench.comparison.differences import differences_of
-from workbench.models.loading import load_model
 from workbench.prompts.caveats import caveats
 from workbench.views.figures.arena import save_arena
 
@@ -22,15 +22,12 @@ WIDTH = 80
 def arena_command(
     console: Console,
     *,
-    model: str,
+    model: str | Named,
     prompts: str | Asked,
     detectors: Sequence[str],
     guards: Sequence[str],
     judges: Sequence[str],
     out: Path | None,
-    template: str,
-    dtype: str,
-    device: str | None,
     seed: int,
     **more: Any,
 ) -> pd.DataFrame:
@@ -44,7 +41,7 @@ def arena_command(
     given = chosen(prompts, seed)
     try:
         table = arena(
-            load_model(model, template=template, dtype=dtype, device=device),
+            loaded(model),
             given,
             [name for wanted in detectors for name in (grid() if wanted == "grid" else (wanted,))],
             () if guards == ["none"] else guards,

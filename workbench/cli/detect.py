@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from workbench.cli.masks import heads_from, mask_from
+from workbench.cli.named import Named, loaded
 from workbench.cli.printing import say
 from workbench.cli.prompts import Asked, chosen, say_caveats
 from workbench.comparison.arena_tables import arena_tables
@@ -25,7 +26,6 @@ from workbench.detectors.evaluation import graded_scores, score_measures, unseen
 from workbench.detectors.one_head import OneHeadDetector
 from workbench.detectors.stored import DESCRIPTION
 from workbench.errors import DetectorError
-from workbench.models.loading import load_model
 from workbench.plain import check_writable, plain
 from workbench.prompts.caveats import caveats
 from workbench.prompts.pictures import open_picture
@@ -44,11 +44,10 @@ def compare_command(
     console: Console,
     run: str,
     *,
-    model: str | None = None,
+    model: str | Named | None = None,
     prompts: str | Asked | None = None,
     judges: Sequence[str] = ("exact",),
     out: Path | None = None,
-    template: str = "chat",
     seed: int = 0,
     **given: Any,
 ) -> pd.DataFrame:
@@ -62,7 +61,7 @@ def compare_command(
     stored = open_run(run)
     found = compare(
         stored,
-        None if model is None else load_model(model, template=template),
+        None if model is None else loaded(model),
         prompts=None if prompts is None else chosen(prompts, seed),
         judges=judges,
         progress=not console.quiet,
@@ -91,7 +90,7 @@ def detect_command(
     console: Console,
     source: str,
     *,
-    model: str | None = None,
+    model: str | Named | None = None,
     prompts: str | Asked | None = None,
     projection: str = "query",
     criterion: str = "deflection",
@@ -99,7 +98,6 @@ def detect_command(
     k: int = 1,
     bootstrap: int = 1000,
     save: Path | None = None,
-    template: str = "chat",
     seed: int = 0,
 ) -> pd.DataFrame:
     """Test a detector by family and category, with graded scores.
@@ -114,17 +112,17 @@ def detect_command(
     if source in DETECTORS or (Path(source) / DESCRIPTION).is_file():
         if model is None or prompts is None:
             raise DetectorError("A detector that is no stored run is tested on prompts: give --model and --prompts.")
-        loaded, given = load_model(model, template=template), chosen(prompts, seed)
+        given, whose = chosen(prompts, seed), loaded(model)
         say_caveats(console, caveats(given))
         if source in DETECTORS:
             if not any(p.split for p in given):
                 given = PromptSet(p for part in split_prompts(given, seed=seed).values() for p in part)
-            detector = make_detector(source, seed=seed).fit(loaded, given, progress=not console.quiet)
+            detector = make_detector(source, seed=seed).fit(whose, given, progress=not console.quiet)
         else:
             detector = load_detector(source)
         asked = unseen(detector, given.where(split="test") or given)
-        scores = detector.decision_function(loaded, asked)
-        cost = detector.cost(loaded, asked[:COSTED])
+        scores = detector.decision_function(whose, asked)
+        cost = detector.cost(whose, asked[:COSTED])
         say(
             console,
             f"Cost: {cost.forward_passes:.2f} forward passes and {1000 * cost.detect_s:.0f} ms a prompt, "
@@ -160,7 +158,7 @@ def generate_command(
     console: Console,
     text: str,
     *,
-    model: str,
+    model: str | Named,
     image: Path | None = None,
     heads: str | None = None,
     projection: Literal["query", "key", "value"] | None = None,
@@ -172,7 +170,6 @@ def generate_command(
     mask_source: str | None = None,
     bias: float = 0.0,
     guard: str | None = None,
-    template: str = "chat",
     max_new_tokens: int = 32,
     on_error: Literal["raise", "refuse"] = "raise",
     show_unguarded: bool = False,
@@ -186,7 +183,7 @@ def generate_command(
         console.print(Text(plain(piece, keep="\n\t")), end="", soft_wrap=True)
 
     reply = generate(
-        load_model(model, template=template),
+        loaded(model),
         prompt,
         heads=heads_from(heads) if heads else (),
         projection=projection or mask.projections[0],

@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from workbench.cli.named import Named, loaded
 from workbench.cli.printing import say, write_rows
 from workbench.cli.prompts import Asked, told
 from workbench.finding.find import find_heads
-from workbench.models.loading import load_model
 from workbench.plain import check_writable
 from workbench.views.tables import found_table
 
@@ -17,14 +17,11 @@ from workbench.views.tables import found_table
 def find_command(
     console: Console,
     *,
-    model: str,
+    model: str | Named,
     prompts: str | Asked,
     projections: list[str],
     store: str | None,
     out: Path | None,
-    template: str,
-    dtype: str,
-    device: str | None,
     seed: int,
     **given: Any,
 ) -> pd.DataFrame:
@@ -39,7 +36,7 @@ def find_command(
         check_writable(out)
     asked = told(prompts, seed, quiet=console.quiet)
     found = find_heads(
-        load_model(model, template=template, dtype=dtype, device=device),
+        loaded(model),
         asked,
         projection=projections or None,
         out=store,

@@ -1,6 +1,8 @@
 """What several commands ask for in the same words."""
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -142,6 +144,47 @@ def listed(help: str, parser: Any = comma_separated, names: Callable[[], Iterabl
     """An option that takes several words at once, comma-separated; of `names`, where they are known."""
     offer = None if names is None else completed(names)
     return typer.Option(help=help, parser=parser, metavar="A,B,…", autocompletion=offer)
+
+
+def grouped(
+    name: str,
+    options: Mapping[str, tuple[Any, Any]],
+    make: Callable[[Any, dict[str, Any]], Any],
+    hint: Any = None,
+    default: Callable[[Any], Any] = lambda value: value,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator of commands: a parameter comes with options that say more about it, and all of them as one thing.
+
+    Args:
+        name: Of the parameter.
+        options: By the name of the parameter that each would be: its annotation and its default. Those that a command
+            has by itself stay its own.
+        make: Gives the one thing, from what was given for the parameter and for the options.
+        hint: The parameter's annotation for typer; by default the one it has.
+        default: Gives typer's default from the parameter's.
+    """
+    kind, empty = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
+
+    def decorated(command: Callable[..., Any]) -> Callable[..., Any]:
+        own = dict(inspect.signature(command).parameters)
+        place, before = list(own).index(name), own.pop(name)
+        added = {option: said for option, said in options.items() if option not in own}
+
+        @wraps(command)
+        def run(**given: Any) -> Any:
+            more = {option: given.pop(option) for option in added}
+            return command(**{name: make(given.pop(name), more)}, **given)
+
+        start = empty if before.default is empty else default(before.default)
+        every = {name: (before.annotation if hint is None else hint, start), **added}
+        new = [inspect.Parameter(n, kind, default=value, annotation=of) for n, (of, value) in every.items()]
+        rest = [parameter.replace(kind=kind) for parameter in own.values()]
+        parameters = [*rest[:place], *new, *rest[place:]]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorated
 
 
 NAMES = {"criteria": criterion_names, "rules": rule_names, "detectors": detector_names, "guards": guard_names}

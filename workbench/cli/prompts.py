@@ -1,15 +1,14 @@
 """Which prompts a command is about: one set or several, with the options that `load_prompts` and `mix` take."""
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
+from workbench.cli.options import grouped
 from workbench.cli.printing import say
 from workbench.errors import WorkbenchError
 
@@ -113,34 +112,20 @@ def told(prompts: "str | Asked", seed: int = 0, *, quiet: bool) -> "PromptSet":
     return asked
 
 
-def with_prompts(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command whose parameter `prompts` is a set or several with their options, and comes as `Asked`; or as None,
-    where neither a set nor an option was given.
+def _asked(names: Sequence[str], options: dict[str, Any]) -> Asked | None:
+    said = names or any(value != OPTIONS[name][1] for name, value in options.items())
+    return Asked(names, **options) if said else None
 
-    Options that the command has by itself stay its own.
-    """
-    own = dict(inspect.signature(command).parameters)
-    before = own.pop("prompts")
-    added = {name: option for name, option in OPTIONS.items() if name not in own}
 
-    @wraps(command)
-    def run(**given: Any) -> Any:
-        options = {name: given.pop(name) for name in added}
-        names = given.pop("prompts")
-        said = names or any(value != OPTIONS[name][1] for name, value in options.items())
-        return command(prompts=Asked(names, **options) if said else None, **given)
-
-    needed = before.default is inspect.Parameter.empty
-    default = inspect.Parameter.empty if needed else [] if before.default is None else [before.default]
-    hint = Annotated[list[str], typer.Option("--prompts", "-p", help=NAMES)]
-    options = [("prompts", hint, default), *((name, *option) for name, option in added.items())]
-    place, kind = list(inspect.signature(command).parameters).index("prompts"), inspect.Parameter.KEYWORD_ONLY
-    rest = [parameter.replace(kind=kind) for parameter in own.values()]
-    new = [inspect.Parameter(name, kind, default=value, annotation=hint) for name, hint, value in options]
-    parameters = [*rest[:place], *new, *rest[place:]]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+with_prompts = grouped(
+    "prompts",
+    OPTIONS,
+    _asked,
+    hint=Annotated[list[str], typer.Option("--prompts", "-p", help=NAMES)],
+    default=lambda value: [] if value is None else [value],
+)
+"""A command whose parameter `prompts` is a set or several with their options, and comes as `Asked`; or as None, where
+neither a set nor an option was given."""
 
 
 def column_map(columns: Sequence[str]) -> dict[str, str | None]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
+from workbench.cli.named import Named, loaded
 from workbench.cli.printing import say
 from workbench.cli.prompts import Asked, say_caveats
 from workbench.errors import StudyError, WorkbenchError
-from workbench.models.loading import EMBEDDED, PLANTED, load_model
+from workbench.models.loading import EMBEDDED, PLANTED
 from workbench.plain import plain
 from workbench.prompts.caveats import caveats
 from workbench.studies import STUDIES, Material, Study, StudyRecord, list_studies, make_study
@@ -26,13 +27,12 @@ def study_command(
     console: Console,
     name: str,
     *,
-    model: str,
+    model: str | Named,
     prompts: str | Asked | None = None,
     other: Sequence[str] = (),
     other_prompts: Sequence[str] = (),
     out: Path = Path("studies"),
     runs: Path | None = None,
-    template: str = "chat",
     progress: bool = True,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -48,17 +48,18 @@ def study_command(
         return show_studies(console)
     if name != ALL and name not in STUDIES:
         raise StudyError(f"There is no study {plain(name)!r}. There are {', '.join(STUDIES)}; or {ALL}, or {LIST}.")
-    loaded = load_model(model, template=template)
+    named = Named(model) if isinstance(model, str) else model
+    whose = loaded(named)
     given = Asked([prompts]) if isinstance(prompts, str) else prompts or Asked([])
-    asked = (given if given.names else replace(given, names=[_world(model)])).load(seed)
+    asked = (given if given.names else replace(given, names=[_world(named.name)])).load(seed)
     say_caveats(errors, caveats(asked))
-    beside = [*other] if other else _relatives(model)
+    beside = [*other] if other else _relatives(named.name)
     if beside and not other:
         say(errors, f"Other models, where a study takes some: {', '.join(beside)}.")
-    others = [load_model(one, template=template) for one in beside]
+    others = [loaded(replace(named, name=one)) for one in beside]
     sets = [given.beside(one).load(seed) for one in other_prompts]
     kept = runs or out.with_name(out.name + "-runs")
-    material = Material(loaded, asked, [*others, *sets], runs=kept, seed=seed, progress=progress)
+    material = Material(whose, asked, [*others, *sets], runs=kept, seed=seed, progress=progress)
     made, left_out = [], {}
     chosen = list_studies() if name == ALL else [STUDIES[name]]
     began, done = time.monotonic(), 0.0

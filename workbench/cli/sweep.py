@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from workbench.cli.named import Named, loaded
 from workbench.cli.printing import say
 from workbench.cli.prompts import Asked, chosen, told
 from workbench.errors import WorkbenchError
-from workbench.models.loading import load_model
 from workbench.runs.job import MEASURES
 from workbench.sweeps.forecast import plan
 from workbench.sweeps.sweep import sweep
@@ -20,14 +20,11 @@ from workbench.sweeps.sweep import sweep
 def sweep_command(
     console: Console,
     *,
-    model: str,
+    model: str | Named,
     prompts: str | Asked,
     out: str,
     projections: list[str],
     options: Sequence[str] = (),
-    template: str = "chat",
-    dtype: str = "float32",
-    device: str | None = None,
     device_map: str | None = None,
     measures: Sequence[str] = (),
     quiet: bool = False,
@@ -42,9 +39,9 @@ def sweep_command(
         WorkbenchError: As `sweep`, `load_model` and `load_prompts` do.
     """
     asked = told(prompts, seed, quiet=quiet)
-    loaded = load_model(model, template=template, dtype=dtype, device=device, device_map=device_map)
+    whose = loaded(model, device_map=device_map)
     run = sweep(
-        loaded,
+        whose,
         asked,
         projections=projections or None,
         engine_options=dict(map(_pair, options)),
@@ -59,28 +56,24 @@ def sweep_command(
     sizes = ", ".join(
         f"{size} {name}{'s' if size != 1 else ''}" for name, size in run.sizes.items() if not str(name).startswith("d_")
     )
-    say(console, f"{out}: {loaded.name}, {sizes}. Score it with: workbench score {out}")
+    say(console, f"{out}: {whose.name}, {sizes}. Score it with: workbench score {out}")
 
 
 def plan_command(
     console: Console,
     *,
-    model: str,
+    model: str | Named,
     prompts: str | Asked,
     projections: list[str],
     measures: Sequence[str] = (),
     seed: int = 0,
-    template: str = "chat",
-    dtype: str = "float32",
-    device: str | None = None,
 ) -> pd.DataFrame:
     """Print what a sweep will take, and return it as a table of one line.
 
     Raises:
         WorkbenchError: As `plan`, `load_model` and `load_prompts` do.
     """
-    loaded = load_model(model, template=template, dtype=dtype, device=device)
-    found = plan(loaded, chosen(prompts, seed), projections=projections, measures=measures or MEASURES)
+    found = plan(loaded(model), chosen(prompts, seed), projections=projections, measures=measures or MEASURES)
     console.print(str(found), highlight=False)
     numbers = asdict(found)
     return pd.DataFrame([{**numbers, **numbers.pop("partition")}])

@@ -8,9 +8,9 @@ from rich.console import Console
 
 from workbench.axes import head_name
 from workbench.cli.masks import heads_from
+from workbench.cli.named import Named, loaded
 from workbench.cli.printing import say, write_rows
 from workbench.cli.prompts import Asked, told
-from workbench.models.loading import load_model
 from workbench.plain import check_writable
 from workbench.tracing.records import left_out
 from workbench.tracing.trace import trace
@@ -21,16 +21,13 @@ from workbench.views.tables import frame_table
 def trace_command(
     console: Console,
     *,
-    model: str,
+    model: str | Named,
     prompts: str | Asked,
     heads: str | None,
     sources: str,
     figures: Path | None,
     table: Path | None,
     top: int,
-    template: str,
-    dtype: str,
-    device: str | None,
     seed: int,
     **given: Any,
 ) -> pd.DataFrame:
@@ -48,7 +45,7 @@ def trace_command(
         given["heads"] = heads_from(heads)
     asked = told(prompts, seed, quiet=console.quiet)
     found = trace(
-        load_model(model, template=template, dtype=dtype, device=device),
+        loaded(model),
         asked,
         progress=not console.quiet,
         **given,

@@ -6,16 +6,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from workbench.cli.app import app, console
+from workbench.cli.named import with_model
 from workbench.cli.options import (
-    Device,
-    Dtype,
     Json,
     ModelName,
     Quiet,
     Registered,
     ReplyTokens,
     Seed,
-    Template,
     criterion_names,
     listed,
     numbers,
@@ -27,6 +25,7 @@ from workbench.cli.prompts import with_prompts
 
 
 @app.command()
+@with_model
 @with_prompts
 def attack(
     model: ModelName = "pocket",
@@ -52,9 +51,6 @@ def attack(
         Path | None, typer.Option(help="Folder for attack.csv, attack-tests.csv and the figure; kept to go on from.")
     ] = None,
     max_new_tokens: ReplyTokens = 16,
-    template: Template = "chat",
-    dtype: Dtype = "float32",
-    device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
     seed: Seed = 0,
@@ -72,6 +68,7 @@ def attack(
 
 
 @app.command(cls=Registered)
+@with_model
 @with_prompts
 def faithfulness(
     model: ModelName = "pocket",
@@ -91,9 +88,6 @@ def faithfulness(
     out: Annotated[
         Path | None, typer.Option(help="Folder for faithfulness.csv, the tests, the figure, and node files for MIB.")
     ] = None,
-    template: Template = "chat",
-    dtype: Dtype = "float32",
-    device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
     seed: Seed = 0,

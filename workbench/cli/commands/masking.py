@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from workbench.cli.app import app, console
+from workbench.cli.named import with_model
 from workbench.cli.options import (
     Bias,
     Device,
@@ -47,6 +48,7 @@ def demo(
 
 
 @app.command()
+@with_model
 @with_prompts
 def plan(
     model: ModelName,
@@ -56,9 +58,6 @@ def plan(
     ] = ["query", "value"],  # noqa: B006 - typer hands out copies
     measures: Measures = [],  # noqa: B006
     seed: Seed = 0,
-    template: Template = "chat",
-    dtype: Dtype = "float32",
-    device: Device = None,
     json: Json = False,
 ) -> None:
     """Say what a sweep will take (time, memory, disk) from a few rows that are timed."""
@@ -69,6 +68,7 @@ def plan(
 
 
 @app.command()
+@with_model
 @with_prompts
 def sweep(
     model: ModelName,
@@ -101,9 +101,6 @@ def sweep(
     positions: Positions = "all",
     mask_source: MaskSource = None,
     bias: Bias = 0.0,
-    template: Template = "chat",
-    dtype: Dtype = "float32",
-    device: Device = None,
     device_map: Annotated[
         str | None, typer.Option(help="auto lays a model that is too large for one device over several.")
     ] = None,
@@ -135,6 +132,7 @@ def sweep(
 
 
 @app.command()
+@with_model
 @with_prompts
 def find(
     model: ModelName,
@@ -166,9 +164,6 @@ def find(
     out: Table = None,
     json: Json = False,
     quiet: Quiet = False,
-    template: Template = "chat",
-    dtype: Dtype = "float32",
-    device: Device = None,
     seed: Seed = 0,
 ) -> None:
     """Find the heads that come first under a rule, and how sure that is, for a part of the exact map's work.
@@ -185,6 +180,7 @@ def find(
 
 
 @app.command()
+@with_model
 @with_prompts
 def trace(
     model: ModelName,
@@ -217,9 +213,6 @@ def trace(
     rows: Annotated[int | None, typer.Option(help="Most rows in one batch; by default from the free memory.")] = None,
     json: Json = False,
     quiet: Quiet = False,
-    template: Template = "chat",
-    dtype: Dtype = "float32",
-    device: Device = None,
     seed: Seed = 0,
 ) -> None:
     """Follow what tells unsafe prompts from their safe twins through the layers to the last position.

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from workbench.cli.app import app, check_there, console
+from workbench.cli.named import with_model
 from workbench.cli.options import (
     Json,
     Quiet,
@@ -13,7 +14,6 @@ from workbench.cli.options import (
     RunPath,
     Seed,
     Table,
-    Template,
     completed,
     criterion_names,
     listed,
@@ -101,6 +101,7 @@ def report(
 
 
 @app.command(cls=Registered)
+@with_model
 @with_prompts
 def compare(
     run: RunPath,
@@ -120,7 +121,6 @@ def compare(
         Any, listed("Of exact, phrases and ships-2025, one or two; two print their agreement.")
     ] = "exact",
     out: Table = None,
-    template: Template = "chat",
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,

@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from workbench.cli.app import app, check_there, console, data_app
+from workbench.cli.named import with_model
 from workbench.cli.options import (
     Bias,
-    Device,
-    Dtype,
     Factor,
     Form,
     Heads,
@@ -25,7 +24,6 @@ from workbench.cli.options import (
     ReplyTokens,
     RunsFolder,
     Seed,
-    Template,
     listed,
 )
 from workbench.cli.printing import tell
@@ -33,6 +31,7 @@ from workbench.cli.prompts import with_prompts
 
 
 @app.command(cls=Registered)
+@with_model
 @with_prompts
 def arena(
     model: ModelName = "pocket",
@@ -58,9 +57,6 @@ def arena(
     ] = None,
     max_new_tokens: ReplyTokens = 32,
     bootstrap: Annotated[int, typer.Option(help="Resamples behind intervals.")] = 1000,
-    template: Template = "chat",
-    dtype: Dtype = "float32",
-    device: Device = None,
     json: Json = False,
     quiet: Quiet = False,
     seed: Seed = 0,
@@ -77,6 +73,7 @@ def arena(
 
 
 @app.command(cls=Registered)
+@with_model
 @with_prompts
 def detect(
     source: Annotated[str, typer.Argument(help="A stored run, a stored detector, or a detector to fit, by name.")],
@@ -87,7 +84,6 @@ def detect(
     rule: Annotated[str, typer.Option(help="How the head is chosen: {rules}.")] = "selectivity",
     k: Annotated[int, typer.Option(help="Candidate heads, one of which is drawn.")] = 1,
     save: Annotated[Path | None, typer.Option(help="Store the fitted detector in this folder.")] = None,
-    template: Template = "chat",
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -105,6 +101,7 @@ def detect(
 
 
 @app.command()
+@with_model
 def generate(
     text: Annotated[str, typer.Argument(help="What to ask.")],
     model: ModelName = "pocket",
@@ -122,7 +119,6 @@ def generate(
     mask_source: MaskSource = None,
     bias: Bias = 0.0,
     guard: Annotated[str | None, typer.Option(help="A stored detector; what it flags is refused.")] = None,
-    template: Template = "chat",
     max_new_tokens: ReplyTokens = 32,
     on_error: Annotated[Literal["raise", "refuse"], typer.Option(help="When detection itself fails.")] = "raise",
     show_unguarded: Annotated[bool, typer.Option("--show-unguarded", help="The plain reply beside it.")] = False,
@@ -135,6 +131,7 @@ def generate(
 
 
 @app.command()
+@with_model
 @with_prompts
 def study(
     name: Annotated[str, typer.Argument(help="A study's name, all, or list.")],
@@ -144,7 +141,6 @@ def study(
     other_prompts: OtherPrompts = [],  # noqa: B006
     out: Annotated[Path, typer.Option(help="Folder for tables, figures, captions and the page.")] = Path("studies"),
     runs: RunsFolder = None,
-    template: Template = "chat",
     json: Json = False,
     quiet: Quiet = False,
     seed: Seed = 0,
