@@ -18,7 +18,18 @@ if TYPE_CHECKING:
     from workbench.models.hooked import HookedLVLM
     from workbench.models.masks import Mask
 
-MEASURES = ("deflection", "kl", "js", "tv", "top1_change", "l2", "norm_ratio", "refusal_change")
+# What is measured of each cell (`workbench.runs.effects.measure`): its unit and its meaning, by its name.
+MEASURED = {
+    "deflection": ("degrees", "angle between the final states without and with the mask"),
+    "kl": ("nats", "KL(base || masked) of the next-token distribution"),
+    "js": ("nats", "Jensen-Shannon divergence of base and masked next-token distribution"),
+    "tv": ("1", "total variation distance, 0-1"),
+    "top1_change": ("1", "1 where the most likely next token changed"),
+    "l2": ("state units", "distance of the final states"),
+    "norm_ratio": ("1", "norm of the masked final state over that of the base"),
+    "refusal_change": ("log-odds", "masked - base log-odds of opening a refusal; negative = the head helped to refuse"),
+}
+MEASURES = tuple(MEASURED)
 
 # By layer: (projection, head) of each cell, as numbers into `Job.projections` and into the rows of the grain; in order.
 Cells = dict[int, tuple[tuple[int, int], ...]]

@@ -22,7 +22,7 @@ import xarray as xr
 from workbench.axes import HEAD_DIMS, PROMPT_COORDS, head_name
 from workbench.prompts.caveats import caveats
 from workbench.prompts.prompt import PromptSet
-from workbench.runs.job import FINAL, Job, Partition
+from workbench.runs.job import FINAL, MEASURED, Job, Partition
 
 if TYPE_CHECKING:
     import torch
@@ -40,14 +40,7 @@ BASE_DIMS = {
 # Names of their own: in a run of head sets, or of key/value groups, layers and heads are none of its axes.
 VECTOR_DIMS = ("mask_layer", "mask_kind", "mask_head", "mask_channel")
 UNITS = {
-    "deflection": ("degrees", "angle between the final states without and with the mask"),
-    "kl": ("nats", "KL(base || masked) of the next-token distribution"),
-    "js": ("nats", "Jensen-Shannon divergence of base and masked next-token distribution"),
-    "tv": ("1", "total variation distance, 0-1"),
-    "top1_change": ("1", "1 where the most likely next token changed"),
-    "l2": ("state units", "distance of the final states"),
-    "norm_ratio": ("1", "norm of the masked final state over that of the base"),
-    "refusal_change": ("log-odds", "masked - base log-odds of opening a refusal; negative = the head helped to refuse"),
+    **MEASURED,
     "head_output": ("state units", "z at the last prompt position, before W_O, unmasked"),
     "base_state": ("state units", "final state after the final norm, last prompt position, unmasked"),
     "state": ("state units", "final state after the final norm, last prompt position, masked"),
