@@ -34,7 +34,7 @@ class Question:
         k: How many heads.
         rule: "selectivity" or "sensitivity".
         level: Chance that every status is right.
-        budget: Share of the exact map's work that may be spent; the first round is run in any case.
+        budget: Share of the exact map's work that may be spent; the first round is run in any case. Infinite: all of it.
         seed: Of what is drawn.
     """
 
@@ -109,7 +109,8 @@ def search(
     sides = _sides(ask.rule, unsafe)
     ranks, places = strong_ranks(estimate, sides), _places(sides)
     limits = list(strong_limits(ranks))
-    fewest = _at_first(FEWEST, asked.shape[-1])
+    # Where work has no limit nothing is gained by asking for less than everything.
+    fewest = _at_first(FEWEST, asked.shape[-1]) if np.isfinite(ask.budget) else len(unsafe)
     spent, reached, first = work.spent, 0, max(min(fewest, side.sum()) for side in sides)
     done, open_ = np.zeros(estimate.shape, dtype=bool), asked
     while True:

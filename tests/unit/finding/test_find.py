@@ -203,6 +203,18 @@ def test_estimates_are_never_among_exact_numbers(double):
     assert "js" not in run.data_vars  # nothing but what was asked for is measured
 
 
+def test_where_the_exact_map_is_the_shortest_way_its_first_heads_are_certain(double):
+    for n in (8, 10, 12):
+        prompts = text_prompts(n)
+        found = wb.find_heads(double, prompts, k=3, projection=BOTH, progress=False)
+        assert found.attrs["work"] == 1
+        exact, unsafe = found.attrs["run"].deflection.values, np.array([p.label == "unsafe" for p in prompts])
+        for projection, values in zip(BOTH, rule_values(exact, unsafe, "selectivity"), strict=True):
+            mine = found[(found["projection"] == projection) & (found["status"] == "certain")]
+            assert set(zip(mine["layer"], mine["head"], strict=True)) == set(best_cells(values, 3))
+        assert "possible" not in set(found["status"])
+
+
 @pytest.mark.slow
 def test_work_is_what_the_model_counts_and_stays_within_the_budget(double):
     prompts = text_prompts(60)
