@@ -102,6 +102,10 @@ def test_the_search_job_counts_the_same_heads(asked):
     assert found["find"].agreement > 0.4
     assert found["find"].more["right"] == {"query": True, "value": True}
     assert 0 < found["find"].more["work"] <= 1.2
+    # Splits that prompts declare change neither what is searched nor the truth.
+    declared = PromptSet(replace(p, split=("selection", "test")[i // 2 % 2]) for i, p in enumerate(asked))
+    again = {row.engine: row for row in jobs.find_top5(model, declared, repeats=1, peer_names=[], part=4, k=2)}
+    assert again["find"].more == found["find"].more
 
 
 def test_a_large_shape_is_measured_step_by_step(monkeypatch, tmp_path):

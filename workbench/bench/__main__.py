@@ -120,7 +120,6 @@ def small(chosen: list[str], *, quick: bool) -> list[Row]:
         found += jobs.shared_image(build(wide, name="pocket shape, 144 image tokens"), asked, repeats=repeats)
     if "find_top5" in chosen:
         model = split_heads(load_model("pocket", device="cpu"), 8)
-        # Of one split: engines and rules choose heads on the same prompts.
         asked, part = load_prompts("pocket", split="selection", n=48), 12 if quick else 48
         if quick:
             asked = jobs.alike(model, asked, 6)

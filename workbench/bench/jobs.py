@@ -156,8 +156,9 @@ def find_top5(
     """The five heads that selectivity puts first under deflection, for both projections.
 
     Peers run `part` cells; their time is scaled to all. The truth is the exact engine's, which the other job holds
-    against them.
+    against them, on all prompts: so the search is told of no splits, of which it would keep to one.
     """
+    prompts = prompts.with_split("")
     _, _, calls, scale = peers_on_a_part(model, prompts, peer_names, part)
     calls["find"] = partial(find_heads, model, prompts, k=k, projection=PROJECTIONS, progress=False)
     timings, results = in_turn(calls, repeats, model.device)

@@ -34,7 +34,7 @@ class Question:
         k: How many heads.
         rule: "selectivity" or "sensitivity".
         level: Chance that every status is right.
-        budget: Share of the exact map's work that may be spent; the first round is run in any case. Infinite: all of it.
+        budget: Share of the exact map's work that may be spent; the first round is run in any case. Infinite: all.
         seed: Of what is drawn.
     """
 
