@@ -19,11 +19,16 @@ class Named:
     device: str | None = None
 
 
+def named(model: "str | Named") -> Named:
+    """The model that a command is about, with the options' defaults where it is given by name alone."""
+    return Named(model) if isinstance(model, str) else model
+
+
 def loaded(model: "str | Named", **more: Any) -> "HookedLVLM":
-    """The model that a command is about, named or asked for with options; `more` is for `load_model`."""
+    """That model itself; `more` is for `load_model`."""
     from workbench.models.loading import load_model
 
-    asked = Named(model) if isinstance(model, str) else model
+    asked = named(model)
     return load_model(asked.name, template=asked.template, dtype=asked.dtype, device=asked.device, **more)
 
 

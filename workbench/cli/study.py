@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from workbench.cli.named import Named, loaded
+from workbench.cli.named import Named, loaded, named
 from workbench.cli.printing import say
 from workbench.cli.prompts import Asked, say_caveats
 from workbench.errors import StudyError, WorkbenchError
@@ -48,15 +48,15 @@ def study_command(
         return show_studies(console)
     if name != ALL and name not in STUDIES:
         raise StudyError(f"There is no study {plain(name)!r}. There are {', '.join(STUDIES)}; or {ALL}, or {LIST}.")
-    named = Named(model) if isinstance(model, str) else model
-    whose = loaded(named)
+    own = named(model)
+    whose = loaded(own)
     given = Asked([prompts]) if isinstance(prompts, str) else prompts or Asked([])
-    asked = (given if given.names else replace(given, names=[_world(named.name)])).load(seed)
+    asked = (given if given.names else replace(given, names=[_world(own.name)])).load(seed)
     say_caveats(errors, caveats(asked))
-    beside = [*other] if other else _relatives(named.name)
+    beside = [*other] if other else _relatives(own.name)
     if beside and not other:
         say(errors, f"Other models, where a study takes some: {', '.join(beside)}.")
-    others = [loaded(replace(named, name=one)) for one in beside]
+    others = [loaded(replace(own, name=one)) for one in beside]
     sets = [given.beside(one).load(seed) for one in other_prompts]
     kept = runs or out.with_name(out.name + "-runs")
     material = Material(whose, asked, [*others, *sets], runs=kept, seed=seed, progress=progress)

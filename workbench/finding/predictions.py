@@ -195,6 +195,11 @@ def _between_classes(
     another. What is common to all heads around is not counted, nor what prompts scatter, of a pair or alone; and heads
     that scatter alike count as the few that they are.
 
+    Args:
+        along, square: Of each cell seen, residual times line and line squared, `[prompt, projection, layer, head]`;
+            their sums over prompts have a factor as their ratio.
+        sides: Of each class, which prompts it has.
+
     Returns:
         The variance of a class's own factor about that, as large as the heads around allow; and the variance with
         which what is common is known.

@@ -108,7 +108,7 @@ def search(
     random = np.random.default_rng(ask.seed)
     sides = _sides(ask.rule, unsafe)
     ranks, places = strong_ranks(estimate, sides), _places(sides)
-    limits = list(strong_limits(ranks))
+    limits = strong_limits(ranks)
     # Where work has no limit nothing is gained by asking for less than everything.
     fewest = _at_first(FEWEST, asked.shape[-1]) if np.isfinite(ask.budget) else len(unsafe)
     spent, reached, first = work.spent, 0, max(min(fewest, side.sum()) for side in sides)
@@ -116,7 +116,7 @@ def search(
     while True:
         upto = first if not reached else max(reached + 1, int((1 + GROWTH) * reached))
         # Of cells that stand out more are computed the longer a head is in question.
-        chosen = ranks < (limits.pop(0) if len(limits) > 1 else limits[0])
+        chosen = ranks < next(limits, DRAWN)
         wanted = ((places < upto)[:, None, None, None] | chosen) & open_ & ~done
         while reached and upto > reached + 1 and spent + work.of(wanted) > ask.budget * work.whole:
             upto -= 1
